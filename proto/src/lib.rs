@@ -1,0 +1,29 @@
+//! Every format that crosses a process boundary in Corten.
+//!
+//! | module | between | form |
+//! |---|---|---|
+//! | [`cri`] (feature `cri`) | kubelet, crictl and `corten-cri` | gRPC, `cri/api.proto` |
+//! | [`shim`] | `corten-cri` and `corten-shim` | packets, `shim/shim.proto` |
+//! | [`exit`] | `corten-shim` and whoever reads the disk later | one JSON file a container |
+//! | [`id`] | all of them | ids and digests, parsed once |
+//!
+//! What stays out: the OCI documents (crate `oci-spec`) and what one binary alone reads and writes.
+
+pub mod exit;
+pub mod id;
+
+/// CRI v1 as of Kubernetes 1.37: `runtime.v1.RuntimeService` and `runtime.v1.ImageService`.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, missing_docs, unreachable_pub, rustdoc::all)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// The protocol between `corten-cri` and `corten-shim`; `shim/shim.proto` draws it.
+#[allow(clippy::all, missing_docs, unreachable_pub, rustdoc::all)]
+pub mod shim {
+    /// Largest packet either side sends or accepts, in bytes.
+    pub const MAX_PACKET: usize = 64 * 1024;
+
+    include!(concat!(env!("OUT_DIR"), "/corten.shim.v1.rs"));
+}

@@ -1,0 +1,28 @@
+//! What the integration tests share: bundles, images, a registry, a running node, and the check that nothing is left.
+//!
+//! The tests drive the real binaries and need root. Nothing here stands in for a part of Corten: fakes are at process
+//! boundaries only (a registry, a CNI plugin, an OCI runtime script).
+
+use std::path::PathBuf;
+
+pub mod bundle;
+pub mod image;
+pub mod leak;
+pub mod node;
+pub mod registry;
+
+/// Path of a binary of this workspace (`corten`, `corten-shim`, `corten-cri`, `probe`), built in the same profile as
+/// the test that asks: it lies beside the directory of the test binary.
+///
+/// # Panics
+/// Where the binary has not been built; `cargo build --workspace` does.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has an executable");
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .expect("cargo puts tests in PROFILE/deps");
+    let path = profile.join(name);
+    assert!(path.exists(), "{}: run `cargo build --workspace` first", path.display());
+    path
+}
