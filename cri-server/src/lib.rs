@@ -1,0 +1,27 @@
+//! The CRI server of Corten: one process per node, between the kubelet and the pods' shims.
+//!
+//! ```text
+//! kubelet, crictl --gRPC--> server ── runtime_service ──> store      memory and records of sandboxes and containers
+//!                              │            ├──────────> spec       CRI config to OCI spec, pure
+//!                              │            ├──────────> network    CNI, network namespaces
+//!                              │            └──────────> shim       one corten-shim per pod
+//!                              └──── image_service ────> image      pull, layers, snapshots
+//! ```
+//!
+//! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
+//! linked: it is another process with a protocol of its own (`proto/shim/shim.proto`).
+
+pub mod cli;
+pub mod config;
+pub mod container;
+pub mod image;
+pub mod image_service;
+pub mod network;
+pub mod record;
+pub mod recover;
+pub mod runtime_service;
+pub mod sandbox;
+pub mod server;
+pub mod shim;
+pub mod spec;
+pub mod store;
