@@ -14,13 +14,13 @@ pub mod id;
 
 /// CRI v1 as of Kubernetes 1.37: `runtime.v1.RuntimeService` and `runtime.v1.ImageService`.
 #[cfg(feature = "cri")]
-#[allow(clippy::all, missing_docs, unreachable_pub, rustdoc::all)]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
 /// The protocol between `corten-cri` and `corten-shim`; `shim/shim.proto` draws it.
-#[allow(clippy::all, missing_docs, unreachable_pub, rustdoc::all)]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
 pub mod shim {
     /// Largest packet either side sends or accepts, in bytes.
     pub const MAX_PACKET: usize = 64 * 1024;
