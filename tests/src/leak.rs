@@ -22,6 +22,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// How long what is being torn down may still be seen.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -135,6 +139,33 @@ impl Watch {
     }
 }
 
+/// Kills every process that carries `marker` in its arguments or its cgroup: what a failed test leaves.
+pub(crate) fn kill_marked(marker: &str) {
+    let in_cgroup = |pid: i32| {
+        lines(&format!("/proc/{pid}/cgroup"))
+            .iter()
+            .any(|line| line.contains(marker))
+    };
+    let marked = processes()
+        .into_iter()
+        .filter(|(pid, line)| line.contains(marker) || in_cgroup(*pid));
+    for (pid, _) in marked {
+        // One that is gone already is what we want.
+        kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+}
+
+/// Unmounts every mount that carries `marker`, the latest first: what a failed test leaves.
+pub(crate) fn unmount_marked(marker: &str) {
+    for line in mounts().iter().rev().filter(|line| line.contains(marker)) {
+        // proc_pid_mountinfo(5): the fifth field is the mount point.
+        let Some(point) = line.split(' ').nth(4) else {
+            continue;
+        };
+        umount2(point, MntFlags::MNT_DETACH).ok();
+    }
+}
+
 /// Lines of a file of /proc; none where it is gone.
 fn lines(path: &str) -> Vec<String> {
     let bytes = fs::read(path).unwrap_or_default();
@@ -149,7 +180,7 @@ fn mounts() -> Vec<String> {
 }
 
 /// Every cgroup directory of every hierarchy.
-fn cgroups() -> Vec<String> {
+pub(crate) fn cgroups() -> Vec<String> {
     let mut found = Vec::new();
     let mut pending = vec![Path::new("/sys/fs/cgroup").to_path_buf()];
     while let Some(dir) = pending.pop() {
@@ -170,7 +201,7 @@ fn netns() -> Vec<String> {
 }
 
 /// Names of the network links in the calling thread's namespace.
-fn links() -> Vec<String> {
+pub(crate) fn links() -> Vec<String> {
     lines("/proc/thread-self/net/dev")
         .iter()
         .filter_map(|line| line.split_once(':'))

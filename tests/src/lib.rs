@@ -6,9 +6,12 @@
 use std::path::PathBuf;
 
 pub mod bundle;
+pub mod cri;
 pub mod image;
 pub mod leak;
+pub mod netns;
 pub mod node;
+pub mod pod;
 pub mod registry;
 
 /// Path of a binary of this workspace (`corten`, `corten-shim`, `corten-cri`, `probe`), built in the same profile as
@@ -23,6 +26,10 @@ pub fn binary(name: &str) -> PathBuf {
         .nth(2)
         .expect("cargo puts tests in PROFILE/deps");
     let path = profile.join(name);
-    assert!(path.exists(), "{}: run `cargo build --workspace` first", path.display());
+    assert!(
+        path.exists(),
+        "{}: run `cargo build --workspace` first",
+        path.display()
+    );
     path
 }

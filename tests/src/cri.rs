@@ -1,0 +1,167 @@
+//! A blocking CRI client: what a kubelet sees of the server, for tests and for `cri-client`.
+//!
+//! Every RPC of CRI v1 is here, so that a test can show what the server answers to each. A call has one minute;
+//! one that takes longer is the caller's failure, not an answer.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use corten_proto::cri;
+use cri::image_service_client::ImageServiceClient;
+use cri::runtime_service_client::RuntimeServiceClient;
+use tokio::runtime::{Builder, Runtime};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+/// What kubelet's client accepts, in bytes; a larger reply is lost for it.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Longest any call here may take.
+const CALL: Duration = Duration::from_secs(60);
+
+/// A connection to a CRI endpoint; clones share it. It connects at the first call, and again after a restart.
+#[derive(Clone, Debug)]
+pub struct Cri {
+    executor: Arc<Runtime>,
+    runtime: RuntimeServiceClient<Channel>,
+    image: ImageServiceClient<Channel>,
+}
+
+impl Cri {
+    /// A client of the socket at `path`, which need not exist yet.
+    ///
+    /// # Errors
+    /// If no executor thread can be made.
+    pub fn new(path: &Path) -> Result<Cri> {
+        let executor = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .context("make an executor")?;
+        let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))?;
+        let channel = {
+            let _context = executor.enter();
+            endpoint.connect_lazy()
+        };
+        Ok(Cri {
+            executor: Arc::new(executor),
+            runtime: RuntimeServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE),
+            image: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+        })
+    }
+
+    /// Blocks until `call` has answered.
+    fn wait<T>(
+        &self,
+        name: &str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        let answer = self
+            .executor
+            .block_on(async { tokio::time::timeout(CALL, call).await });
+        let Ok(answer) = answer else {
+            return Err(Status::cancelled(format!(
+                "{name}: no answer within {} s",
+                CALL.as_secs()
+            )));
+        };
+        answer.map(Response::into_inner)
+    }
+}
+
+/// One blocking method for each unary RPC.
+macro_rules! unary {
+    ($service:ident: $($call:ident($request:ident) -> $response:ident,)*) => {
+        impl Cri {
+            $(
+                #[doc = concat!("Calls `", stringify!($call), "` and waits for its answer.")]
+                ///
+                /// # Errors
+                /// The server's status, or CANCELLED without an answer in time.
+                pub fn $call(&self, request: cri::$request) -> Result<cri::$response, Status> {
+                    let mut client = self.$service.clone();
+                    self.wait(stringify!($call), async move { client.$call(request).await })
+                }
+            )*
+        }
+    };
+}
+
+/// One blocking method for each RPC that answers with a stream; it gives the first message.
+macro_rules! streaming {
+    ($service:ident: $($call:ident($request:ident) -> $response:ident,)*) => {
+        impl Cri {
+            $(
+                #[doc = concat!("Calls `", stringify!($call), "` and waits for the first message or the end.")]
+                ///
+                /// # Errors
+                /// The server's status, or CANCELLED without a message in time.
+                pub fn $call(&self, request: cri::$request) -> Result<Option<cri::$response>, Status> {
+                    let mut client = self.$service.clone();
+                    self.wait(stringify!($call), async move {
+                        let mut stream = client.$call(request).await?.into_inner();
+                        stream.message().await.map(Response::new)
+                    })
+                }
+            )*
+        }
+    };
+}
+
+unary! { runtime:
+    version(VersionRequest) -> VersionResponse,
+    run_pod_sandbox(RunPodSandboxRequest) -> RunPodSandboxResponse,
+    stop_pod_sandbox(StopPodSandboxRequest) -> StopPodSandboxResponse,
+    remove_pod_sandbox(RemovePodSandboxRequest) -> RemovePodSandboxResponse,
+    pod_sandbox_status(PodSandboxStatusRequest) -> PodSandboxStatusResponse,
+    list_pod_sandbox(ListPodSandboxRequest) -> ListPodSandboxResponse,
+    create_container(CreateContainerRequest) -> CreateContainerResponse,
+    start_container(StartContainerRequest) -> StartContainerResponse,
+    stop_container(StopContainerRequest) -> StopContainerResponse,
+    remove_container(RemoveContainerRequest) -> RemoveContainerResponse,
+    list_containers(ListContainersRequest) -> ListContainersResponse,
+    container_status(ContainerStatusRequest) -> ContainerStatusResponse,
+    update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse,
+    reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse,
+    exec_sync(ExecSyncRequest) -> ExecSyncResponse,
+    exec(ExecRequest) -> ExecResponse,
+    attach(AttachRequest) -> AttachResponse,
+    port_forward(PortForwardRequest) -> PortForwardResponse,
+    container_stats(ContainerStatsRequest) -> ContainerStatsResponse,
+    list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse,
+    pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse,
+    list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse,
+    update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse,
+    status(StatusRequest) -> StatusResponse,
+    checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse,
+    checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse,
+    restore_pod(RestorePodRequest) -> RestorePodResponse,
+    list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse,
+    list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse,
+    runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse,
+    update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse,
+}
+
+streaming! { runtime:
+    stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse,
+    stream_containers(StreamContainersRequest) -> StreamContainersResponse,
+    stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse,
+    stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse,
+    stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse,
+    get_container_events(GetEventsRequest) -> ContainerEventResponse,
+}
+
+unary! { image:
+    list_images(ListImagesRequest) -> ListImagesResponse,
+    image_status(ImageStatusRequest) -> ImageStatusResponse,
+    pull_image(PullImageRequest) -> PullImageResponse,
+    remove_image(RemoveImageRequest) -> RemoveImageResponse,
+    image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse,
+}
+
+streaming! { image:
+    stream_images(StreamImagesRequest) -> StreamImagesResponse,
+}
