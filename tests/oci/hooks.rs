@@ -1,1 +1,273 @@
-//! To come.
+//! Hooks: which run when, in which namespaces, with what on stdin and in the environment, and what a failure undoes.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use corten_tests::bundle::{Bundle, Runtime};
+use serde_json::{Value, json};
+
+each_runtime! {
+    the_environment_is_the_hook_s_own,
+    namespaces_are_those_of_the_specification,
+    a_failing_hook_undoes_create,
+    a_failing_start_hook_fails_start,
+    a_hook_that_takes_too_long_is_killed,
+    a_missing_hook_is_an_error,
+}
+
+corten_only! {
+    hooks_run_in_order: "runc 1.1 runs poststart hooks in create; runtime.md, step 10, has them after start",
+    the_state_is_on_stdin: "the same: their state says created",
+    hooks_have_only_stdio_open: "runc 1.1 lets createContainer hooks inherit the descriptors of its init",
+    a_failing_poststop_hook_does_not_stop_delete: "runc 1.1 leaves the remaining hooks out; runtime.md, step 15, does not",
+    a_relative_hook_path_is_refused: "runc 1.1 runs it; config.md, POSIX-platform hooks, asks for an absolute path",
+}
+
+const KINDS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
+fn log(bundle: &Bundle<'_>) -> PathBuf {
+    bundle.path().join("hooks/log")
+}
+
+/// A hook that appends to the log. Those that run in the container after pivot_root see the log's directory at the
+/// same path by a bind mount, and the probe at `/probe`.
+fn hook(bundle: &Bundle<'_>, kind: &str, label: &str) -> Value {
+    let path = if kind == "startContainer" {
+        "/probe".into()
+    } else {
+        bundle.rootfs("/probe")
+    };
+    json!({ "path": path, "args": ["probe", "hook", log(bundle), label], "env": [format!("HOOK={label}")] })
+}
+
+fn with_hooks(runtime: &Runtime) -> Bundle<'_> {
+    let mut bundle = runtime.bundle();
+    let directory = bundle.path().join("hooks");
+    fs::create_dir(&directory).expect("make a directory of the test");
+    bundle.add_mount(json!({ "destination": directory, "type": "bind", "source": directory, "options": ["bind"] }));
+    bundle.probe(&["exit", "0"]);
+    bundle
+}
+
+fn add(bundle: &mut Bundle<'_>, kind: &str, hook: Value) {
+    let hooks = &mut bundle.spec["hooks"][kind];
+    if hooks.is_null() {
+        *hooks = json!([]);
+    }
+    hooks.as_array_mut().expect("hooks are a list").push(hook);
+}
+
+fn failing(bundle: &Bundle<'_>) -> Value {
+    json!({ "path": bundle.rootfs("/probe"), "args": ["probe", "cat", "/no/such/file"] })
+}
+
+fn entries(bundle: &Bundle<'_>) -> Vec<Value> {
+    let text = fs::read_to_string(log(bundle)).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a hook logs JSON"))
+        .collect()
+}
+
+fn labels(bundle: &Bundle<'_>) -> Vec<String> {
+    entries(bundle)
+        .iter()
+        .map(|entry| entry["hook"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// Runs a container with one hook of every kind through its whole life, and returns what the hooks logged.
+fn whole_life(runtime: &Runtime) -> (Bundle<'_>, i32, Vec<Value>) {
+    let mut bundle = with_hooks(runtime);
+    for kind in KINDS {
+        let hook = hook(&bundle, kind, kind);
+        add(&mut bundle, kind, hook);
+    }
+    let container = bundle.create();
+    let _started = bundle.call("start", &[]).success();
+    container.wait();
+    bundle.wait_for_status("stopped");
+    let _deleted = bundle.call("delete", &[]).success();
+    let entries = entries(&bundle);
+    (bundle, container.pid.as_raw(), entries)
+}
+
+fn hooks_run_in_order(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    for kind in KINDS.iter().rev() {
+        for turn in ["first", "second"] {
+            let hook = hook(&bundle, kind, &format!("{kind} {turn}"));
+            add(&mut bundle, kind, hook);
+        }
+    }
+    let after = |count: usize| -> Vec<String> {
+        KINDS[..count]
+            .iter()
+            .flat_map(|kind| [format!("{kind} first"), format!("{kind} second")])
+            .collect()
+    };
+    let container = bundle.create();
+    assert_eq!(labels(&bundle), after(3), "create");
+    let _started = bundle.call("start", &[]).success();
+    container.wait();
+    bundle.wait_for_status("stopped");
+    assert_eq!(labels(&bundle), after(5), "start");
+    let _deleted = bundle.call("delete", &[]).success();
+    assert_eq!(labels(&bundle), after(6), "delete");
+}
+
+fn the_state_is_on_stdin(runtime: &Runtime) {
+    let (bundle, pid, entries) = whole_life(runtime);
+    assert_eq!(entries.len(), KINDS.len());
+    for entry in &entries {
+        let state = &entry["state"];
+        assert_eq!(state["id"], json!(bundle.id), "{entry}");
+        assert_eq!(state["bundle"], json!(bundle.path()), "{entry}");
+        assert!(state["ociVersion"].is_string(), "{entry}");
+    }
+    // prestart and createRuntime run in the runtime's pid namespace, so the pid they are told is the host's.
+    for entry in entries.iter().take(2) {
+        assert_eq!(entry["state"]["pid"], pid, "{entry}");
+    }
+    let statuses: Vec<&str> = entries
+        .iter()
+        .filter_map(|entry| entry["state"]["status"].as_str())
+        .collect();
+    assert_eq!(
+        statuses,
+        [
+            "creating", "creating", "creating", "created", "running", "stopped"
+        ]
+    );
+}
+
+fn the_environment_is_the_hook_s_own(runtime: &Runtime) {
+    let (_bundle, _pid, entries) = whole_life(runtime);
+    for entry in &entries {
+        let label = entry["hook"].as_str().unwrap_or_default();
+        assert_eq!(entry["env"], json!([format!("HOOK={label}")]), "{entry}");
+    }
+}
+
+fn hooks_have_only_stdio_open(runtime: &Runtime) {
+    let (_bundle, _pid, entries) = whole_life(runtime);
+    for entry in &entries {
+        let fds: Vec<&String> = entry["fds"]
+            .as_object()
+            .expect("fds are a map")
+            .keys()
+            .collect();
+        assert_eq!(fds, ["0", "1", "2"], "{entry}");
+    }
+}
+
+fn namespaces_are_those_of_the_specification(runtime: &Runtime) {
+    let (_bundle, _pid, entries) = whole_life(runtime);
+    for entry in &entries {
+        let label = entry["hook"].as_str().unwrap_or_default();
+        for kind in ["mnt", "net", "uts", "ipc"] {
+            let own = fs::read_link(format!("/proc/thread-self/ns/{kind}"))
+                .expect("every process has namespaces");
+            let inside = entry["namespaces"][kind] != json!(own);
+            let expected = ["createContainer", "startContainer"].contains(&label);
+            assert_eq!(inside, expected, "{label} {kind}");
+        }
+    }
+}
+
+fn a_failing_hook_undoes_create(runtime: &Runtime) {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let mut bundle = with_hooks(runtime);
+        let hook = failing(&bundle);
+        add(&mut bundle, kind, hook);
+        let error = bundle.call("create", &[]).failure();
+        assert!(
+            error.contains("/no/such/file") || error.contains("exit status 1"),
+            "{kind}: {error}"
+        );
+        bundle.assert_nothing_left();
+    }
+}
+
+fn a_failing_start_hook_fails_start(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    add(
+        &mut bundle,
+        "startContainer",
+        json!({ "path": "/probe", "args": ["probe", "cat", "/no/such/file"] }),
+    );
+    bundle.probe(&["write", &log(&bundle).to_string_lossy(), "the program ran"]);
+    let container = bundle.create();
+    let _output = bundle.call("start", &[]);
+    assert_ne!(container.wait(), 0);
+    assert!(!log(&bundle).exists(), "the program must not run");
+}
+
+fn a_failing_poststop_hook_does_not_stop_delete(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    let hook_that_fails = failing(&bundle);
+    add(&mut bundle, "poststop", hook_that_fails);
+    let second = hook(&bundle, "poststop", "second");
+    add(&mut bundle, "poststop", second);
+    bundle.start().wait();
+    let _deleted = bundle.call("delete", &[]).success();
+    assert_eq!(labels(&bundle), ["second"]);
+    bundle.assert_nothing_left();
+}
+
+fn a_hook_that_takes_too_long_is_killed(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    let hook = json!({ "path": bundle.rootfs("/probe"), "args": ["probe", "sleep"], "timeout": 1 });
+    add(&mut bundle, "createRuntime", hook);
+    let begin = Instant::now();
+    bundle.call("create", &[]).failure();
+    assert!(
+        begin.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begin.elapsed()
+    );
+    bundle.assert_nothing_left();
+    let sleeping = running(&bundle.rootfs("/probe"));
+    assert!(sleeping.is_empty(), "{sleeping:?}");
+}
+
+/// Processes that run this very file.
+fn running(program: &std::path::Path) -> Vec<PathBuf> {
+    let processes = fs::read_dir("/proc")
+        .expect("list processes")
+        .flatten()
+        .map(|entry| entry.path());
+    processes
+        .filter(|path| fs::read_link(path.join("exe")).is_ok_and(|exe| exe == program))
+        .collect()
+}
+
+fn a_relative_hook_path_is_refused(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    add(
+        &mut bundle,
+        "createRuntime",
+        json!({ "path": "rootfs/probe", "args": ["probe", "exit", "0"] }),
+    );
+    bundle.call("create", &[]).failure();
+    bundle.assert_nothing_left();
+}
+
+fn a_missing_hook_is_an_error(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    add(
+        &mut bundle,
+        "createRuntime",
+        json!({ "path": "/no/such/hook" }),
+    );
+    let error = bundle.call("create", &[]).failure();
+    assert!(error.contains("/no/such/hook"), "{error}");
+    bundle.assert_nothing_left();
+}

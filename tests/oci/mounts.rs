@@ -1,1 +1,367 @@
-//! To come.
+//! The mounts of config.json: order, types, options, propagation, and what a destination may resolve to.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use corten_tests::bundle::{Bundle, Runtime};
+use serde_json::json;
+
+each_runtime! {
+    mounts_are_made_in_order,
+    the_last_of_two_mounts_on_one_destination_is_seen,
+    tmpfs_takes_its_options,
+    a_directory_is_bound_and_its_mount_point_made,
+    a_file_is_bound_and_its_mount_point_made,
+    mount_points_keep_their_permissions_above,
+    a_bind_takes_mount_flags,
+    atime_options_are_taken,
+    bind_leaves_submounts_out_and_rbind_takes_them,
+    ro_is_shallow_and_rro_is_deep,
+    propagation_options_are_taken,
+    mounts_made_inside_are_not_seen_outside,
+    a_relative_destination_is_taken_from_the_root,
+    a_destination_resolves_inside_the_root,
+    a_symlink_as_the_last_component_resolves_inside_the_root,
+    proc_and_sys_must_be_directories,
+    a_missing_source_is_refused,
+    a_directory_cannot_be_bound_onto_a_file,
+    an_unknown_filesystem_is_refused,
+    v1_controllers_are_mounted_read_only,
+}
+
+corten_only! {
+    rootfs_propagation_is_taken: "runc 1.1 sets it on the mount the root filesystem is made from, not on the root itself",
+}
+
+fn bind(source: &str, destination: &str, options: &[&str]) -> serde_json::Value {
+    json!({ "destination": destination, "type": "bind", "source": source, "options": options })
+}
+
+/// A file or directory of the host, inside the bundle directory but outside its root filesystem.
+fn host_file(bundle: &Bundle<'_>, name: &str, text: &str) -> String {
+    let path = bundle.path().join(name);
+    fs::write(&path, text).expect("write a file of the test");
+    path.to_string_lossy().into_owned()
+}
+
+fn host_directory(bundle: &Bundle<'_>, name: &str) -> String {
+    let path = bundle.path().join(name);
+    fs::create_dir_all(&path).expect("make a directory of the test");
+    fs::write(path.join("inside"), "from the host").expect("write a file of the test");
+    path.to_string_lossy().into_owned()
+}
+
+fn mounts_are_made_in_order(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let source = host_directory(&bundle, "data");
+    bundle.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "first" }));
+    bundle.add_mount(bind(&source, "/tmp/data", &["bind"]));
+    bundle
+        .add_mount(json!({ "destination": "/tmp/data/inner", "type": "tmpfs", "source": "third" }));
+    let report = bundle.report(&["/tmp/data/inside", "/tmp/data/inner"]);
+    let mounts = report["mounts"].as_array().expect("mounts are a list");
+    let order: Vec<&str> = mounts
+        .iter()
+        .filter_map(|mount| mount["destination"].as_str())
+        .filter(|destination| destination.starts_with("/tmp"))
+        .collect();
+    assert_eq!(order, ["/tmp", "/tmp/data", "/tmp/data/inner"]);
+    assert_eq!(report.path("/tmp/data/inside")["text"], "from the host");
+    assert_eq!(report.path("/tmp/data/inner")["entries"], json!([]));
+}
+
+fn the_last_of_two_mounts_on_one_destination_is_seen(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "lower" }));
+    bundle.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "upper" }));
+    assert_eq!(bundle.report(&[]).mount("/tmp")["source"], "upper");
+}
+
+fn tmpfs_takes_its_options(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.add_mount(json!({
+        "destination": "/srv", "type": "tmpfs", "source": "small",
+        "options": ["nosuid", "nodev", "noexec", "size=64k", "mode=0750", "uid=7", "gid=8"],
+    }));
+    let report = bundle.report(&["/srv"]);
+    for option in ["rw", "nosuid", "nodev", "noexec"] {
+        assert!(report.has_option("/srv", option), "{option}");
+    }
+    let data = report.mount("/srv")["data"]
+        .as_array()
+        .expect("options are a list");
+    assert!(data.contains(&json!("size=64k")), "{data:?}");
+    let srv = report.path("/srv");
+    assert_eq!(
+        (&srv["mode"], &srv["uid"], &srv["gid"]),
+        (&json!("0750"), &json!(7), &json!(8))
+    );
+}
+
+fn a_directory_is_bound_and_its_mount_point_made(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let source = host_directory(&bundle, "data");
+    bundle.add_mount(bind(&source, "/srv/deep/data", &["rbind", "rw"]));
+    let report = bundle.report(&["/srv/deep/data/inside", "/srv/deep/data"]);
+    assert_eq!(
+        report.path("/srv/deep/data/inside")["text"],
+        "from the host"
+    );
+    assert_eq!(
+        report.path("/srv/deep/data")["write"],
+        json!(null),
+        "a bind is writable in a read-only root"
+    );
+    assert!(bundle.rootfs("/srv/deep/data").is_dir());
+}
+
+fn a_file_is_bound_and_its_mount_point_made(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let source = host_file(&bundle, "resolv", "nameserver 192.0.2.1");
+    bundle.add_mount(bind(&source, "/etc/net/resolv.conf", &["bind", "ro"]));
+    let report = bundle.report(&["/etc/net/resolv.conf"]);
+    assert_eq!(
+        report.path("/etc/net/resolv.conf")["text"],
+        "nameserver 192.0.2.1"
+    );
+    assert_eq!(report.path("/etc/net/resolv.conf")["write"], "EROFS");
+    assert!(bundle.rootfs("/etc/net/resolv.conf").is_file());
+}
+
+fn mount_points_keep_their_permissions_above(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.spec["process"]["umask"] = json!(0o077);
+    bundle.add_mount(json!({ "destination": "/opt/a/b", "type": "tmpfs", "source": "tmpfs" }));
+    let report = bundle.report(&["/opt", "/opt/a"]);
+    for path in ["/opt", "/opt/a"] {
+        assert_eq!(report.path(path)["mode"], "0755", "{path}");
+    }
+}
+
+fn a_bind_takes_mount_flags(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let source = host_directory(&bundle, "data");
+    bundle.add_mount(bind(
+        &source,
+        "/tmp",
+        &["bind", "ro", "nosuid", "nodev", "noexec"],
+    ));
+    let report = bundle.report(&["/tmp"]);
+    for option in ["ro", "nosuid", "nodev", "noexec"] {
+        assert!(report.has_option("/tmp", option), "{option}");
+    }
+    assert_eq!(report.path("/tmp")["write"], "EROFS");
+}
+
+fn atime_options_are_taken(runtime: &Runtime) {
+    for (option, seen) in [
+        ("noatime", "noatime"),
+        ("relatime", "relatime"),
+        ("nodiratime", "nodiratime"),
+    ] {
+        let mut bundle = runtime.bundle();
+        let options = json!([option]);
+        bundle.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": options }));
+        assert!(bundle.report(&[]).has_option("/tmp", seen), "{option}");
+    }
+    let mut bundle = runtime.bundle();
+    let options = json!(["strictatime"]);
+    bundle.add_mount(
+        json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": options }),
+    );
+    assert!(
+        !bundle.report(&[]).has_option("/tmp", "relatime"),
+        "strictatime is the absence of relatime"
+    );
+}
+
+// The host's /dev has mounts below it (/dev/pts, /dev/shm), so no test needs to make any on the host.
+
+fn bind_leaves_submounts_out_and_rbind_takes_them(runtime: &Runtime) {
+    for (option, submounts) in [("bind", false), ("rbind", true)] {
+        let mut bundle = runtime.bundle();
+        bundle.add_mount(bind("/dev", "/tmp", &[option]));
+        let report = bundle.report(&[]);
+        assert_eq!(
+            report.find_mount("/tmp/pts").is_some(),
+            submounts,
+            "{option}"
+        );
+    }
+}
+
+fn ro_is_shallow_and_rro_is_deep(runtime: &Runtime) {
+    for (option, below) in [("ro", false), ("rro", true)] {
+        let mut bundle = runtime.bundle();
+        bundle.add_mount(bind("/dev", "/tmp", &["rbind", option]));
+        let report = bundle.report(&[]);
+        assert!(
+            report.has_option("/tmp", "ro"),
+            "{option}: {}",
+            report.mount("/tmp")
+        );
+        assert_eq!(
+            report.has_option("/tmp/pts", "ro"),
+            below,
+            "{option}: {}",
+            report.mount("/tmp/pts")
+        );
+    }
+}
+
+fn propagation_options_are_taken(runtime: &Runtime) {
+    let cases = [
+        ("rshared", "shared:"),
+        ("shared", "shared:"),
+        ("unbindable", "unbindable"),
+    ];
+    for (option, tag) in cases {
+        let mut bundle = runtime.bundle();
+        bundle.add_mount(bind("/dev", "/tmp", &["bind", option]));
+        let report = bundle.report(&[]);
+        let tags = report.mount("/tmp")["propagation"].to_string();
+        assert!(tags.contains(tag), "{option}: {tags}");
+    }
+    for option in ["private", "rprivate"] {
+        let mut bundle = runtime.bundle();
+        bundle.add_mount(bind("/dev", "/tmp", &["bind", option]));
+        assert_eq!(
+            bundle.report(&[]).mount("/tmp")["propagation"],
+            json!([]),
+            "{option}"
+        );
+    }
+}
+
+fn rootfs_propagation_is_taken(runtime: &Runtime) {
+    for (value, tag) in [
+        ("shared", "shared:"),
+        ("private", "[]"),
+        ("unbindable", "unbindable"),
+    ] {
+        let mut bundle = runtime.bundle();
+        bundle.spec["linux"]["rootfsPropagation"] = json!(value);
+        let tags = bundle.report(&[]).mount("/")["propagation"].to_string();
+        assert!(tags.contains(tag), "{value}: {tags}");
+    }
+}
+
+fn mounts_made_inside_are_not_seen_outside(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("read mountinfo");
+    let seen: Vec<&str> = mounts
+        .lines()
+        .filter(|line| line.contains(&bundle.id))
+        .collect();
+    assert!(seen.is_empty(), "{seen:?}");
+}
+
+fn a_relative_destination_is_taken_from_the_root(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.add_mount(json!({ "destination": "tmp/relative", "type": "tmpfs", "source": "tmpfs" }));
+    bundle.spec["process"]["cwd"] = json!("/etc");
+    assert!(bundle.report(&[]).find_mount("/tmp/relative").is_some());
+}
+
+fn a_destination_resolves_inside_the_root(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let outside = host_directory(&bundle, "outside");
+    // From inside, the absolute target names a directory of the container; from outside, one of the host.
+    symlink(&outside, bundle.rootfs("/absolute")).expect("make a symlink");
+    symlink("../../../../../../../../tmp", bundle.rootfs("/climbing")).expect("make a symlink");
+    bundle.add_mount(json!({ "destination": "/absolute/a", "type": "tmpfs", "source": "a" }));
+    bundle.add_mount(json!({ "destination": "/climbing/b", "type": "tmpfs", "source": "b" }));
+    let report = bundle.report(&[]);
+    assert_eq!(report.mount(&format!("{outside}/a"))["source"], "a");
+    assert_eq!(report.mount("/tmp/b")["source"], "b");
+    let names: Vec<_> = fs::read_dir(&outside)
+        .expect("read a directory of the test")
+        .flatten()
+        .collect();
+    assert_eq!(names.len(), 1, "nothing was made on the host: {names:?}");
+}
+
+fn a_symlink_as_the_last_component_resolves_inside_the_root(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let outside = host_file(&bundle, "victim", "untouched");
+    let source = host_file(&bundle, "source", "mounted");
+    symlink(&outside, bundle.rootfs("/etc/hosts")).expect("make a symlink");
+    bundle.add_mount(bind(&source, "/etc/hosts", &["bind"]));
+    let report = bundle.report(&[&outside]);
+    assert_eq!(
+        report.path(&outside)["text"],
+        "mounted",
+        "the target inside the root is covered"
+    );
+    assert_eq!(
+        fs::read_to_string(&outside).expect("read a file of the test"),
+        "untouched"
+    );
+}
+
+/// CVE-2019-19921 and its successors: where /proc is a symlink, masks and security attributes are written elsewhere.
+fn proc_and_sys_must_be_directories(runtime: &Runtime) {
+    for destination in ["/proc", "/sys"] {
+        let bundle = runtime.bundle();
+        fs::remove_dir(bundle.rootfs(destination)).expect("remove an empty directory");
+        symlink("/tmp", bundle.rootfs(destination)).expect("make a symlink");
+        let error = bundle.run().failure();
+        assert!(error.contains(destination), "{error}");
+        bundle.assert_nothing_left();
+    }
+}
+
+fn a_missing_source_is_refused(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let missing = bundle.path().join("missing");
+    bundle.add_mount(bind(&missing.to_string_lossy(), "/tmp", &["bind"]));
+    let error = bundle.run().failure();
+    assert!(error.contains(&*missing.to_string_lossy()), "{error}");
+    bundle.assert_nothing_left();
+}
+
+fn a_directory_cannot_be_bound_onto_a_file(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let source = host_directory(&bundle, "data");
+    bundle.add_mount(bind(&source, "/etc/passwd", &["bind"]));
+    let error = bundle.run().failure();
+    assert!(error.contains("/etc/passwd"), "{error}");
+    bundle.assert_nothing_left();
+}
+
+fn an_unknown_filesystem_is_refused(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.add_mount(
+        json!({ "destination": "/tmp", "type": "no-such-filesystem", "source": "none" }),
+    );
+    let error = bundle.run().failure();
+    assert!(error.contains("/tmp"), "{error}");
+    bundle.assert_nothing_left();
+}
+
+fn v1_controllers_are_mounted_read_only(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let report = bundle.report(&["/sys/fs/cgroup/memory/cgroup.procs"]);
+    assert_eq!(
+        report.path("/sys/fs/cgroup/memory/cgroup.procs")["write"],
+        "EROFS"
+    );
+    // runc 1.1 leaves the tmpfs that holds the controllers writable.
+    assert_ne!(
+        report.has_option("/sys/fs/cgroup", "ro"),
+        runtime.is("runc")
+    );
+    for controller in ["memory", "pids", "cpu", "devices", "freezer"] {
+        let destination = format!("/sys/fs/cgroup/{controller}");
+        let mount = report.mount(&destination);
+        assert_eq!(mount["type"], "cgroup", "{mount}");
+        assert!(report.has_option(&destination, "ro"), "{mount}");
+        let root = mount["root"].as_str().unwrap_or_default();
+        assert!(
+            root.ends_with(&bundle.id),
+            "only the container's own cgroup is mounted: {mount}"
+        );
+    }
+}

@@ -1,1 +1,241 @@
-//! To come.
+//! The same bundle run by corten and by runc, and what the probe sees compared field by field.
+//!
+//! A difference fails the test unless it is in [`ALLOWED`], with the reason.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use corten_tests::bundle::{Bundle, Report, Runtime};
+use corten_tests::leak;
+use serde_json::{Value, json};
+
+/// Where the two may differ: the beginning of a field's name, and why.
+const ALLOWED: [(&str, &str); 1] = [(
+    "/mounts//sys/fs/cgroup/options",
+    "config.md, mounts: `ro` applies to the mount; runc 1.1 applies it to the controllers below alone",
+)];
+
+/// Runs `look` with both runtimes on bundles that `change` makes alike.
+fn same(change: fn(&mut Bundle<'_>), look: fn(&mut Bundle<'_>) -> Report) {
+    let [Some(corten), Some(runc)] = ["corten", "runc"].map(Runtime::find) else {
+        eprintln!("SKIP: runc is not installed");
+        return;
+    };
+    let watch = leak::Watch::new([corten.marker(), runc.marker()]);
+    let [ours, theirs] = [&corten, &runc].map(|runtime| {
+        let mut bundle = runtime.bundle();
+        change(&mut bundle);
+        let report = look(&mut bundle);
+        fields(&bundle, &report)
+    });
+    assert!(
+        ours.len() > 100,
+        "the report has all its parts: {}",
+        ours.len()
+    );
+    let differences = differences(&ours, &theirs);
+    assert!(
+        differences.is_empty(),
+        "corten, then runc:\n{}",
+        differences.join("\n")
+    );
+    drop((corten, runc));
+    watch.assert_clean();
+}
+
+fn differences(ours: &BTreeMap<String, Value>, theirs: &BTreeMap<String, Value>) -> Vec<String> {
+    let names = ours
+        .keys()
+        .chain(theirs.keys().filter(|name| !ours.contains_key(*name)));
+    names
+        .filter(|name| ours.get(*name) != theirs.get(*name))
+        .filter(|name| !ALLOWED.iter().any(|(allowed, _)| name.starts_with(allowed)))
+        .map(|name| format!("{name}: {:?} {:?}", ours.get(name), theirs.get(name)))
+        .collect()
+}
+
+/// The report as a flat map, with what cannot be the same in two runs made the same.
+fn fields(bundle: &Bundle<'_>, report: &Report) -> BTreeMap<String, Value> {
+    // The longer first: the directory's name begins with the id.
+    let directory = bundle.path().to_string_lossy().into_owned();
+    let text = report
+        .0
+        .to_string()
+        .replace(&directory, "BUNDLE")
+        .replace(&bundle.id, "ID");
+    let mut report: Value = serde_json::from_str(&text).expect("replacing names keeps JSON");
+    for (kind, namespace) in report["namespaces"]
+        .as_object_mut()
+        .expect("namespaces are a map")
+    {
+        let own = fs::read_link(format!("/proc/thread-self/ns/{kind}"))
+            .expect("every process has namespaces");
+        *namespace = json!(if *namespace == json!(own) {
+            "the caller's"
+        } else {
+            "another"
+        });
+    }
+    for (number, target) in report["fds"].as_object_mut().expect("fds are a map") {
+        // Standard output and error are a file of each run.
+        if ["1", "2"].contains(&number.as_str()) {
+            *target = json!("open");
+        }
+    }
+    let mounts = report["mounts"].take();
+    let mut flat = BTreeMap::new();
+    flatten("", &report, &mut flat);
+    for mount in mounts.as_array().expect("mounts are a list") {
+        flatten(
+            &format!(
+                "/mounts/{}",
+                mount["destination"].as_str().unwrap_or_default()
+            ),
+            mount,
+            &mut flat,
+        );
+    }
+    flat
+}
+
+/// Peer groups are numbered by the kernel, so of a list of options only the names are kept, in an order of their own.
+fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .for_each(|(key, value)| flatten(&format!("{name}/{key}"), value, into)),
+        Value::Array(list) if name.starts_with("/mounts/") => {
+            let mut words: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+            words.sort_unstable();
+            let words: Vec<&str> = words
+                .iter()
+                .map(|word| word.split(':').next().unwrap_or(word))
+                .collect();
+            into.insert(name.to_owned(), json!(words));
+        }
+        value => {
+            into.insert(name.to_owned(), value.clone());
+        }
+    }
+}
+
+const PATHS: [&str; 22] = [
+    "/",
+    "/dev",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/console",
+    "/dev/fd",
+    "/dev/stdin",
+    "/dev/stdout",
+    "/dev/stderr",
+    "/dev/ptmx",
+    "/dev/pts/ptmx",
+    "/dev/shm",
+    "/dev/mqueue",
+    "/dev/core",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/sys/kernel/hostname",
+    "/sys/firmware",
+];
+
+fn run(bundle: &mut Bundle<'_>) -> Report {
+    bundle.report(&PATHS)
+}
+
+fn exec(bundle: &mut Bundle<'_>) -> Report {
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    let words: Vec<&str> = ["/probe", "report"].into_iter().chain(PATHS).collect();
+    Report::parse(&bundle.exec(&[], &words).success().stdout)
+}
+
+#[test]
+fn same_result_as_runc() {
+    same(|_| {}, run);
+}
+
+#[test]
+fn same_result_as_runc_in_exec() {
+    same(|_| {}, exec);
+}
+
+#[test]
+fn same_result_as_runc_for_a_user() {
+    same(as_user, run);
+}
+
+#[test]
+fn same_result_as_runc_for_a_user_in_exec() {
+    same(as_user, exec);
+}
+
+#[test]
+fn same_result_as_runc_in_a_user_namespace() {
+    same(in_user_namespace, run);
+}
+
+#[test]
+fn same_result_as_runc_with_the_host_s_namespaces() {
+    same(in_host_namespaces, run);
+}
+
+fn as_user(bundle: &mut Bundle<'_>) {
+    let own = json!(["CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW"]);
+    bundle.spec["process"]["user"] =
+        json!({ "uid": 1000, "gid": 1000, "additionalGids": [7, 50000], "umask": 0o027 });
+    bundle.spec["process"]["capabilities"] = json!({ "bounding": own, "permitted": own, "effective": own, "inheritable": own, "ambient": ["CAP_KILL"] });
+    bundle.spec["process"]["rlimits"] = json!([
+        { "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 },
+        { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+    ]);
+    bundle.spec["process"]["env"] = json!(["PATH=/usr/bin", "A=1", "B="]);
+    bundle.spec["process"]["cwd"] = json!("/home/tester");
+    bundle.spec["process"]["noNewPrivileges"] = json!(false);
+    bundle.spec["process"]["oomScoreAdj"] = json!(700);
+    bundle.spec["root"]["readonly"] = json!(false);
+    bundle.namespace("cgroup", None);
+    bundle.spec["linux"]["maskedPaths"] = json!(["/etc/group", "/home/nobody", "/proc/scsi"]);
+    bundle.spec["linux"]["readonlyPaths"] = json!(["/etc", "/proc/sys"]);
+    bundle.spec["linux"]["devices"] = json!([{ "path": "/dev/core", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600, "uid": 1000 }]);
+    bundle.add_mount(
+        json!({ "destination": "/run", "type": "tmpfs", "source": "tmpfs",
+        "options": ["noatime", "nosuid", "size=1m", "mode=0700"] }),
+    );
+    bundle.add_mount(
+        json!({ "destination": "/srv/host", "type": "bind", "source": "/dev",
+        "options": ["rbind", "rro", "nosuid", "rslave"] }),
+    );
+    bundle.add_mount(
+        json!({ "destination": "/etc/resolv.conf", "type": "bind", "source": "/etc/hostname",
+        "options": ["bind", "ro", "nodev", "noexec"] }),
+    );
+}
+
+fn in_user_namespace(bundle: &mut Bundle<'_>) {
+    bundle.namespace("user", None);
+    for field in ["uidMappings", "gidMappings"] {
+        bundle.spec["linux"][field] =
+            json!([{ "containerID": 0, "hostID": 300_000, "size": 65536 }]);
+    }
+}
+
+fn in_host_namespaces(bundle: &mut Bundle<'_>) {
+    for kind in ["pid", "network", "ipc", "uts"] {
+        bundle.remove_namespace(kind);
+    }
+    bundle.spec["hostname"].take();
+    let mounts = bundle.spec["mounts"]
+        .as_array_mut()
+        .expect("mounts are a list");
+    // Without a network namespace of its own a container cannot mount sysfs, and binds the host's.
+    mounts.retain(|mount| {
+        mount["type"] != "sysfs" && mount["type"] != "cgroup" && mount["type"] != "mqueue"
+    });
+    bundle.add_mount(json!({ "destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "ro"] }));
+}
