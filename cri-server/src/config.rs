@@ -1,0 +1,397 @@
+//! The server's configuration: TOML, every key with a default.
+//!
+//! ```text
+//! defaults  <  /etc/corten/config.toml  <  /etc/corten/conf.d/*.toml, by name  <  command line
+//! ```
+//!
+//! Tables merge key by key, anything else is replaced. An unknown key, a wrong type and a broken rule are errors that
+//! name file, line and key; a server with such a file does not start. `corten-cri config default` prints
+//! [`DEFAULT_TEXT`], which a test holds against [`Config::default`].
+//!
+//! Nothing is read again while the server runs, except what other programs own: CNI configurations (`network`).
+
+mod load;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{Problem, Problems};
+
+use crate::image::registry::RegistryConfig;
+
+/// The file that is read unless another is named; it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/corten/config.toml";
+
+/// The default configuration with its explanations.
+pub const DEFAULT_TEXT: &str = include_str!("config/default.toml");
+
+/// The name of the runtime handler that needs no entry: `corten`, beside this executable.
+pub const OWN_RUNTIME: &str = "corten";
+
+/// All there is to configure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What survives a reboot: images, layers, records.
+    pub root: PathBuf,
+    /// What does not: sockets, bundles, the runtime's state.
+    pub state: PathBuf,
+    /// The unix socket of the CRI services.
+    pub listen: PathBuf,
+    /// Threads that serve requests.
+    pub worker_threads: usize,
+    /// The shim; absent: `corten-shim` beside this executable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shim: Option<PathBuf>,
+    /// The runtime of sandboxes that name no handler.
+    pub default_runtime: String,
+    /// Parent of the cgroups of sandboxes that name none.
+    pub cgroup_parent: String,
+    /// Where the pods' network namespaces are bound.
+    pub netns_dir: PathBuf,
+    /// The server's own log, on stderr.
+    pub log: Log,
+    /// Pod networks.
+    pub cni: Cni,
+    /// OCI runtimes by handler name.
+    pub runtimes: BTreeMap<String, Runtime>,
+    /// How registries are reached, by the host in image names.
+    pub registries: BTreeMap<String, RegistryConfig>,
+}
+
+/// The server's own log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// The least severe level that is written.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// Levels, most severe first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are the levels of `tracing`")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Forms of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Pod networks, by CNI plugins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cni {
+    /// Directory of the network configurations; the first valid one by name is used.
+    pub conf_dir: PathBuf,
+    /// Directories of the plugins, searched in this order.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Longest time one plugin may take, in seconds.
+    pub timeout_s: u64,
+}
+
+/// An OCI runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    /// The executable; it takes runc's command line.
+    pub path: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            root: "/var/lib/corten".into(),
+            state: "/run/corten".into(),
+            listen: "/run/corten/corten.sock".into(),
+            worker_threads: 2,
+            shim: None,
+            default_runtime: OWN_RUNTIME.into(),
+            cgroup_parent: "/corten".into(),
+            netns_dir: "/run/netns".into(),
+            log: Log::default(),
+            cni: Cni::default(),
+            runtimes: BTreeMap::new(),
+            registries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log {
+            level: LogLevel::Info,
+            format: LogFormat::Text,
+        }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Cni {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            timeout_s: 60,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file` and what lies in `conf.d` beside it; without one [`DEFAULT_FILE`], which may be absent. `adjust`
+    /// is the command line's word, spoken before the rules are checked.
+    pub fn load(file: Option<&Path>, adjust: impl FnOnce(&mut Config)) -> Result<Config, Problems> {
+        load::load(file, adjust)
+    }
+
+    /// The shim's executable.
+    pub fn shim(&self) -> PathBuf {
+        self.shim
+            .clone()
+            .unwrap_or_else(|| beside_self("corten-shim"))
+    }
+
+    /// The executable of a runtime handler, the default one's for the empty name; none for unknown handlers.
+    pub fn runtime(&self, handler: &str) -> Option<PathBuf> {
+        let name = if handler.is_empty() {
+            &self.default_runtime
+        } else {
+            handler
+        };
+        match self.runtimes.get(name) {
+            Some(runtime) => Some(runtime.path.clone()),
+            None => (name == OWN_RUNTIME).then(|| beside_self(OWN_RUNTIME)),
+        }
+    }
+
+    /// The names of all runtime handlers, in order, [`OWN_RUNTIME`] included.
+    pub fn handlers(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.runtimes.keys().map(String::as_str).collect();
+        if let Err(place) = names.binary_search(&OWN_RUNTIME) {
+            names.insert(place, OWN_RUNTIME);
+        }
+        names
+    }
+
+    /// Every broken rule: the key's path and what it must be.
+    fn broken_rules(&self) -> Vec<(Vec<String>, String)> {
+        let mut broken = Vec::new();
+        let mut rule = |holds: bool, key: &[&str], rule: &str| {
+            if !holds {
+                broken.push((
+                    key.iter().map(|&part| part.to_owned()).collect(),
+                    rule.to_owned(),
+                ));
+            }
+        };
+        for (key, path) in [
+            ("root", &self.root),
+            ("state", &self.state),
+            ("listen", &self.listen),
+            ("netns_dir", &self.netns_dir),
+        ] {
+            rule(
+                is_plain_absolute(path),
+                &[key],
+                "must be an absolute path without ..",
+            );
+        }
+        if let Some(shim) = &self.shim {
+            rule(
+                is_plain_absolute(shim),
+                &["shim"],
+                "must be an absolute path without ..",
+            );
+        }
+        let nested = self.root.starts_with(&self.state) || self.state.starts_with(&self.root);
+        rule(
+            !nested,
+            &["state"],
+            "must be neither inside root nor around it",
+        );
+        rule(
+            self.listen.as_os_str().len() <= MAX_SOCKET_PATH,
+            &["listen"],
+            "must be at most 107 bytes long, the kernel's limit for a socket (unix(7))",
+        );
+        rule(
+            (1..=64).contains(&self.worker_threads),
+            &["worker_threads"],
+            "must be 1 to 64",
+        );
+        rule(
+            self.runtime("").is_some(),
+            &["default_runtime"],
+            "must be the name of an entry of [runtimes], or corten",
+        );
+        let parent = Path::new(&self.cgroup_parent);
+        rule(
+            is_plain_absolute(parent),
+            &["cgroup_parent"],
+            "must be an absolute path without ..",
+        );
+        for (name, runtime) in &self.runtimes {
+            let path = is_plain_absolute(&runtime.path);
+            rule(
+                path,
+                &["runtimes", name, "path"],
+                "must be an absolute path without ..",
+            );
+            rule(
+                is_handler(name),
+                &["runtimes", name],
+                "must be named by a-z, 0-9, - and .",
+            );
+        }
+        let dirs = &self.cni.bin_dirs;
+        rule(
+            is_plain_absolute(&self.cni.conf_dir),
+            &["cni", "conf_dir"],
+            "must be absolute",
+        );
+        rule(
+            !dirs.is_empty() && dirs.iter().all(|dir| is_plain_absolute(dir)),
+            &["cni", "bin_dirs"],
+            "must be one or more absolute paths",
+        );
+        rule(
+            (1..=600).contains(&self.cni.timeout_s),
+            &["cni", "timeout_s"],
+            "must be 1 to 600",
+        );
+        broken
+    }
+}
+
+/// Longest path of a unix socket: sun_path without its NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+fn is_plain_absolute(path: &Path) -> bool {
+    use std::path::Component;
+    path.is_absolute()
+        && path
+            .components()
+            .all(|it| matches!(it, Component::Normal(_) | Component::RootDir))
+}
+
+/// What Kubernetes takes as a RuntimeClass handler: a DNS label or subdomain.
+fn is_handler(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    bytes.iter().all(|&b| inner(b)) && edge(bytes.first()) && edge(bytes.last())
+}
+
+/// An executable installed with this one.
+fn beside_self(name: &str) -> PathBuf {
+    // Without /proc there is no server at all; the bare name gives the clearer error, from whoever executes it.
+    std::env::current_exe()
+        .ok()
+        .and_then(|own| own.parent().map(|directory| directory.join(name)))
+        .unwrap_or_else(|| PathBuf::from(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_printed_default_is_the_default() {
+        let printed: Config = toml::from_str(DEFAULT_TEXT).unwrap();
+        assert_eq!(printed, Config::default());
+        assert!(printed.broken_rules().is_empty());
+    }
+
+    #[test]
+    fn the_printed_default_names_every_key() {
+        let printed: toml::Table = toml::from_str(DEFAULT_TEXT).unwrap();
+        let own = toml::Table::try_from(Config::default()).unwrap();
+        for (key, value) in &own {
+            assert!(printed.contains_key(key), "{key}");
+            for inner in value.as_table().into_iter().flat_map(|table| table.keys()) {
+                assert!(printed[key].get(inner).is_some(), "{key}.{inner}");
+            }
+        }
+        // Optional keys have no value to print: they stand there as comments.
+        for optional in [
+            "# shim =",
+            "# [runtimes.",
+            "# path =",
+            "# [registries.",
+            "# plain_http =",
+        ] {
+            assert!(DEFAULT_TEXT.contains(optional), "{optional}");
+        }
+    }
+
+    #[test]
+    fn handlers() {
+        let mut config = Config::default();
+        assert!(config.runtime("").unwrap().ends_with("corten"));
+        assert_eq!(config.runtime(""), config.runtime("corten"));
+        assert_eq!(config.runtime("runc"), None);
+        for name in ["runc", "a"] {
+            config.runtimes.insert(
+                name.into(),
+                Runtime {
+                    path: "/usr/sbin/runc".into(),
+                },
+            );
+        }
+        config.default_runtime = "runc".into();
+        assert_eq!(config.runtime(""), Some("/usr/sbin/runc".into()));
+        assert_eq!(config.handlers(), ["a", "corten", "runc"]);
+    }
+
+    #[test]
+    fn rules() {
+        type Change = fn(&mut Config);
+        let cases: &[(Change, &str)] = &[
+            (|c| c.root = "var".into(), "root"),
+            (|c| c.root = "/var/../etc".into(), "root"),
+            (|c| c.state = "/var/lib/corten/state".into(), "state"),
+            (|c| c.root = c.state.clone(), "state"),
+            (
+                |c| c.listen = format!("/{}", "x".repeat(107)).into(),
+                "listen",
+            ),
+            (|c| c.worker_threads = 0, "worker_threads"),
+            (|c| c.default_runtime = "none".into(), "default_runtime"),
+            (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
+            (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
+            (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
+            (|c| c.shim = Some("shim".into()), "shim"),
+            (
+                |c| {
+                    c.runtimes
+                        .insert("Bad_Name".into(), Runtime { path: "/x".into() });
+                },
+                "runtimes.Bad_Name",
+            ),
+        ];
+        for (change, key) in cases {
+            let mut config = Config::default();
+            change(&mut config);
+            let broken: Vec<_> = config
+                .broken_rules()
+                .into_iter()
+                .map(|(key, _)| key.join("."))
+                .collect();
+            assert_eq!(broken, [*key]);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Pod networks: the namespace, the plugins that fill it, and the two files that name things in it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`netns`] | a network namespace with its loopback up, kept alive by a bind mount |
+//! | [`cni`] | the plugin chain of the node's CNI configuration |
+//! | [`dns`] | `resolv.conf` and `hostname` of a sandbox |
+//!
+//! A sandbox with the node's network has none of this but the files.
+
+pub mod cni;
+pub mod dns;
+pub mod netns;
+
+pub use cni::{Attachment, Cni, PodNetwork};

@@ -1,0 +1,159 @@
+//! CRI configuration to OCI spec.
+//!
+//! ```text
+//! RunPodSandbox    check_sandbox ───────────────────────────────────────> sandbox()   ──> config.json of the infra container
+//! CreateContainer  check_container ──> user::resolve ──> Sources::read ─> container() ──> config.json of the container
+//!                  (pure; before any   (image's passwd,  (host paths,     (pure)
+//!                   side effect)        group files)      devices)
+//! ```
+//!
+//! [`check_sandbox`] and [`check_container`] refuse everything that can be refused by looking at the request alone;
+//! callers run them before they touch the node. What is not built is an error of kind
+//! [`Unimplemented`](Kind::Unimplemented) naming field and value, never left out silently.
+//!
+//! | module | makes |
+//! |---|---|
+//! | `unsupported` | the refusals of what is not built |
+//! | `process` | args, env, cwd |
+//! | `capabilities` `security` | capability sets; privileged, masks, seccomp and LSM fields |
+//! | `namespaces` | which namespaces are new, joined or the node's |
+//! | `mounts` | the mount list and its order |
+//! | `devices` | device nodes and the device cgroup's rules |
+//! | `resources` | cgroup limits, oom_score_adj, the cgroup's path |
+//! | `host` | what the node looks like; the only module here, with `user`, that reads it |
+//! | `user` | uid, gid and groups out of the image's files |
+//! | `stop_signal` | CRI's and the image's signal names to numbers |
+
+mod capabilities;
+mod container;
+mod devices;
+mod error;
+mod host;
+mod mountinfo;
+mod mounts;
+mod namespaces;
+mod process;
+mod resources;
+mod sandbox;
+mod security;
+pub mod stop_signal;
+mod sysctl;
+mod unsupported;
+pub mod user;
+
+use std::path::{Path, PathBuf};
+
+use corten_proto::cri::{ContainerConfig, PodSandboxConfig};
+use corten_proto::id::{ContainerId, SandboxId};
+use oci_spec::image::ImageConfiguration;
+
+pub use container::{check_container, container};
+pub use error::{Kind, SpecError};
+pub use host::{Host, HostDevice, MountSource, Sources};
+pub use resources::cgroups_path;
+pub use sandbox::{check_sandbox, sandbox};
+pub use user::User;
+
+/// OCI runtime-spec version written into every config.json: what runc 1.1 still takes.
+const OCI_VERSION: &str = "1.0.2";
+
+/// Everything the infra container's spec is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct SandboxSpecInput<'a> {
+    /// The sandbox, and its infra container.
+    pub id: &'a SandboxId,
+    /// The request.
+    pub config: &'a PodSandboxConfig,
+    /// Absolute path of the read-only root that holds `/pause`.
+    pub rootfs: &'a Path,
+    /// Network namespace to join; required unless the sandbox's network is the node's.
+    pub netns: Option<&'a Path>,
+    /// See [`cgroups_path`].
+    pub cgroups_path: &'a Path,
+    /// The node.
+    pub host: &'a Host,
+}
+
+/// Everything a container's spec is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerSpecInput<'a> {
+    /// The container.
+    pub id: &'a ContainerId,
+    /// Its sandbox.
+    pub sandbox_id: &'a SandboxId,
+    /// The configuration the sandbox was run with (not the copy in the CreateContainer request).
+    pub sandbox_config: &'a PodSandboxConfig,
+    /// The request.
+    pub config: &'a ContainerConfig,
+    /// The image's own configuration.
+    pub image_config: &'a ImageConfiguration,
+    /// The name the image was asked for by, for the annotation.
+    pub image_name: &'a str,
+    /// Absolute path of the container's root filesystem.
+    pub rootfs: &'a Path,
+    /// Directory holding the sandbox's `resolv.conf`, `hostname` and `shm`.
+    pub sandbox_dir: &'a Path,
+    /// What `$HOSTNAME` says: the pod's hostname, or the node's where the pod has the node's network.
+    pub hostname: &'a str,
+    /// Host pid of the sandbox's infra container, whose namespaces are joined.
+    pub infra_pid: i32,
+    /// Host pid of the running container that `namespace_options.target_id` names; required for pid mode TARGET.
+    pub target_pid: Option<i32>,
+    /// The resolved user.
+    pub user: &'a User,
+    /// See [`cgroups_path`].
+    pub cgroups_path: &'a Path,
+    /// The node's side of the request's mounts and devices.
+    pub sources: &'a Sources,
+    /// The node.
+    pub host: &'a Host,
+}
+
+/// Lexically cleaned absolute path: no `.`, no `..`, no doubled slashes; `..` never leaves the root.
+///
+/// For paths inside a container only, where the runtime resolves links again; never to judge a path of the node.
+fn clean(path: &str) -> PathBuf {
+    use std::path::Component;
+    let mut clean = PathBuf::from("/");
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+/// `path`, cleaned, if it is absolute and holds no NUL.
+fn absolute(field: &str, path: &str) -> Result<PathBuf, SpecError> {
+    if path.starts_with('/') && !path.contains('\0') {
+        return Ok(clean(path));
+    }
+    Err(SpecError::invalid(
+        field,
+        path,
+        "must be an absolute path without NUL",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_cleaned_within_the_root() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("/a//b/./c", "/a/b/c"),
+            ("/a/../b", "/b"),
+            ("/../../a", "/a"),
+            ("a/b", "/a/b"),
+        ] {
+            assert_eq!(clean(path), Path::new(expected), "{path}");
+        }
+        assert!(absolute("f", "a").is_err() && absolute("f", "/a\0").is_err());
+    }
+}

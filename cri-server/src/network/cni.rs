@@ -1,0 +1,357 @@
+//! Pod networks by CNI plugins (CNI specification 0.3.0 to 1.1.0).
+//!
+//! ```text
+//! add      plugin 1 ADD ──result──> plugin 2 ADD (prevResult) ──result──> ... last result: the pod's addresses
+//! remove   ... <── plugin 2 DEL <── plugin n DEL, each with the last result as prevResult
+//! ```
+//!
+//! An [`Attachment`] keeps the configuration that was used and the result, so that DEL works when the configuration
+//! has changed or gone. An ADD that fails half-way runs DEL for every plugin that was begun.
+//!
+//! The configuration belongs to others: the directory is listed whenever it is needed, and read anew when a name, a
+//! size or a time in it has changed. There is no watch that could miss a rename or lose its directory.
+//!
+//! Left out: CHECK, STATUS and GC; networks of Windows and per-runtime configurations.
+
+mod conf;
+mod plugin;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use corten_proto::cri::{PortMapping, Protocol};
+use corten_proto::id::SandboxId;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config;
+use conf::Network;
+use plugin::{Command, Invocation};
+
+/// The interface that plugins make in the pod.
+const INTERFACE: &str = "eth0";
+/// Where the loopback's addresses would be; a pod's are elsewhere.
+const PORT_MAPPINGS: &str = "portMappings";
+
+/// What plugins are told of a pod.
+#[derive(Clone, Debug)]
+pub struct PodNetwork {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Its network namespace; DEL also works when it has gone.
+    pub netns: PathBuf,
+    /// Name of the pod.
+    pub name: String,
+    /// Kubernetes namespace of the pod.
+    pub namespace: String,
+    /// UID of the pod.
+    pub uid: String,
+    /// Ports of the node that lead to the pod; those with host port 0 map nothing.
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// What ADD came to: part of the sandbox's record, and all that DEL needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The pod's addresses, the primary one first.
+    pub ips: Vec<IpAddr>,
+    /// The network configuration that was used.
+    network: Value,
+    /// The last plugin's result.
+    result: Value,
+}
+
+/// The node's CNI configuration and plugins.
+#[derive(Debug)]
+pub struct Cni {
+    conf_dir: PathBuf,
+    bin_dirs: Vec<PathBuf>,
+    timeout: Duration,
+    /// What was read last, and from what.
+    loaded: Mutex<Option<Loaded>>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    listing: Vec<Listed>,
+    network: Result<Network, String>,
+}
+
+/// A configuration file as the directory shows it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Listed {
+    path: PathBuf,
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Cni {
+    /// Reads nothing yet.
+    pub fn new(config: &config::Cni) -> Cni {
+        Cni {
+            conf_dir: config.conf_dir.clone(),
+            bin_dirs: config.bin_dirs.clone(),
+            timeout: Duration::from_secs(config.timeout_s),
+            loaded: Mutex::new(None),
+        }
+    }
+
+    /// Whether pods can have a network now; else why not. Lists a directory.
+    pub fn ready(&self) -> Result<(), String> {
+        let network = self.network()?;
+        for plugin in &network.plugins {
+            plugin::find(&self.bin_dirs, &plugin.kind).map_err(|error| format!("{error:#}"))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the pod to the node's network.
+    pub async fn add(&self, pod: &PodNetwork) -> Result<Attachment> {
+        let network = self.network().map_err(anyhow::Error::msg)?;
+        let mut result = None;
+        for (index, plugin) in network.plugins.iter().enumerate() {
+            let stdin = plugin.stdin(&network, &capabilities(pod), result.as_ref());
+            match self
+                .run(Command::Add, plugin, stdin, pod)
+                .await
+                .and_then(checked_result)
+            {
+                Ok(next) => result = Some(next),
+                Err(error) => {
+                    // DEL for this one too: it may have failed with half its work done.
+                    let begun = &network.plugins[..=index];
+                    if let Err(undo) = self.delete(&network, begun, pod, result.as_ref()).await {
+                        tracing::warn!(sandbox = %pod.id, "undo a failed CNI ADD: {undo:#}");
+                    }
+                    return Err(error.context(format!("CNI network {}", network.name)));
+                }
+            }
+        }
+        let result = result.context("a CNI network has one plugin at least")?;
+        let ips = addresses(&result)?;
+        Ok(Attachment {
+            ips,
+            network: network.source,
+            result,
+        })
+    }
+
+    /// Detaches the pod; doing it again is fine. Without an attachment the present configuration is all there is to go
+    /// by, and where there is none either, nothing was attached.
+    pub async fn remove(&self, pod: &PodNetwork, attachment: Option<&Attachment>) -> Result<()> {
+        let network = match attachment {
+            Some(attachment) => {
+                conf::parse_list(&attachment.network).context("the recorded CNI configuration")?
+            }
+            None => match self.network() {
+                Ok(network) => network,
+                Err(_not_configured) => return Ok(()),
+            },
+        };
+        let result = attachment.map(|attachment| &attachment.result);
+        self.delete(&network, &network.plugins, pod, result)
+            .await
+            .with_context(|| format!("CNI network {}", network.name))
+    }
+
+    /// DEL, last plugin first. One that fails does not keep the others from their part; the first error is told.
+    async fn delete(
+        &self,
+        network: &Network,
+        plugins: &[conf::Plugin],
+        pod: &PodNetwork,
+        result: Option<&Value>,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        for plugin in plugins.iter().rev() {
+            let stdin = plugin.stdin(network, &capabilities(pod), result);
+            let deleted = self
+                .run(Command::Del, plugin, stdin, pod)
+                .await
+                .map(|_nothing| ());
+            outcome = outcome.and(deleted);
+        }
+        outcome
+    }
+
+    async fn run(
+        &self,
+        command: Command,
+        plugin: &conf::Plugin,
+        stdin: Value,
+        pod: &PodNetwork,
+    ) -> Result<Value> {
+        // An empty one tells DEL that the namespace has gone (CNI specification, DEL).
+        let gone = command == Command::Del && !pod.netns.exists();
+        let invocation = Invocation {
+            command,
+            program: plugin::find(&self.bin_dirs, &plugin.kind)?,
+            container_id: pod.id.as_str(),
+            netns: if gone { Path::new("") } else { &pod.netns },
+            interface: INTERFACE,
+            args: kubernetes_args(pod),
+            path: &self.bin_dirs,
+            timeout: self.timeout,
+        };
+        invocation.run(&stdin).await.with_context(|| {
+            format!(
+                "CNI plugin {} {} for sandbox {}",
+                plugin.kind,
+                command.name(),
+                pod.id
+            )
+        })
+    }
+
+    /// The network of the first valid configuration by name, from memory while the directory stays as it was.
+    fn network(&self) -> Result<Network, String> {
+        let listing = list(&self.conf_dir)?;
+        let mut loaded = self
+            .loaded
+            .lock()
+            .expect("nothing panics with this lock held");
+        if loaded
+            .as_ref()
+            .is_none_or(|loaded| loaded.listing != listing)
+        {
+            let network = read_first(&self.conf_dir, &listing);
+            *loaded = Some(Loaded { listing, network });
+        }
+        let loaded = loaded.as_ref().expect("it was filled just now");
+        loaded.network.clone()
+    }
+}
+
+/// The configuration files of the directory by name.
+fn list(directory: &Path) -> Result<Vec<Listed>, String> {
+    let failed = |error: std::io::Error| {
+        format!(
+            "no CNI configuration: read {}: {error}",
+            directory.display()
+        )
+    };
+    let mut listing = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if !path
+            .extension()
+            .is_some_and(|it| it == "conflist" || it == "conf" || it == "json")
+        {
+            continue;
+        }
+        // Links are followed: configurations are often links into another tree.
+        let Ok(meta) = std::fs::metadata(&path) else {
+            continue;
+        };
+        listing.push(Listed {
+            path,
+            size: meta.len(),
+            modified: meta.modified().ok(),
+        });
+    }
+    listing.sort();
+    Ok(listing)
+}
+
+fn read_first(directory: &Path, listing: &[Listed]) -> Result<Network, String> {
+    let mut problems = Vec::new();
+    for Listed { path, .. } in listing {
+        match conf::read(path) {
+            Ok(network) => return Ok(network),
+            Err(error) => problems.push(format!("{}: {error:#}", path.display())),
+        }
+    }
+    if problems.is_empty() {
+        return Err(format!("no CNI configuration in {}", directory.display()));
+    }
+    Err(format!(
+        "no valid CNI configuration: {}",
+        problems.join("; ")
+    ))
+}
+
+/// What plugins that declare a capability get for it.
+fn capabilities(pod: &PodNetwork) -> Vec<(&'static str, Value)> {
+    let mappings: Vec<Value> = pod
+        .port_mappings
+        .iter()
+        .filter(|mapping| mapping.host_port > 0)
+        .map(|mapping| {
+            let protocol = Protocol::try_from(mapping.protocol).unwrap_or(Protocol::Tcp);
+            json!({
+                "hostPort": mapping.host_port,
+                "containerPort": mapping.container_port,
+                "protocol": protocol.as_str_name().to_ascii_lowercase(),
+                "hostIP": mapping.host_ip,
+            })
+        })
+        .collect();
+    if mappings.is_empty() {
+        Vec::new()
+    } else {
+        vec![(PORT_MAPPINGS, Value::Array(mappings))]
+    }
+}
+
+/// CNI_ARGS as every Kubernetes runtime gives them. The list is joined by `;`: a name with one would add a key.
+fn kubernetes_args(pod: &PodNetwork) -> String {
+    let safe = |value: &str| value.replace([';', '=', '\0', '\n'], "_");
+    format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+        safe(&pod.namespace),
+        safe(&pod.name),
+        pod.id,
+        safe(&pod.uid),
+    )
+}
+
+/// The result of an ADD, which the next plugin and DEL rely on.
+fn checked_result(result: Value) -> Result<Value> {
+    if result.is_object() {
+        return Ok(result);
+    }
+    bail!("the plugin's result is not a JSON object");
+}
+
+/// The addresses of a result, in its order: the first is the pod's primary one. Those of interfaces that are the
+/// node's own, which have no sandbox, are left out.
+fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
+    let interfaces = result["interfaces"].as_array();
+    let is_pods = |ip: &Value| {
+        let index = ip["interface"]
+            .as_u64()
+            .and_then(|index| usize::try_from(index).ok());
+        match (index, interfaces) {
+            (Some(index), Some(interfaces)) => interfaces
+                .get(index)
+                .is_none_or(|it| it["sandbox"].as_str().is_some_and(|path| !path.is_empty())),
+            _ => true,
+        }
+    };
+    let ips = result["ips"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let addresses = ips
+        .iter()
+        .filter(|ip| is_pods(ip))
+        .map(|ip| {
+            let address = ip["address"].as_str().unwrap_or_default();
+            let bare = address
+                .split_once('/')
+                .map_or(address, |(bare, _prefix)| bare);
+            bare.parse()
+                .with_context(|| format!("CNI result: ips address {address:?}"))
+        })
+        .collect::<Result<Vec<IpAddr>>>()?;
+    if addresses.is_empty() {
+        bail!("the CNI result holds no address of the pod");
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,347 @@
+//! The plugin chain against fake plugins at the process boundary, and as root against the real bridge.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
+use super::*;
+use crate::network::netns;
+
+/// Logs what it was given beside itself, then does what the configuration's `say` and `exit` ask for.
+const FAKE_PLUGIN: &str = r#"#!/bin/sh
+input=$(cat)
+log=$(dirname "$0")/log
+echo "$(basename "$0") $CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME ns=$CNI_NETNS $input" >> "$log"
+env | sort > "$(dirname "$0")/env"
+case "$input" in
+  *'"hang"'*) sleep 60 ;;
+  *'"fail"'*) [ "$CNI_COMMAND" = ADD ] && { echo '{"code":11,"msg":"try again","details":"later"}'; exit 1; } ;;
+  *'"crash"'*) echo oops >&2; exit 3 ;;
+esac
+[ "$CNI_COMMAND" = DEL ] && exit 0
+echo '{"cniVersion":"1.0.0","interfaces":[{"name":"br0"},{"name":"eth0","sandbox":"/ns"}],
+ "ips":[{"address":"10.1.2.3/24","interface":1},{"address":"10.1.2.1/24","interface":0},{"address":"fd00::3/64","interface":1}]}'
+"#;
+
+/// A configuration directory and two fake plugins, `one` and `two`.
+struct Fixture {
+    directory: tempfile::TempDir,
+    cni: Cni,
+}
+
+impl Fixture {
+    fn new(plugins: &Value) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["one", "two"] {
+            let path = directory.path().join(name);
+            fs::write(&path, FAKE_PLUGIN).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let cni = Cni::new(&config::Cni {
+            conf_dir: directory.path().join("conf"),
+            bin_dirs: vec![directory.path().join("none"), directory.path().to_owned()],
+            timeout_s: 2,
+        });
+        fs::create_dir(directory.path().join("conf")).unwrap();
+        let fixture = Fixture { directory, cni };
+        fixture.configure("10-net.conflist", plugins);
+        fixture
+    }
+
+    fn configure(&self, file: &str, plugins: &Value) {
+        let list = json!({ "name": "net", "cniVersion": "1.0.0", "plugins": plugins });
+        fs::write(
+            self.directory.path().join("conf").join(file),
+            list.to_string(),
+        )
+        .unwrap();
+    }
+
+    fn pod(&self) -> PodNetwork {
+        let mapping = |host_port| PortMapping {
+            protocol: Protocol::Udp.into(),
+            container_port: 53,
+            host_port,
+            host_ip: String::new(),
+        };
+        PodNetwork {
+            id: "sandbox-1".parse().unwrap(),
+            netns: self.directory.path().to_owned(),
+            name: "web;EVIL=1".into(),
+            namespace: "default".into(),
+            uid: "u-1".into(),
+            port_mappings: vec![mapping(0), mapping(5353)],
+        }
+    }
+
+    /// The lines that the plugins logged, each cut at `width` words.
+    fn log(&self, width: usize) -> Vec<String> {
+        let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        log.lines()
+            .map(|line| line.split(' ').take(width).collect::<Vec<_>>().join(" "))
+            .collect()
+    }
+
+    /// What the n-th run read on stdin.
+    fn stdin(&self, run: usize) -> Value {
+        let log = fs::read_to_string(self.directory.path().join("log")).unwrap();
+        let line = log.lines().nth(run).unwrap();
+        serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap()
+    }
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+#[test]
+fn a_chain_is_added_forwards_and_removed_backwards() {
+    let plugins = json!([
+        { "type": "one" },
+        { "type": "two", "capabilities": { "portMappings": true } },
+    ]);
+    let fixture = Fixture::new(&plugins);
+    let pod = fixture.pod();
+    let attachment = run(fixture.cni.add(&pod)).unwrap();
+    let ips: Vec<String> = attachment.ips.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        ips,
+        ["10.1.2.3", "fd00::3"],
+        "the bridge's own address is not the pod's"
+    );
+    assert_eq!(
+        fixture.log(4),
+        ["one ADD sandbox-1 eth0", "two ADD sandbox-1 eth0"]
+    );
+    assert_eq!(fixture.stdin(0).get("prevResult"), None);
+    assert_eq!(
+        fixture.stdin(1)["prevResult"]["ips"][0]["address"],
+        "10.1.2.3/24"
+    );
+    let ports = &fixture.stdin(1)["runtimeConfig"]["portMappings"];
+    assert_eq!(
+        ports.as_array().unwrap().len(),
+        1,
+        "host port 0 maps nothing"
+    );
+    assert_eq!(
+        (&ports[0]["hostPort"], &ports[0]["protocol"]),
+        (&json!(5353), &json!("udp"))
+    );
+
+    // The configuration goes, the namespace goes: the record is enough.
+    fs::remove_dir_all(fixture.directory.path().join("conf")).unwrap();
+    let text = serde_json::to_string(&attachment).unwrap();
+    let recorded: Attachment = serde_json::from_str(&text).unwrap();
+    let gone = PodNetwork {
+        netns: "/nonexistent/ns".into(),
+        ..pod
+    };
+    run(fixture.cni.remove(&gone, Some(&recorded))).unwrap();
+    let log = fixture.log(5);
+    assert_eq!(
+        log[2..],
+        ["two DEL sandbox-1 eth0 ns=", "one DEL sandbox-1 eth0 ns="]
+    );
+    assert_eq!(
+        fixture.stdin(3)["prevResult"]["ips"][0]["address"],
+        "10.1.2.3/24"
+    );
+    run(fixture.cni.remove(&gone, None)).unwrap();
+    assert_eq!(
+        fixture.log(1).len(),
+        4,
+        "without record and configuration nothing is run"
+    );
+}
+
+#[test]
+fn the_environment_is_the_specifications() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    run(fixture.cni.add(&fixture.pod())).unwrap();
+    let env = fs::read_to_string(fixture.directory.path().join("env")).unwrap();
+    let names: Vec<&str> = env
+        .lines()
+        .map(|line| line.split('=').next().unwrap())
+        .collect();
+    // _, PWD and the like are the shell's own.
+    let given: Vec<_> = names
+        .iter()
+        .filter(|it| it.starts_with("CNI_") || **it == "PATH")
+        .collect();
+    assert_eq!(
+        given,
+        [
+            &"CNI_ARGS",
+            &"CNI_COMMAND",
+            &"CNI_CONTAINERID",
+            &"CNI_IFNAME",
+            &"CNI_NETNS",
+            &"CNI_PATH",
+            &"PATH"
+        ]
+    );
+    assert!(
+        !names.contains(&"CARGO_MANIFEST_DIR"),
+        "nothing of the server's: {names:?}"
+    );
+    assert!(env.contains(
+        "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web_EVIL_1;\
+         K8S_POD_INFRA_CONTAINER_ID=sandbox-1;K8S_POD_UID=u-1\n"
+    ));
+}
+
+#[test]
+fn a_failed_add_is_undone_and_told() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }, { "type": "two", "mode": "fail" }]));
+    let error = run(fixture.cni.add(&fixture.pod())).unwrap_err();
+    let text = format!("{error:#}");
+    for part in ["net", "two ADD", "sandbox-1", "try again: later (code 11)"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert_eq!(fixture.log(2), ["one ADD", "two ADD", "two DEL", "one DEL"]);
+}
+
+#[test]
+fn a_crash_is_told_by_stderr() {
+    let fixture = Fixture::new(&json!([{ "type": "one", "mode": "crash" }]));
+    let text = format!("{:#}", run(fixture.cni.add(&fixture.pod())).unwrap_err());
+    assert!(text.contains("exit status: 3: oops"), "{text}");
+}
+
+#[test]
+fn a_plugin_that_hangs_is_killed_with_its_children() {
+    let fixture = Fixture::new(&json!([{ "type": "one", "mode": "hang" }]));
+    let started = Instant::now();
+    let pod = fixture.pod();
+    // DEL alone: an ADD would hang twice.
+    let text = format!("{:#}", run(fixture.cni.remove(&pod, None)).unwrap_err());
+    assert!(
+        text.contains("one DEL") && text.contains("not done after 2 s"),
+        "{text}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn the_first_valid_configuration_counts_and_changes_are_seen() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    assert_eq!(fixture.cni.ready(), Ok(()));
+    let conf = fixture.directory.path().join("conf");
+
+    fs::write(conf.join("00-broken.conf"), "{").unwrap();
+    fs::write(
+        conf.join("01-evil.conf"),
+        r#"{"name":"e","cniVersion":"1.0.0","type":"../one"}"#,
+    )
+    .unwrap();
+    assert_eq!(fixture.cni.ready(), Ok(()), "what is broken is passed over");
+
+    fs::remove_file(conf.join("10-net.conflist")).unwrap();
+    let reason = fixture.cni.ready().unwrap_err();
+    assert!(
+        reason.contains("00-broken.conf") && reason.contains("without slashes"),
+        "{reason}"
+    );
+
+    fixture.configure("20.conflist", &json!([{ "type": "three" }]));
+    let reason = fixture.cni.ready().unwrap_err();
+    assert!(reason.contains("CNI plugin three is not in"), "{reason}");
+
+    fs::remove_dir_all(&conf).unwrap();
+    assert!(
+        fixture
+            .cni
+            .ready()
+            .unwrap_err()
+            .contains("no CNI configuration")
+    );
+    fs::create_dir(&conf).unwrap();
+    assert!(
+        fixture
+            .cni
+            .ready()
+            .unwrap_err()
+            .contains("no CNI configuration in")
+    );
+    fixture.configure("30.conflist", &json!([{ "type": "two" }]));
+    assert_eq!(fixture.cni.ready(), Ok(()));
+}
+
+#[test]
+fn results_without_an_address_are_refused() {
+    for (result, good) in [
+        (json!({ "ips": [{ "address": "10.0.0.1/8" }] }), true),
+        (json!({ "ips": [] }), false),
+        (json!({}), false),
+        (json!({ "ips": [{ "address": "x" }] }), false),
+        (
+            json!({ "ips": [{ "address": "10.0.0.1/8", "interface": 0 }], "interfaces": [{}] }),
+            false,
+        ),
+    ] {
+        assert_eq!(addresses(&result).is_ok(), good, "{result}");
+    }
+}
+
+/// Removes the bridge that the plugin made; a test that panics leaves none either.
+struct Bridge(&'static str);
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let status = std::process::Command::new("ip")
+            .args(["link", "delete", self.0])
+            .status();
+        assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+#[test]
+fn debians_bridge_attaches_and_detaches_a_namespace() {
+    let plugins = Path::new("/usr/lib/cni");
+    if !nix::unistd::geteuid().is_root() || !plugins.join("bridge").exists() {
+        eprintln!("skipped: needs root and the bridge plugin in /usr/lib/cni");
+        return;
+    }
+    let bridge = Bridge("corten-d2t0");
+    let directory = tempfile::tempdir().unwrap();
+    let list = json!({
+        "name": "corten-unit", "cniVersion": "1.0.0",
+        "plugins": [{
+            "type": "bridge", "bridge": bridge.0, "isGateway": true,
+            "ipam": { "type": "host-local", "dataDir": directory.path().join("ipam"),
+                      "ranges": [[{ "subnet": "10.213.77.0/24" }]] },
+        }],
+    });
+    fs::write(directory.path().join("net.conflist"), list.to_string()).unwrap();
+    let cni = Cni::new(&config::Cni {
+        conf_dir: directory.path().to_owned(),
+        bin_dirs: vec![plugins.to_owned()],
+        timeout_s: 30,
+    });
+    let id: SandboxId = "corten-unit-bridge".parse().unwrap();
+    let namespaces = directory.path().join("ns");
+    let netns = netns::create(&namespaces, &id).unwrap();
+    let pod = PodNetwork {
+        id: id.clone(),
+        netns,
+        name: "p".into(),
+        namespace: "n".into(),
+        uid: "u".into(),
+        port_mappings: Vec::new(),
+    };
+    let attachment = run(cni.add(&pod)).unwrap();
+    assert_eq!(attachment.ips, ["10.213.77.2".parse::<IpAddr>().unwrap()]);
+    let lease = directory.path().join("ipam/corten-unit/10.213.77.2");
+    assert!(lease.exists());
+
+    run(cni.remove(&pod, Some(&attachment))).unwrap();
+    assert!(!lease.exists(), "the address is free again");
+    run(cni.remove(&pod, Some(&attachment))).unwrap();
+    netns::remove(&namespaces, &id).unwrap();
+    run(cni.remove(&pod, Some(&attachment))).unwrap();
+}

@@ -1,0 +1,235 @@
+//! Network namespaces of sandboxes: one file each, kept alive by a bind mount, where ip-netns(8) finds them.
+//!
+//! A namespace is made by a thread that lives for it alone: unshare(2) changes the calling thread, and no other thread
+//! of the server may ever be in a pod's network. When the thread ends, the bind mount is all that holds the
+//! namespace; neither a descriptor nor a process stays behind.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use corten_proto::id::SandboxId;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+
+/// The namespace of the thread that asks, Linux 3.17.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// Makes a network namespace with its loopback up and binds it at `directory`/`id`. Blocks.
+pub fn create(directory: &Path, id: &SandboxId) -> Result<PathBuf> {
+    let path = directory.join(id.as_str());
+    fs::create_dir_all(directory).with_context(|| format!("mkdir {}", directory.display()))?;
+    // Exclusive: whatever lies there belongs to someone.
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .with_context(|| format!("create {}", path.display()))?;
+    let guard = Undo(Some(&path));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, || populate(&path))
+            .context("start a thread for the network namespace")?;
+        thread.join().expect("populate returns its errors")
+    })?;
+    guard.disarm();
+    Ok(path)
+}
+
+/// Removes the namespace at `directory`/`id`; it ends when no process is in it any more. One that is gone is fine.
+pub fn remove(directory: &Path, id: &SandboxId) -> Result<()> {
+    remove_at(&directory.join(id.as_str()))
+}
+
+fn remove_at(path: &Path) -> Result<()> {
+    // DETACH: a process still inside must not keep the file. NOFOLLOW: the name is all that is ours.
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // Not a mount point: left by a server that was killed in `create`, or by a reboot.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(errno) => bail!("umount2 {}: {errno}", path.display()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("unlink {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes what `create` made if it does not come to its end.
+struct Undo<'a>(Option<&'a Path>);
+
+impl Undo<'_> {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0
+            && let Err(error) = remove_at(path)
+        {
+            tracing::warn!("undo a network namespace: {error:#}");
+        }
+    }
+}
+
+/// Runs in the thread: leaves the server's network, brings up the new one's loopback, pins it.
+fn populate(path: &Path) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("unshare CLONE_NEWNET")?;
+    loopback_up().context("bring up the loopback of a new network namespace")?;
+    mount(
+        Some(OWN),
+        path,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .with_context(|| format!("bind {OWN} on {}", path.display()))
+}
+
+/// The loopback's index: the kernel makes it first in every network namespace.
+const LOOPBACK: i32 = 1;
+const HEADER_LEN: usize = 16;
+const INTERFACE_LEN: usize = 16;
+
+/// RTM_NEWLINK with IFF_UP for the loopback of the calling thread's namespace (rtnetlink(7)).
+fn loopback_up() -> Result<()> {
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )
+    .context("socket AF_NETLINK NETLINK_ROUTE")?;
+    let request = loopback_request();
+    sendto(
+        socket.as_raw_fd(),
+        &request,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )
+    .context("send RTM_NEWLINK")?;
+    let mut reply = [0u8; 512];
+    let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty())
+        .context("receive the answer to RTM_NEWLINK")?;
+    match acknowledged(reply.get(..length).unwrap_or_default()) {
+        Some(0) => Ok(()),
+        Some(error) => bail!("RTM_NEWLINK: {}", Errno::from_raw(error.saturating_neg())),
+        None => {
+            bail!("RTM_NEWLINK: the kernel's answer has {length} bytes and is no acknowledgement")
+        }
+    }
+}
+
+/// struct nlmsghdr, then struct ifinfomsg; all in the machine's byte order.
+fn loopback_request() -> [u8; HEADER_LEN + INTERFACE_LEN] {
+    let mut message = [0u8; HEADER_LEN + INTERFACE_LEN];
+    let up = nix::libc::IFF_UP.to_ne_bytes();
+    let flags = nix::libc::NLM_F_REQUEST | nix::libc::NLM_F_ACK;
+    let length = u32::try_from(message.len()).expect("32 fits");
+    let mut put = |at: usize, bytes: &[u8]| message[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &length.to_ne_bytes());
+    put(4, &nix::libc::RTM_NEWLINK.to_ne_bytes());
+    put(
+        6,
+        &u16::try_from(flags)
+            .expect("both flags are in the low bits")
+            .to_ne_bytes(),
+    );
+    put(HEADER_LEN + 4, &LOOPBACK.to_ne_bytes());
+    put(HEADER_LEN + 8, &up);
+    put(HEADER_LEN + 12, &up);
+    message
+}
+
+/// The error number of an NLMSG_ERROR message, 0 for success.
+fn acknowledged(reply: &[u8]) -> Option<i32> {
+    let kind = u16::from_ne_bytes(reply.get(4..6)?.try_into().ok()?);
+    let error = i32::from_ne_bytes(reply.get(HEADER_LEN..HEADER_LEN + 4)?.try_into().ok()?);
+    (i32::from(kind) == nix::libc::NLMSG_ERROR).then_some(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// Namespaces need CAP_SYS_ADMIN.
+    fn is_root() -> bool {
+        let root = nix::unistd::geteuid().is_root();
+        if !root {
+            eprintln!("skipped: needs root");
+        }
+        root
+    }
+
+    fn directory() -> PathBuf {
+        tempfile::tempdir().unwrap().keep()
+    }
+
+    #[test]
+    fn a_namespace_has_its_loopback_up_and_goes_without_a_trace() {
+        if !is_root() {
+            return;
+        }
+        let directory = directory();
+        let id: SandboxId = "ns-test".parse().unwrap();
+        let own = fs::metadata(OWN).unwrap().ino();
+        let path = create(&directory, &id).unwrap();
+        assert_ne!(fs::metadata(&path).unwrap().ino(), own);
+        assert_eq!(
+            fs::metadata(OWN).unwrap().ino(),
+            own,
+            "the caller stayed where it was"
+        );
+        assert!(create(&directory, &id).is_err(), "the name is taken");
+
+        let namespace = fs::File::open(&path).unwrap();
+        let addresses = std::thread::spawn(move || {
+            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            fs::read_to_string("/proc/thread-self/net/route").unwrap()
+        });
+        assert_eq!(
+            addresses.join().unwrap().lines().count(),
+            1,
+            "no route but the loopback's"
+        );
+
+        remove(&directory, &id).unwrap();
+        remove(&directory, &id).unwrap();
+        assert!(!path.exists());
+        fs::remove_dir(&directory).unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(directory.to_str().unwrap()));
+    }
+
+    #[test]
+    fn a_name_without_a_mount_is_removed_too() {
+        let directory = directory();
+        fs::write(directory.join("left"), "").unwrap();
+        remove(&directory, &"left".parse().unwrap()).unwrap();
+        fs::remove_dir(&directory).unwrap();
+    }
+
+    #[test]
+    fn answers_of_the_kernel() {
+        let mut reply = vec![0u8; 36];
+        reply[4..6].copy_from_slice(&2u16.to_ne_bytes());
+        reply[16..20].copy_from_slice(&(-1i32).to_ne_bytes());
+        assert_eq!(acknowledged(&reply), Some(-1));
+        assert_eq!(acknowledged(&reply[..18]), None);
+        reply[4..6].copy_from_slice(&16u16.to_ne_bytes());
+        assert_eq!(acknowledged(&reply), None);
+    }
+}

@@ -1,0 +1,390 @@
+//! The mounts of a container: the kernel's filesystems, the sandbox's files, the request's. Pure.
+//!
+//! One list, ordered by depth of the mount point, so that no mount hides one made before it. A mount of the request
+//! replaces the default at the same place; one on `/dev` or `/sys` also replaces the defaults below.
+//! `/etc/hosts` is not among the defaults: the kubelet mounts its own.
+
+use std::path::{Path, PathBuf};
+
+use corten_proto::cri::{ContainerConfig, Mount as Requested, MountPropagation, NamespaceMode};
+use oci_spec::runtime::{Mount, MountBuilder};
+
+use super::host::MountSource;
+use super::mountinfo::Propagation;
+use super::{ContainerSpecInput, SpecError, namespaces, security};
+
+/// Refuses mounts that break a rule, or that need what is not built.
+pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
+    let mut mounts = config.mounts.iter().enumerate();
+    mounts.try_for_each(|(index, mount)| check_one(index, mount))
+}
+
+fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    let place = super::absolute(&field("container_path"), &mount.container_path)?;
+    if place == Path::new("/") {
+        let rule = "must not be the root itself";
+        return Err(SpecError::invalid(
+            field("container_path"),
+            &mount.container_path,
+            rule,
+        ));
+    }
+    if let Some(image) = &mount.image {
+        let rule = "ImageVolumeMountFailed: image volumes are not supported yet";
+        return Err(SpecError::unimplemented(field("image"), &image.image, rule));
+    }
+    super::absolute(&field("host_path"), &mount.host_path)?;
+    for (name, count) in [
+        ("uidMappings", mount.uid_mappings.len()),
+        ("gidMappings", mount.gid_mappings.len()),
+    ] {
+        if count > 0 {
+            let rule = "idmapped mounts are not supported yet";
+            return Err(SpecError::unimplemented(field(name), count, rule));
+        }
+    }
+    if let Some(option) = mount.mount_options.first() {
+        let rule = "mount options are not supported yet";
+        return Err(SpecError::unimplemented(
+            field("mount_options"),
+            option,
+            rule,
+        ));
+    }
+    let propagation = propagation(index, mount)?;
+    let alone = mount.readonly && propagation == MountPropagation::PropagationPrivate;
+    if mount.recursive_read_only && !alone {
+        let rule = "needs readonly, and propagation PRIVATE";
+        return Err(SpecError::invalid(field("recursive_read_only"), true, rule));
+    }
+    Ok(())
+}
+
+fn propagation(index: usize, mount: &Requested) -> Result<MountPropagation, SpecError> {
+    MountPropagation::try_from(mount.propagation).map_err(|_unknown| {
+        let field = format!("mounts[{index}].propagation");
+        SpecError::invalid(
+            field,
+            mount.propagation,
+            "must be a value of the enum MountPropagation",
+        )
+    })
+}
+
+/// The whole list.
+pub(super) fn of(input: &ContainerSpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
+    let requested = input
+        .config
+        .mounts
+        .iter()
+        .zip(&input.sources.mounts)
+        .enumerate()
+        .map(|(index, (mount, source))| one(index, mount, source, input))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut all = defaults(input)?;
+    all.retain(|default| {
+        !requested
+            .iter()
+            .any(|mount| replaces(mount.destination(), default.destination()))
+    });
+    all.extend(requested);
+    // Stable: of two mounts at one depth the earlier stays first.
+    all.sort_by_key(|mount| mount.destination().components().count());
+    Ok(all)
+}
+
+/// A mount of the request at `place` takes the part of the default mount at `default`.
+fn replaces(place: &Path, default: &Path) -> bool {
+    let whole = [Path::new("/dev"), Path::new("/sys")].contains(&place);
+    place == default || (whole && default.starts_with(place))
+}
+
+/// What `linux.rootfsPropagation` must be for the mounts to propagate: a mount can receive and send only inside a
+/// tree that does.
+pub(super) fn rootfs_propagation(config: &ContainerConfig) -> Option<&'static str> {
+    let any = |wanted: MountPropagation| {
+        config
+            .mounts
+            .iter()
+            .any(|mount| mount.propagation == i32::from(wanted))
+    };
+    if any(MountPropagation::PropagationBidirectional) {
+        return Some("rshared");
+    }
+    any(MountPropagation::PropagationHostToContainer).then_some("rslave")
+}
+
+fn one(
+    index: usize,
+    mount: &Requested,
+    source: &MountSource,
+    input: &ContainerSpecInput<'_>,
+) -> Result<Mount, SpecError> {
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    let mode = propagation(index, mount)?;
+    let propagation = match (mode, source.propagation) {
+        (MountPropagation::PropagationPrivate, _) => "rprivate",
+        (
+            MountPropagation::PropagationHostToContainer,
+            Propagation::Shared | Propagation::Slave,
+        ) => "rslave",
+        (MountPropagation::PropagationBidirectional, Propagation::Shared) => "rshared",
+        (MountPropagation::PropagationHostToContainer, Propagation::Private) => {
+            let rule = "the mount that holds host_path must be shared or slave";
+            return Err(SpecError::invalid(
+                field("propagation"),
+                mode.as_str_name(),
+                rule,
+            ));
+        }
+        (MountPropagation::PropagationBidirectional, _) => {
+            let rule = "the mount that holds host_path must be shared";
+            return Err(SpecError::invalid(
+                field("propagation"),
+                mode.as_str_name(),
+                rule,
+            ));
+        }
+    };
+    if mount.selinux_relabel && input.host.selinux {
+        let rule = "SELinux labels are not supported yet";
+        return Err(SpecError::unimplemented(
+            field("selinux_relabel"),
+            true,
+            rule,
+        ));
+    }
+    let access = match (mount.recursive_read_only, mount.readonly) {
+        (true, _) if !input.host.recursive_read_only => {
+            let rule = "RROUnsupported: needs Linux 5.12";
+            return Err(SpecError::unimplemented(
+                field("recursive_read_only"),
+                true,
+                rule,
+            ));
+        }
+        (true, _) => "rro",
+        (false, true) => "ro",
+        (false, false) => "rw",
+    };
+    let place = super::absolute(&field("container_path"), &mount.container_path)?;
+    Ok(bind(&source.path, &place, &[propagation, access]))
+}
+
+/// What every container has.
+fn defaults(input: &ContainerSpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
+    let privileged = security::is_privileged(input.config);
+    // A privileged container may write to both (api.proto, privileged).
+    let system = if privileged { "rw" } else { "ro" };
+    // The sandbox's files follow the root: read-only with it.
+    let access = if security::context(input.config).is_some_and(|it| it.readonly_rootfs) {
+        "ro"
+    } else {
+        "rw"
+    };
+    let modes = namespaces::of_container(input.config, input.sandbox_config)?;
+    // The memory belongs to the ipc namespace: whoever has the node's has the node's /dev/shm.
+    let shm = match modes.ipc {
+        NamespaceMode::Node => PathBuf::from("/dev/shm"),
+        _ => input.sandbox_dir.join("shm"),
+    };
+    let file = |name: &str| input.sandbox_dir.join(name);
+    let mut mounts = kernel_filesystems(system);
+    mounts.extend([
+        bind(&shm, Path::new("/dev/shm"), &["rprivate", "rw"]),
+        bind(
+            &file("hostname"),
+            Path::new("/etc/hostname"),
+            &["rprivate", access],
+        ),
+        bind(
+            &file("resolv.conf"),
+            Path::new("/etc/resolv.conf"),
+            &["rprivate", access],
+        ),
+    ]);
+    Ok(mounts)
+}
+
+/// `/proc`, `/dev` and `/sys` with what lies in them, as runc's own default spec has them.
+fn kernel_filesystems(system: &str) -> Vec<Mount> {
+    vec![
+        filesystem("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        dev(),
+        filesystem(
+            "sysfs",
+            "sysfs",
+            "/sys",
+            &["nosuid", "noexec", "nodev", system],
+        ),
+        filesystem(
+            "devpts",
+            "devpts",
+            "/dev/pts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        filesystem(
+            "mqueue",
+            "mqueue",
+            "/dev/mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        filesystem(
+            "cgroup",
+            "cgroup",
+            "/sys/fs/cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", system],
+        ),
+    ]
+}
+
+/// The two filesystems the infra container has: no more, for each costs every pod a mount.
+pub(super) fn infra() -> Vec<Mount> {
+    vec![
+        filesystem("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        dev(),
+    ]
+}
+
+fn dev() -> Mount {
+    let options = &["nosuid", "strictatime", "mode=755", "size=65536k"];
+    filesystem("tmpfs", "tmpfs", "/dev", options)
+}
+
+fn filesystem(typ: &str, source: &str, place: &str, options: &[&str]) -> Mount {
+    mount(
+        typ,
+        Path::new(source),
+        Path::new(place),
+        options.iter().copied(),
+    )
+}
+
+fn bind(source: &Path, place: &Path, options: &[&str]) -> Mount {
+    mount(
+        "bind",
+        source,
+        place,
+        ["rbind"].into_iter().chain(options.iter().copied()),
+    )
+}
+
+fn mount<'a>(
+    typ: &str,
+    source: &Path,
+    place: &Path,
+    options: impl Iterator<Item = &'a str>,
+) -> Mount {
+    MountBuilder::default()
+        .destination(place)
+        .typ(typ)
+        .source(source)
+        .options(options.map(str::to_owned).collect::<Vec<_>>())
+        .build()
+        .expect("every field of the builder has a default")
+}
+
+#[cfg(test)]
+mod tests {
+    use corten_proto::cri::{IdMapping, ImageSpec};
+
+    use super::super::Kind;
+    use super::*;
+
+    fn requested(host: &str, container: &str) -> Requested {
+        Requested {
+            host_path: host.into(),
+            container_path: container.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let good = requested("/data", "/data");
+        for (mount, field, kind) in [
+            (requested("/data", "data"), "container_path", Kind::Invalid),
+            (requested("/data", "/x/.."), "container_path", Kind::Invalid),
+            (requested("data", "/data"), "host_path", Kind::Invalid),
+            (requested("", "/data"), "host_path", Kind::Invalid),
+            (
+                Requested {
+                    image: Some(ImageSpec::default()),
+                    ..good.clone()
+                },
+                "image",
+                Kind::Unimplemented,
+            ),
+            (
+                Requested {
+                    uid_mappings: vec![IdMapping::default()],
+                    ..good.clone()
+                },
+                "uidMappings",
+                Kind::Unimplemented,
+            ),
+            (
+                Requested {
+                    mount_options: vec!["noexec".into()],
+                    ..good.clone()
+                },
+                "mount_options",
+                Kind::Unimplemented,
+            ),
+            (
+                Requested {
+                    propagation: 7,
+                    ..good.clone()
+                },
+                "propagation",
+                Kind::Invalid,
+            ),
+            (
+                Requested {
+                    recursive_read_only: true,
+                    ..good.clone()
+                },
+                "recursive_read_only",
+                Kind::Invalid,
+            ),
+        ] {
+            let error = check_one(3, &mount).unwrap_err();
+            assert_eq!(
+                (error.field, error.kind),
+                (format!("mounts[3].{field}"), kind)
+            );
+        }
+        assert_eq!(check_one(0, &good), Ok(()));
+        let rro = Requested {
+            readonly: true,
+            recursive_read_only: true,
+            ..good
+        };
+        assert_eq!(check_one(0, &rro), Ok(()));
+    }
+
+    #[test]
+    fn a_mount_takes_the_place_of_defaults() {
+        for (place, default, expected) in [
+            ("/dev/shm", "/dev/shm", true),
+            ("/dev", "/dev/pts", true),
+            ("/sys", "/sys/fs/cgroup", true),
+            ("/etc", "/etc/hostname", false),
+            ("/dev/shm/x", "/dev/shm", false),
+        ] {
+            assert_eq!(
+                replaces(Path::new(place), Path::new(default)),
+                expected,
+                "{place}"
+            );
+        }
+    }
+}
