@@ -13,6 +13,7 @@ pub mod netns;
 pub mod node;
 pub mod pod;
 pub mod registry;
+pub mod shim;
 
 /// Path of a binary of this workspace (`corten`, `corten-shim`, `corten-cri`, `probe`), built in the same profile as
 /// the test that asks: it lies beside the directory of the test binary.

@@ -1,0 +1,410 @@
+//! One container as the shim holds it, and the states it goes through.
+//!
+//! ```text
+//!   Creating -> Created -> Running -> Draining -> Exited
+//!                  |                     ^
+//!                  +---------------------+          ended before it was started
+//! ```
+//! Transitions are pure. Draining is the time between the end of init and the end of its output, and nobody outside
+//! sees it: the exit is told when the log is complete and the exit record is on disk.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use corten_proto::exit::ExitRecord;
+use corten_proto::id::ContainerId;
+use corten_proto::shim;
+use corten_proto::shim::container::State as Reported;
+
+use crate::events::Requester;
+use crate::io::{Io, Layout};
+use crate::log::Location;
+use crate::oom;
+use crate::process::Ended;
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// `RUNTIME create` is under way.
+    Creating,
+    /// Init waits for the start.
+    Created {
+        pid: i32,
+    },
+    Running {
+        pid: i32,
+        started_at: i64,
+    },
+    /// Init has ended; what it wrote is still being read, until this moment at the latest.
+    Draining {
+        record: ExitRecord,
+        until: Instant,
+    },
+    Exited {
+        record: ExitRecord,
+    },
+}
+
+impl State {
+    /// `RUNTIME create` has succeeded.
+    pub(crate) fn created(self, pid: i32) -> State {
+        match self {
+            State::Creating => State::Created { pid },
+            other => other,
+        }
+    }
+
+    /// `RUNTIME start` has succeeded. Init may have ended before that was known; then it started before it ended.
+    pub(crate) fn started(self, at_ns: i64) -> State {
+        match self {
+            State::Created { pid } => State::Running {
+                pid,
+                started_at: at_ns,
+            },
+            State::Draining { record, until } if record.started_at == 0 => {
+                let started_at = at_ns.min(record.finished_at);
+                State::Draining {
+                    record: ExitRecord {
+                        started_at,
+                        ..record
+                    },
+                    until,
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Init has ended. A second end changes nothing.
+    pub(crate) fn ended(self, ended: Ended, oom_killed: bool, at_ns: i64, until: Instant) -> State {
+        let (pid, started_at) = match self {
+            State::Created { pid } => (pid, 0),
+            State::Running { pid, started_at } => (pid, started_at),
+            other => return other,
+        };
+        let record = ExitRecord {
+            pid,
+            code: ended.code,
+            signal: ended.signal,
+            started_at,
+            finished_at: at_ns,
+            oom_killed,
+        };
+        State::Draining { record, until }
+    }
+
+    /// All output has been read, or waited for long enough.
+    pub(crate) fn drained(self) -> State {
+        match self {
+            State::Draining { record, .. } => State::Exited { record },
+            other => other,
+        }
+    }
+
+    /// The container as the protocol reports it; nothing while it is being created.
+    pub(crate) fn report(&self, id: &ContainerId) -> Option<shim::Container> {
+        let (state, pid, started_at, exit) = match self {
+            State::Creating => return None,
+            State::Created { pid } => (Reported::Created, *pid, 0, None),
+            State::Running { pid, started_at } => (Reported::Running, *pid, *started_at, None),
+            State::Draining { record, .. } if record.started_at == 0 => {
+                (Reported::Created, record.pid, 0, None)
+            }
+            State::Draining { record, .. } => {
+                (Reported::Running, record.pid, record.started_at, None)
+            }
+            State::Exited { record } => (
+                Reported::Exited,
+                record.pid,
+                record.started_at,
+                Some(record.exit()),
+            ),
+        };
+        Some(shim::Container {
+            id: id.to_string(),
+            state: state.into(),
+            pid,
+            started_at,
+            exit,
+        })
+    }
+
+    /// The state's name in an error.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            State::Creating => "being created",
+            State::Created { .. } => "created",
+            State::Running { .. } => "running",
+            State::Draining { .. } | State::Exited { .. } => "exited",
+        }
+    }
+}
+
+/// How far `RUNTIME delete` has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    NotTried,
+    /// The shim's own attempt after the exit failed; a Delete request tries again.
+    Failed,
+    Done,
+}
+
+/// A request that waits for its turn: the calls that change a container run one after the other.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) requester: Requester,
+    pub(crate) task: Task,
+}
+
+/// The calls that change a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Start,
+    Kill { signal: i32, all: bool },
+    Delete,
+}
+
+/// A container and all that belongs to it, its init apart, which is in the table of children.
+pub(crate) struct Container {
+    pub(crate) bundle: PathBuf,
+    pub(crate) exit_record: PathBuf,
+    pub(crate) state: State,
+    pub(crate) io: Io,
+    /// Missing where the cgroup could not be read: then no exit is an OOM kill.
+    pub(crate) oom: Option<oom::Watch>,
+    pub(crate) queue: VecDeque<Pending>,
+    pub(crate) removal: Removal,
+    /// Who waits for the removal.
+    pub(crate) waiters: Vec<Requester>,
+}
+
+/// A request to create a container, checked.
+pub(crate) struct Plan {
+    pub(crate) id: ContainerId,
+    pub(crate) bundle: PathBuf,
+    pub(crate) exit_record: PathBuf,
+    pub(crate) layout: Layout,
+}
+
+impl Plan {
+    /// Every check that needs no system call. An error names the field, the value and the rule.
+    pub(crate) fn parse(request: shim::Create) -> Result<Plan> {
+        let id: ContainerId = request.id.parse()?;
+        let bundle = absolute("bundle", request.bundle)?;
+        let console = request.terminal.then(|| bundle.join("console.sock"));
+        Ok(Plan {
+            id,
+            exit_record: absolute("exit_record", request.exit_record)?,
+            layout: Layout {
+                console,
+                stdin: request.stdin,
+                log: Location::parse(&request.log_directory, &request.log_path)?,
+            },
+            bundle,
+        })
+    }
+}
+
+/// A path from a request, which must be absolute: the shim's working directory is `/` and means nothing.
+pub(crate) fn absolute(field: &str, value: String) -> Result<PathBuf> {
+    ensure!(
+        !value.contains('\0'),
+        "{field} {value:?}: must hold no NUL byte"
+    );
+    let path = PathBuf::from(value);
+    ensure!(
+        path.is_absolute(),
+        "{field} {:?}: must be an absolute path",
+        path.display().to_string()
+    );
+    Ok(path)
+}
+
+impl Container {
+    pub(crate) fn new(bundle: PathBuf, exit_record: PathBuf, io: Io) -> Container {
+        Container {
+            bundle,
+            exit_record,
+            state: State::Creating,
+            io,
+            oom: None,
+            queue: VecDeque::new(),
+            removal: Removal::NotTried,
+            waiters: Vec::new(),
+        }
+    }
+
+    /// Moves the state through one transition.
+    pub(crate) fn transition(&mut self, step: impl FnOnce(State) -> State) {
+        let state = std::mem::replace(&mut self.state, State::Creating);
+        self.state = step(state);
+    }
+}
+
+/// Puts an exit record in place by rename, so that a reader finds all of it or none. Not synced: after a power cut the
+/// containers are gone anyway.
+pub(crate) fn write_exit_record(path: &std::path::Path, record: &ExitRecord) -> Result<()> {
+    let text = serde_json::to_vec(record).context("exit record as JSON")?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".partial");
+    let temporary = PathBuf::from(temporary);
+    std::fs::write(&temporary, text).with_context(|| format!("write({})", temporary.display()))?;
+    std::fs::rename(&temporary, path)
+        .with_context(|| format!("rename({}, {})", temporary.display(), path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENDED: Ended = Ended {
+        code: 137,
+        signal: 9,
+    };
+
+    fn record(started_at: i64) -> ExitRecord {
+        ExitRecord {
+            pid: 7,
+            code: 137,
+            signal: 9,
+            started_at,
+            finished_at: 50,
+            oom_killed: true,
+        }
+    }
+
+    #[test]
+    fn transitions() {
+        let until = Instant::now();
+        let created = || State::Created { pid: 7 };
+        let running = || State::Running {
+            pid: 7,
+            started_at: 5,
+        };
+        let draining = |started_at| State::Draining {
+            record: record(started_at),
+            until,
+        };
+        let exited = |started_at| State::Exited {
+            record: record(started_at),
+        };
+        let end = |state: State| state.ended(ENDED, true, 50, until);
+        for (what, actual, expected) in [
+            ("create", State::Creating.created(7), created()),
+            ("create again", running().created(8), running()),
+            ("start", created().started(5), running()),
+            ("start again", running().started(6), running()),
+            ("end of a running one", end(running()), draining(5)),
+            ("end of a created one", end(created()), draining(0)),
+            (
+                "second end",
+                draining(5).ended(Ended { code: 0, signal: 0 }, false, 60, until),
+                draining(5),
+            ),
+            (
+                "end known before the start",
+                draining(0).started(40),
+                draining(40),
+            ),
+            (
+                "start known after the end",
+                draining(0).started(60),
+                draining(50),
+            ),
+            ("drained", draining(5).drained(), exited(5)),
+            ("drained while running", running().drained(), running()),
+            ("start after the exit", exited(0).started(60), exited(0)),
+        ] {
+            assert_eq!(actual, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn reports() {
+        let id: ContainerId = "c".parse().expect("valid id");
+        let until = Instant::now();
+        let state = |state: &State| {
+            state
+                .report(&id)
+                .map(|report| (report.state(), report.pid, report.started_at))
+        };
+        assert_eq!(state(&State::Creating), None);
+        assert_eq!(
+            state(&State::Created { pid: 7 }),
+            Some((Reported::Created, 7, 0))
+        );
+        // An exit is not reported before its record is on disk.
+        let draining = State::Running {
+            pid: 7,
+            started_at: 5,
+        }
+        .ended(ENDED, true, 50, until);
+        assert_eq!(state(&draining), Some((Reported::Running, 7, 5)));
+        let exited = draining.drained();
+        assert_eq!(state(&exited), Some((Reported::Exited, 7, 5)));
+        let exit = exited
+            .report(&id)
+            .and_then(|report| report.exit)
+            .expect("an exited container has an exit");
+        assert_eq!(
+            (exit.code, exit.signal, exit.finished_at, exit.oom_killed),
+            (137, 9, 50, true)
+        );
+    }
+
+    #[test]
+    fn requests_to_create() {
+        let good = || shim::Create {
+            id: "c".into(),
+            bundle: "/b".into(),
+            exit_record: "/e".into(),
+            ..Default::default()
+        };
+        assert!(Plan::parse(good()).is_ok());
+        let refused =
+            |request: shim::Create| Plan::parse(request).err().expect("refused").to_string();
+        for (request, field) in [
+            (
+                shim::Create {
+                    id: "../c".into(),
+                    ..good()
+                },
+                "container id",
+            ),
+            (
+                shim::Create {
+                    bundle: "b".into(),
+                    ..good()
+                },
+                "bundle",
+            ),
+            (
+                shim::Create {
+                    exit_record: String::new(),
+                    ..good()
+                },
+                "exit_record",
+            ),
+            (
+                shim::Create {
+                    log_path: "../l".into(),
+                    log_directory: "/l".into(),
+                    ..good()
+                },
+                "log_path",
+            ),
+            (
+                shim::Create {
+                    log_path: "l".into(),
+                    ..good()
+                },
+                "log_directory",
+            ),
+        ] {
+            let error = refused(request);
+            assert!(error.contains(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A container's standard IO: the shim's ends of its pipes or of its terminal, and the log they flow into.
+//!
+//! Output is always drained, with a log or without one, and with or without a connected server: a container must never
+//! stall on a full pipe because of us.
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use corten_proto::id::ContainerId;
+use nix::errno::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::console::Console;
+use crate::log::{Lines, Location, Log, Stream};
+use crate::poll::{Poll, Source, Token};
+
+/// Read at once, in bytes.
+const CHUNK: usize = 16 * 1024;
+
+/// Read from one stream before the others get their turn, in bytes.
+const TURN: usize = 8 * CHUNK;
+
+/// How a container's standard IO is set up.
+pub(crate) struct Layout {
+    /// A terminal instead of pipes; the socket's path is where the runtime sends it.
+    pub(crate) console: Option<PathBuf>,
+    /// Standard input stays open, with nothing to read, instead of being empty.
+    pub(crate) stdin: bool,
+    pub(crate) log: Option<Location>,
+}
+
+/// The container's ends, which the runtime inherits and the shim then closes.
+pub(crate) struct ContainerEnds {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl ContainerEnds {
+    pub(crate) fn borrow(&self) -> [BorrowedFd<'_>; 3] {
+        [self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()]
+    }
+}
+
+/// The shim's ends.
+pub(crate) struct Io {
+    log: Option<Log>,
+    outputs: Vec<Output>,
+    console: Option<Console>,
+    /// Held so that a read of it waits instead of ending.
+    _stdin: Option<OwnedFd>,
+}
+
+/// One stream the container writes to.
+struct Output {
+    stream: Stream,
+    fd: OwnedFd,
+    token: Option<Token>,
+    lines: Lines,
+}
+
+impl Io {
+    /// Opens the log and makes the pipes, or the socket for the terminal.
+    pub(crate) fn open(layout: Layout) -> Result<(Io, ContainerEnds)> {
+        let log = layout.log.map(Log::open).transpose()?;
+        let null = || -> Result<OwnedFd> {
+            let file = OpenOptions::new().read(true).write(true).open("/dev/null");
+            Ok(file.context("open(/dev/null, O_RDWR)")?.into())
+        };
+        let mut io = Io {
+            log,
+            outputs: Vec::new(),
+            console: None,
+            _stdin: None,
+        };
+        if let Some(path) = layout.console {
+            // Standard IO of the container is the terminal; the runtime itself needs none.
+            io.console = Some(Console::listen(path)?);
+            let ends = ContainerEnds {
+                stdin: null()?,
+                stdout: null()?,
+                stderr: null()?,
+            };
+            return Ok((io, ends));
+        }
+        let stdin = if layout.stdin {
+            let (read, write) = pipe()?;
+            io._stdin = Some(write);
+            read
+        } else {
+            null()?
+        };
+        let stdout = io.pipe_for(Stream::Stdout)?;
+        let stderr = io.pipe_for(Stream::Stderr)?;
+        Ok((
+            io,
+            ContainerEnds {
+                stdin,
+                stdout,
+                stderr,
+            },
+        ))
+    }
+
+    /// Makes the pipe of one stream and returns the container's end. Only the shim's end is non-blocking: the flag
+    /// belongs to the open file, and programs do not expect it on theirs.
+    fn pipe_for(&mut self, stream: Stream) -> Result<OwnedFd> {
+        let (read, write) = pipe()?;
+        rustix::io::ioctl_fionbio(&read, true).context("ioctl(pipe, FIONBIO)")?;
+        self.outputs.push(Output::new(stream, read));
+        Ok(write)
+    }
+
+    /// Where the runtime is to send the terminal.
+    pub(crate) fn console_socket(&self) -> Option<&std::path::Path> {
+        self.console.as_ref().map(Console::path)
+    }
+
+    /// The container exists: takes its terminal, keeps its log and begins to read.
+    ///
+    /// Before this nothing is read, so that what a failing runtime wrote to the container's stderr is still there to
+    /// be reported ([`last_words`](Io::last_words)) and does not end in a log.
+    pub(crate) fn begin(&mut self, id: &ContainerId, poll: &mut Poll) -> Result<()> {
+        if let Some(console) = self.console.take() {
+            self.outputs
+                .push(Output::new(Stream::Stdout, console.master()?));
+        }
+        for output in &mut self.outputs {
+            let source = Source::Output(id.clone(), output.stream);
+            output.token = Some(poll.add(&output.fd, source)?);
+        }
+        if let Some(log) = &mut self.log {
+            log.keep();
+        }
+        Ok(())
+    }
+
+    /// What lies unread in the container's stderr, at most 4 KiB of it.
+    pub(crate) fn last_words(&self) -> String {
+        let mut text = [0u8; 4096];
+        let stderr = self
+            .outputs
+            .iter()
+            .find(|output| output.stream == Stream::Stderr);
+        let count = stderr.map_or(0, |output| {
+            nix::unistd::read(&output.fd, &mut text).unwrap_or(0)
+        });
+        String::from_utf8_lossy(&text[..count]).into_owned()
+    }
+
+    /// Moves what `stream` holds into the log, up to one turn of it.
+    pub(crate) fn pump(&mut self, stream: Stream, poll: &mut Poll) {
+        let Some(index) = self
+            .outputs
+            .iter()
+            .position(|output| output.stream == stream)
+        else {
+            return;
+        };
+        if self.outputs[index].pump(self.log.as_mut()) == Pumped::Ended {
+            self.close(index, poll);
+        }
+    }
+
+    /// Every stream has been read to its end.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.outputs.is_empty()
+    }
+
+    /// Reads what there is and lets go of every stream, ended or not.
+    pub(crate) fn end(&mut self, poll: &mut Poll) {
+        // A pipe holds 1 MiB at most (fs.pipe-max-size), so this reads all unless somebody still writes.
+        const TURNS: usize = 1024 * 1024 / TURN + 1;
+        while let Some(output) = self.outputs.first_mut() {
+            let more = |_: &usize| output.pump(self.log.as_mut()) == Pumped::More;
+            let _turns = (0..TURNS).take_while(more).count();
+            self.close(0, poll);
+        }
+    }
+
+    /// Opens the log's path anew; without a log there is nothing to do.
+    pub(crate) fn reopen_log(&mut self) -> Result<()> {
+        self.log.as_mut().map_or(Ok(()), Log::reopen)
+    }
+
+    fn close(&mut self, index: usize, poll: &mut Poll) {
+        let mut output = self.outputs.swap_remove(index);
+        if let Some(log) = &mut self.log {
+            log.finish(output.stream, &mut output.lines);
+        }
+        if let Some(token) = output.token {
+            poll.remove(token, &output.fd);
+        }
+    }
+}
+
+/// What one turn of reading a stream came to.
+#[derive(PartialEq, Eq)]
+enum Pumped {
+    /// The turn is over before the stream is.
+    More,
+    /// Nothing to read for now.
+    Empty,
+    Ended,
+}
+
+impl Output {
+    fn new(stream: Stream, fd: OwnedFd) -> Output {
+        Output {
+            stream,
+            fd,
+            token: None,
+            lines: Lines::default(),
+        }
+    }
+
+    /// Reads one turn at most.
+    fn pump(&mut self, mut log: Option<&mut Log>) -> Pumped {
+        let mut buffer = vec![0; CHUNK];
+        let mut taken = 0;
+        while taken < TURN {
+            match nix::unistd::read(&self.fd, &mut buffer) {
+                Ok(0) => return Pumped::Ended,
+                Ok(count) => {
+                    taken += count;
+                    if let Some(log) = &mut log {
+                        log.append(self.stream, &mut self.lines, &buffer[..count]);
+                    }
+                    // A short read has emptied the pipe: asking again would cost a call a line.
+                    if count < CHUNK {
+                        return Pumped::Empty;
+                    }
+                }
+                Err(Errno::EAGAIN) => return Pumped::Empty,
+                Err(Errno::EINTR) => {}
+                // EIO is how a terminal says that its last user has gone.
+                Err(Errno::EIO) => return Pumped::Ended,
+                Err(errno) => {
+                    eprintln!("corten-shim: read of a container's output: {errno}");
+                    return Pumped::Ended;
+                }
+            }
+        }
+        Pumped::More
+    }
+}
+
+/// A pipe, closed on exec: (read end, write end).
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).context("pipe2(O_CLOEXEC)")
+}

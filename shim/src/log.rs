@@ -1,0 +1,484 @@
+//! A container's log in the CRI format, and the file it is in.
+//!
+//! ```text
+//!   2026-01-31T09:05:00.000000001Z stdout F a whole line
+//!   2026-01-31T09:05:00.000000002Z stderr P 16 KiB of a longer line, or what stood before the end without a line break
+//! ```
+//! Invariants: the file holds whole records only, each written in one piece; every byte a container wrote is in a
+//! record or counted as lost. The path is resolved beneath the pod's log directory with no symbolic link, for a pod's
+//! volumes can reach into it (CVE-2025-0750).
+//!
+//! Left out on purpose: rotation (the kubelet renames and asks to reopen) and fsync (a log is not worth stalling on).
+//! A write blocks where the file system does; only the pod of this shim waits for it.
+
+use std::fmt;
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::unistd::{Whence, ftruncate, lseek};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+
+use crate::clock;
+
+/// Most content of one record, in bytes; the limit the kubelet's reader is built for.
+const MAX_CONTENT: usize = 16 * 1024;
+
+/// Output is cut into pieces of this size before it is made into records. A record has up to 41 bytes for one byte of
+/// content, so this bounds the batch that is written at once.
+const PIECE: usize = 1024;
+
+/// A batch is written when it is longer than this, in bytes.
+const BATCH: usize = 16 * 1024;
+
+/// Which of a container's outputs a record is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn tag(self) -> &'static [u8] {
+        match self {
+            Stream::Stdout => b" stdout ",
+            Stream::Stderr => b" stderr ",
+        }
+    }
+}
+
+/// Cuts one stream into records: the part of a line that has not ended yet is kept until it does.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// Appends the records that `data` completes to `out`.
+    fn feed(&mut self, stream: Stream, now_ns: i64, mut data: &[u8], out: &mut Vec<u8>) {
+        while !data.is_empty() {
+            let newline = data.iter().position(|b| *b == b'\n');
+            let line = &data[..newline.unwrap_or(data.len())];
+            let room = MAX_CONTENT - self.pending.len();
+            if line.len() > room {
+                append_record(stream, now_ns, b"P ", &[&self.pending, &line[..room]], out);
+                self.pending.clear();
+                data = &data[room..];
+            } else if let Some(newline) = newline {
+                append_record(stream, now_ns, b"F ", &[&self.pending, line], out);
+                // Released, not kept: most streams never have an unfinished line again.
+                self.pending = Vec::new();
+                data = &data[newline + 1..];
+            } else {
+                self.pending.extend_from_slice(line);
+                data = &[];
+            }
+        }
+    }
+
+    /// Appends what never got its line break, at the end of the stream.
+    fn finish(&mut self, stream: Stream, now_ns: i64, out: &mut Vec<u8>) {
+        if !self.pending.is_empty() {
+            append_record(stream, now_ns, b"P ", &[&self.pending], out);
+            self.pending = Vec::new();
+        }
+    }
+}
+
+fn append_record(stream: Stream, now_ns: i64, kind: &[u8], content: &[&[u8]], out: &mut Vec<u8>) {
+    clock::append_rfc3339(now_ns, out);
+    out.extend_from_slice(stream.tag());
+    out.extend_from_slice(kind);
+    for part in content {
+        out.extend_from_slice(part);
+    }
+    out.push(b'\n');
+}
+
+/// Where a log is: a file beneath the pod's log directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Location {
+    directory: PathBuf,
+    path: PathBuf,
+}
+
+impl Location {
+    /// Checks a log directory and the path in it. An empty path means that there is no log.
+    pub(crate) fn parse(directory: &str, path: &str) -> Result<Option<Location>> {
+        if path.is_empty() {
+            return Ok(None);
+        }
+        ensure!(
+            Path::new(directory).is_absolute(),
+            "log_directory {directory:?}: must be an absolute path"
+        );
+        let plain = Path::new(path)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
+        ensure!(
+            plain && !path.ends_with('/') && !path.contains('\0') && !directory.contains('\0'),
+            "log_path {path:?}: must name a file beneath log_directory, without \"..\""
+        );
+        Ok(Some(Location {
+            directory: directory.into(),
+            path: path.into(),
+        }))
+    }
+
+    /// Opens the file for appending and makes what is missing of it, directories 0755 and the file 0640. The flag says
+    /// whether the file was made.
+    fn open(&self) -> Result<(File, bool)> {
+        let mut directory = self.directory()?;
+        if let Some(parent) = self
+            .path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            directory = make_beneath(directory, parent)?;
+        }
+        let name = self
+            .path
+            .file_name()
+            .context("a parsed path has a file name")?;
+        // Without NONBLOCK the open of a FIFO somebody put there would wait for its reader.
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = |flags| {
+            open_beneath(
+                &directory,
+                Path::new(name),
+                flags,
+                Mode::from_bits_retain(0o640),
+            )
+        };
+        let (file, made) = match open(flags | OFlags::CREATE | OFlags::EXCL) {
+            Ok(file) => (file, true),
+            Err(Errno::EEXIST) => (open(flags).with_context(|| self.opening())?, false),
+            Err(errno) => return Err(errno).with_context(|| self.opening()),
+        };
+        let kind = FileType::from_raw_mode(
+            rustix::fs::fstat(&file)
+                .with_context(|| self.opening())?
+                .st_mode,
+        );
+        ensure!(
+            kind == FileType::RegularFile,
+            "{}: not a regular file",
+            self.opening()
+        );
+        Ok((File::from(file), made))
+    }
+
+    fn directory(&self) -> Result<OwnedFd> {
+        let path = &self.directory;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path)
+            .with_context(|| format!("mkdir({}, 0755)", path.display()))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty())
+            .with_context(|| format!("open({}, O_PATH)", path.display()))
+    }
+
+    fn remove(&self) -> Result<()> {
+        let parent = self.path.parent().unwrap_or(Path::new(""));
+        let mut directory = self.directory()?;
+        if !parent.as_os_str().is_empty() {
+            directory = make_beneath(directory, parent)?;
+        }
+        let name = self
+            .path
+            .file_name()
+            .context("a parsed path has a file name")?;
+        rustix::fs::unlinkat(&directory, name, AtFlags::empty())
+            .with_context(|| format!("unlink({self})"))
+    }
+
+    fn opening(&self) -> String {
+        format!("open the log {self}")
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.directory.join(&self.path).display())
+    }
+}
+
+/// `openat2` (Linux 5.6) that no symbolic link, magic link or ".." leads out of `directory`.
+fn open_beneath(
+    directory: impl AsFd,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(directory, path, flags, mode, resolve)
+        .map_err(|e| Errno::from_raw(e.raw_os_error()))
+}
+
+/// Opens the directory `path` beneath `directory`, making each level that is missing.
+fn make_beneath(mut directory: OwnedFd, path: &Path) -> Result<OwnedFd> {
+    for part in path.components() {
+        let name = Path::new(part.as_os_str());
+        match rustix::fs::mkdirat(&directory, name, Mode::from_bits_retain(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("mkdirat(.., {}, 0755)", path.display()));
+            }
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        directory = open_beneath(&directory, name, flags, Mode::empty())
+            .with_context(|| format!("openat2(.., {}, O_PATH)", path.display()))?;
+    }
+    Ok(directory)
+}
+
+/// An open log.
+#[derive(Debug)]
+pub(crate) struct Log {
+    location: Location,
+    file: File,
+    /// The file was made for a container that does not exist yet; it goes if that one never will.
+    provisional: bool,
+    lost: Option<Lost>,
+}
+
+/// Output that could not be written, since the last write that succeeded.
+#[derive(Debug)]
+struct Lost {
+    bytes: usize,
+    cause: Errno,
+}
+
+impl Log {
+    /// Opens the log of a container about to be created; dropped without [`keep`](Log::keep) it removes what it made.
+    pub(crate) fn open(location: Location) -> Result<Log> {
+        let (file, provisional) = location.open()?;
+        Ok(Log {
+            location,
+            file,
+            provisional,
+            lost: None,
+        })
+    }
+
+    /// The container exists: its log stays.
+    pub(crate) fn keep(&mut self) {
+        self.provisional = false;
+    }
+
+    /// Opens the path anew; the old file stays in use where that fails.
+    pub(crate) fn reopen(&mut self) -> Result<()> {
+        self.file = self.location.open()?.0;
+        Ok(())
+    }
+
+    /// Writes the records that `data`, the latest output of one stream, completes.
+    pub(crate) fn append(&mut self, stream: Stream, lines: &mut Lines, data: &[u8]) {
+        let now_ns = clock::now_ns();
+        let mut batch = Vec::with_capacity(BATCH.min(data.len() * 2 + 64));
+        let mut content = 0;
+        for piece in data.chunks(PIECE) {
+            lines.feed(stream, now_ns, piece, &mut batch);
+            content += piece.len();
+            if batch.len() > BATCH {
+                self.write(&batch, content);
+                batch.clear();
+                content = 0;
+            }
+        }
+        self.write(&batch, content);
+    }
+
+    /// Writes what one stream left unfinished at its end.
+    pub(crate) fn finish(&mut self, stream: Stream, lines: &mut Lines) {
+        let mut batch = Vec::new();
+        let content = lines.pending.len();
+        lines.finish(stream, clock::now_ns(), &mut batch);
+        self.write(&batch, content);
+    }
+
+    /// Writes whole records, or none and counts their content. A full disk must not stall the container, which may be
+    /// the one that is going to free space; so nothing is kept for later.
+    fn write(&mut self, batch: &[u8], content: usize) {
+        if batch.is_empty() {
+            return;
+        }
+        if let Err(cause) = self
+            .recover()
+            .and_then(|()| write_whole(&mut self.file, batch))
+        {
+            let lost = self.lost.get_or_insert_with(|| {
+                eprintln!(
+                    "corten-shim: write({}): {cause}; output is dropped",
+                    self.location
+                );
+                Lost { bytes: 0, cause }
+            });
+            lost.bytes += content;
+        }
+    }
+
+    /// Tells the log's reader of the gap, once it can be told.
+    fn recover(&mut self) -> Result<(), Errno> {
+        let Some(lost) = &self.lost else {
+            return Ok(());
+        };
+        let text = format!(
+            "[corten-shim: {} bytes of output lost: {}]",
+            lost.bytes, lost.cause
+        );
+        let mut notice = Vec::new();
+        append_record(
+            Stream::Stderr,
+            clock::now_ns(),
+            b"F ",
+            &[text.as_bytes()],
+            &mut notice,
+        );
+        write_whole(&mut self.file, &notice)?;
+        eprintln!(
+            "corten-shim: write({}): works again, {} bytes lost",
+            self.location, lost.bytes
+        );
+        self.lost = None;
+        Ok(())
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if self.provisional
+            && let Err(error) = self.location.remove()
+        {
+            eprintln!("corten-shim: {error:#}");
+        }
+    }
+}
+
+/// Appends all of `records` to the file, or none: what a failing write left behind is cut off again.
+fn write_whole(file: &mut File, records: &[u8]) -> Result<(), Errno> {
+    let mut written = 0;
+    while written < records.len() {
+        match file.write(&records[written..]) {
+            Ok(0) => return Err(Errno::ENOSPC),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                truncate_tail(file, written);
+                return Err(Errno::from_raw(
+                    error.raw_os_error().unwrap_or(nix::libc::EIO),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Cuts the last `tail` bytes, which this process has just appended: after O_APPEND writes the offset is their end.
+fn truncate_tail(file: &File, tail: usize) {
+    let Ok(tail) = i64::try_from(tail) else {
+        return;
+    };
+    if tail == 0 {
+        return;
+    }
+    let cut = lseek(file, 0, Whence::SeekCur).and_then(|end| ftruncate(file, end - tail));
+    if let Err(errno) = cut {
+        eprintln!("corten-shim: ftruncate of a log after a failed write: {errno}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds pieces, ends the stream, and returns `(F or P, content)` of each record.
+    fn records(pieces: &[&[u8]]) -> Vec<(char, Vec<u8>)> {
+        let (mut lines, mut out) = (Lines::default(), Vec::new());
+        for piece in pieces {
+            lines.feed(Stream::Stdout, 0, piece, &mut out);
+        }
+        lines.finish(Stream::Stdout, 0, &mut out);
+        let header = b"1970-01-01T00:00:00.000000000Z stdout ".len();
+        out.split_inclusive(|b| *b == b'\n')
+            .map(|record| {
+                (
+                    char::from(record[header]),
+                    record[header + 2..record.len() - 1].to_vec(),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn lines_become_records() {
+        let f = |text: &str| ('F', text.as_bytes().to_vec());
+        let p = |text: &str| ('P', text.as_bytes().to_vec());
+        let long = "x".repeat(MAX_CONTENT);
+        let cases: &[(&[&str], Vec<(char, Vec<u8>)>)] = &[
+            (&[], vec![]),
+            (&["a\n"], vec![f("a")]),
+            (&["a\nb\n"], vec![f("a"), f("b")]),
+            (&["\n\n"], vec![f(""), f("")]),
+            (&["a", "b", "\n"], vec![f("ab")]),
+            (&["a\r\n"], vec![f("a\r")]),
+            (&["a\nb"], vec![f("a"), p("b")]),
+            (&[&long, "\n"], vec![f(&long)]),
+            (&[&long, "y\n"], vec![p(&long), f("y")]),
+            (&[&long], vec![p(&long)]),
+            (
+                &["ab", &long, "\n"],
+                vec![p(&format!("ab{}", &long[2..])), f("xx")],
+            ),
+            (&[&long, &long, "\n"], vec![p(&long), f(&long)]),
+        ];
+        for (pieces, expected) in cases {
+            let pieces: Vec<&[u8]> = pieces.iter().map(|p| p.as_bytes()).collect();
+            assert_eq!(
+                &records(&pieces),
+                expected,
+                "{:?}",
+                pieces.iter().map(|p| p.len()).collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_kept() {
+        assert_eq!(
+            records(&[b"\xff\x00\xfe\n"]),
+            vec![('F', b"\xff\x00\xfe".to_vec())]
+        );
+    }
+
+    #[test]
+    fn locations() {
+        assert_eq!(Location::parse("", "").expect("no log"), None);
+        assert!(
+            Location::parse("/var/log/pods/x", "c/0.log")
+                .expect("valid")
+                .is_some()
+        );
+        for (directory, path) in [
+            ("var/log", "0.log"),
+            ("", "0.log"),
+            ("/var/log", "../0.log"),
+            ("/var/log", "a/../0.log"),
+            ("/var/log", "/etc/passwd"),
+            ("/var/log", "./0.log"),
+            ("/var/log", "dir/"),
+            ("/var/log", "a\0b"),
+        ] {
+            assert!(
+                Location::parse(directory, path).is_err(),
+                "{directory} {path}"
+            );
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The children of the shim: those it knows, and the orphans it inherits.
+//!
+//! A known child (a call of the runtime, a container's init, an exec's first process) is in the table with its pidfd,
+//! and that becomes readable when it ends. Orphans come to the shim because it is a subreaper; SIGCHLD tells of them.
+//!
+//! Invariant: while a call of the runtime may still name a new child (`create`, `exec`), no orphan is reaped, for the
+//! child it is about to name may be among them, already ended. Its zombie keeps pid and exit code until it is asked.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use corten_proto::id::ContainerId;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::WaitOptions;
+
+use crate::events::Requester;
+use crate::poll::{Poll, Source, Token};
+use crate::process::{Ended, Process};
+use crate::runtime::Invocation;
+
+/// Longest a call of the runtime may take before it is killed. A healthy one takes well under a second; hooks of a
+/// container may take longer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What a known child is to the shim.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// A call of the runtime.
+    Call(Call),
+    /// The init of a container.
+    Init(ContainerId),
+    /// The first process of an exec.
+    Exec(ExecId),
+}
+
+/// A call of the runtime in flight.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) container: ContainerId,
+    pub(crate) operation: Operation,
+    pub(crate) invocation: Invocation,
+    /// Who waits for the answer; nobody where the shim itself wanted it.
+    pub(crate) requester: Option<Requester>,
+    pub(crate) deadline: Instant,
+    /// The deadline has passed and the call was killed.
+    pub(crate) overdue: bool,
+}
+
+impl Call {
+    pub(crate) fn new(
+        container: ContainerId,
+        operation: Operation,
+        invocation: Invocation,
+        requester: Option<Requester>,
+    ) -> Call {
+        Call {
+            container,
+            operation,
+            invocation,
+            requester,
+            deadline: Instant::now() + CALL_TIMEOUT,
+            overdue: false,
+        }
+    }
+}
+
+/// What a call of the runtime is for.
+#[derive(Debug)]
+pub(crate) enum Operation {
+    Create,
+    /// Removes what a `create` made that cannot be used; this error is its answer.
+    UndoCreate(String),
+    Start,
+    Kill,
+    Delete,
+    Exec {
+        exec_id: String,
+        /// Killed before it was known what there is to kill.
+        killed: bool,
+    },
+}
+
+/// An exec: the container's id and the exec's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExecId {
+    pub(crate) container: ContainerId,
+    pub(crate) exec_id: String,
+}
+
+/// A known child.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) process: Process,
+    pub(crate) role: Role,
+    token: Token,
+}
+
+/// All known children, by pid.
+#[derive(Default)]
+pub(crate) struct Children {
+    by_pid: BTreeMap<i32, Child>,
+}
+
+impl Children {
+    /// Watches a child from now on. Refused if it is none of ours: its exit would never be learned.
+    pub(crate) fn adopt(&mut self, process: Process, role: Role, poll: &mut Poll) -> Result<()> {
+        process
+            .has_ended()
+            .with_context(|| format!("process {} is no child of the shim", process.pid))?;
+        let token = poll.add(&process, Source::Child(process.pid))?;
+        let pid = process.pid;
+        self.by_pid.insert(
+            pid,
+            Child {
+                process,
+                role,
+                token,
+            },
+        );
+        Ok(())
+    }
+
+    /// Takes a child out of the table if it has ended.
+    pub(crate) fn reap(&mut self, pid: i32, poll: &mut Poll) -> Result<Option<(Child, Ended)>> {
+        let Some(child) = self.by_pid.get(&pid) else {
+            return Ok(None);
+        };
+        let Some(ended) = child.process.reap()? else {
+            return Ok(None);
+        };
+        Ok(self.take(pid, poll).map(|child| (child, ended)))
+    }
+
+    /// Reaps whoever else has ended. A known child can be among them, if it ended since its pidfd was asked.
+    pub(crate) fn reap_any(&mut self, poll: &mut Poll) -> Result<Option<(Option<Child>, Ended)>> {
+        match rustix::process::waitpid(None, WaitOptions::NOHANG) {
+            Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+            Ok(Some((pid, status))) => {
+                let ended = Ended::new(status.exit_status(), status.terminating_signal());
+                Ok(Some((self.take(pid.as_raw_pid(), poll), ended)))
+            }
+            Err(errno) => Err(errno).context("waitpid(-1, WNOHANG)"),
+        }
+    }
+
+    fn take(&mut self, pid: i32, poll: &mut Poll) -> Option<Child> {
+        let child = self.by_pid.remove(&pid)?;
+        poll.remove(child.token, &child.process);
+        Some(child)
+    }
+
+    /// A call is in flight that may name a new child.
+    pub(crate) fn expects(&self) -> bool {
+        self.calls()
+            .any(|(_, call)| matches!(call.operation, Operation::Create | Operation::Exec { .. }))
+    }
+
+    /// The calls of the runtime in flight, with their processes.
+    pub(crate) fn calls(&self) -> impl Iterator<Item = (&Process, &Call)> {
+        self.by_pid.values().filter_map(|child| match &child.role {
+            Role::Call(call) => Some((&child.process, call)),
+            _ => None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn calls_mut(&mut self) -> impl Iterator<Item = (&Process, &mut Call)> {
+        self.by_pid
+            .values_mut()
+            .filter_map(|child| match &mut child.role {
+                Role::Call(call) => Some((&child.process, call)),
+                _ => None,
+            })
+    }
+
+    /// The init of a container that has one.
+    pub(crate) fn init(&self, id: &ContainerId) -> Option<&Process> {
+        self.by_pid.values().find_map(|child| match &child.role {
+            Role::Init(container) if container == id => Some(&child.process),
+            _ => None,
+        })
+    }
+
+    /// The first process of an exec that has one.
+    pub(crate) fn exec(&self, id: &ExecId) -> Option<&Process> {
+        self.by_pid.values().find_map(|child| match &child.role {
+            Role::Exec(exec) if exec == id => Some(&child.process),
+            _ => None,
+        })
+    }
+
+    /// How many execs a container has, those not yet started included.
+    pub(crate) fn exec_count(&self, id: &ContainerId) -> usize {
+        let of_container = |child: &&Child| match &child.role {
+            Role::Exec(exec) => exec.container == *id,
+            Role::Call(call) => {
+                call.container == *id && matches!(call.operation, Operation::Exec { .. })
+            }
+            Role::Init(_) => false,
+        };
+        self.by_pid.values().filter(of_container).count()
+    }
+}
+
+/// Blocks the signals the shim handles and opens the descriptor that receives them instead.
+///
+/// SIGTERM, SIGINT and SIGHUP are received to be ignored: a pod must outlive whoever stops the service it was started
+/// from. What ends a shim is `Shutdown`.
+pub(crate) fn signals() -> Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+    ] {
+        set.add(signal);
+    }
+    set.thread_block().context("sigprocmask(SIG_BLOCK)")?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd4")
+}

@@ -1,0 +1,280 @@
+//! Runs the OCI runtime, and finds out why it failed.
+//!
+//! ```text
+//!   RUNTIME --root DIR --log BUNDLE/runtime-N.log --log-format json VERB ... ID
+//! ```
+//! This is runc's command line, so every runtime that follows it can be used. Each invocation has a log and a pid file
+//! of its own in the bundle, as several may run at once; both go with it.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::MemfdFlags;
+use serde_json::Value;
+
+use crate::process::{self, Ended, Process};
+
+/// Longest error text passed on, in bytes.
+const MAX_ERROR: usize = 4096;
+
+/// How to call the OCI runtime.
+pub(crate) struct Runtime {
+    path: PathBuf,
+    root: PathBuf,
+    /// Numbers the invocations.
+    next: u64,
+}
+
+/// One call of the runtime.
+pub(crate) enum Verb<'a> {
+    Create {
+        console_socket: Option<&'a Path>,
+        stdio: [std::os::fd::BorrowedFd<'a>; 3],
+    },
+    Start,
+    Kill {
+        signal: i32,
+        all: bool,
+    },
+    Delete,
+    Exec {
+        process: &'a Path,
+        stdio: [std::os::fd::BorrowedFd<'a>; 3],
+    },
+}
+
+impl Verb<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Verb::Create { .. } => "create",
+            Verb::Start => "start",
+            Verb::Kill { .. } => "kill",
+            Verb::Delete => "delete",
+            Verb::Exec { .. } => "exec",
+        }
+    }
+}
+
+/// What remains of a call while the process runs; its files go with it.
+#[derive(Debug)]
+pub(crate) struct Invocation {
+    verb: &'static str,
+    log: PathBuf,
+    pid_file: Option<PathBuf>,
+    /// What it printed, where it has no container's standard IO.
+    printed: Option<OwnedFd>,
+}
+
+impl Runtime {
+    pub(crate) fn new(path: PathBuf, root: PathBuf) -> Runtime {
+        Runtime {
+            path,
+            root,
+            next: 1,
+        }
+    }
+
+    /// Starts one call for the container `id`.
+    pub(crate) fn spawn(
+        &mut self,
+        verb: &Verb<'_>,
+        bundle: &Path,
+        id: &str,
+    ) -> Result<(Process, Invocation)> {
+        let number = self.next;
+        self.next += 1;
+        let mut invocation = Invocation {
+            verb: verb.name(),
+            log: bundle.join(format!("runtime-{number}.log")),
+            pid_file: None,
+            printed: None,
+        };
+        if let Verb::Create { .. } | Verb::Exec { .. } = verb {
+            invocation.pid_file = Some(bundle.join(format!("runtime-{number}.pid")));
+        }
+        let args = self.arguments(verb, bundle, &invocation, id)?;
+        let process = match verb {
+            Verb::Create { stdio, .. } | Verb::Exec { stdio, .. } => {
+                process::spawn(&self.path, &args, *stdio)?
+            }
+            Verb::Start | Verb::Kill { .. } | Verb::Delete => {
+                let null = File::open("/dev/null").context("open(/dev/null)")?;
+                let printed = rustix::fs::memfd_create(c"runtime output", MemfdFlags::CLOEXEC)
+                    .context("memfd_create for the runtime's output")?;
+                let stdio = [null.as_fd(), printed.as_fd(), printed.as_fd()];
+                let process = process::spawn(&self.path, &args, stdio)?;
+                invocation.printed = Some(printed);
+                process
+            }
+        };
+        Ok((process, invocation))
+    }
+
+    fn arguments(
+        &self,
+        verb: &Verb<'_>,
+        bundle: &Path,
+        invocation: &Invocation,
+        id: &str,
+    ) -> Result<Vec<CString>> {
+        let text = |path: &Path| path.display().to_string();
+        let mut args = vec![text(&self.path), "--root".into(), text(&self.root)];
+        args.extend([
+            "--log".into(),
+            text(&invocation.log),
+            "--log-format".into(),
+            "json".into(),
+        ]);
+        args.push(verb.name().into());
+        if let Some(pid_file) = &invocation.pid_file {
+            args.extend(["--pid-file".into(), text(pid_file)]);
+        }
+        match verb {
+            Verb::Create { console_socket, .. } => {
+                args.extend(["--bundle".into(), text(bundle)]);
+                if let Some(socket) = console_socket {
+                    args.extend(["--console-socket".into(), text(socket)]);
+                }
+                args.push(id.into());
+            }
+            Verb::Start => args.push(id.into()),
+            Verb::Kill { signal, all } => {
+                args.extend(all.then(|| "--all".into()));
+                args.extend([id.into(), signal.to_string()]);
+            }
+            Verb::Delete => args.extend(["--force".into(), id.into()]),
+            Verb::Exec { process, .. } => {
+                args.extend([
+                    "--process".into(),
+                    text(process),
+                    "--detach".into(),
+                    id.into(),
+                ]);
+            }
+        }
+        args.into_iter()
+            .map(|arg| CString::new(arg).context("an argument of the runtime holds a NUL byte"))
+            .collect()
+    }
+}
+
+impl Invocation {
+    /// Why the call failed, in one line: the runtime's own words where it left any. `last_words` is what it wrote to
+    /// the container's stderr, for a call that had it.
+    pub(crate) fn failure(&self, ended: Ended, last_words: &str) -> String {
+        let logged = fs::read(&self.log).ok().and_then(|log| last_error(&log));
+        let text = logged
+            .or_else(|| self.printed().filter(|text| !text.trim().is_empty()))
+            .unwrap_or_else(|| last_words.to_owned());
+        let text = one_line(&text);
+        match (text.is_empty(), ended.signal) {
+            (false, _) => format!("runtime {}: {text}", self.verb),
+            (true, 0) => format!(
+                "runtime {}: exit code {} and no error text",
+                self.verb, ended.code
+            ),
+            (true, signal) => format!("runtime {}: ended by signal {signal}", self.verb),
+        }
+    }
+
+    /// The pid the runtime wrote to its pid file.
+    pub(crate) fn pid(&self) -> Result<i32> {
+        let path = self
+            .pid_file
+            .as_ref()
+            .context("a call without a pid file")?;
+        let text = fs::read_to_string(path).with_context(|| format!("read({})", path.display()))?;
+        let pid: i32 = text
+            .trim()
+            .parse()
+            .with_context(|| format!("{}: {text:?}", path.display()))?;
+        anyhow::ensure!(
+            pid > 1,
+            "{}: {pid} is no pid of a container",
+            path.display()
+        );
+        Ok(pid)
+    }
+
+    fn printed(&self) -> Option<String> {
+        let mut file = File::from(self.printed.as_ref()?.try_clone().ok()?);
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).ok()?;
+        file.take(MAX_ERROR as u64).read_to_end(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+impl Drop for Invocation {
+    fn drop(&mut self) {
+        for file in [Some(&self.log), self.pid_file.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            match fs::remove_file(file) {
+                // A runtime that failed early wrote neither.
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    eprintln!("corten-shim: unlink({}): {error}", file.display());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The `msg` of the last line of level `error` or worse.
+fn last_error(log: &[u8]) -> Option<String> {
+    let severe = |line: &[u8]| {
+        let line: Value = serde_json::from_slice(line).ok()?;
+        let level = line.get("level")?.as_str()?;
+        let message = line.get("msg")?.as_str()?;
+        ["error", "fatal", "panic"]
+            .contains(&level)
+            .then(|| message.to_owned())
+    };
+    log.rsplit(|b| *b == b'\n').find_map(severe)
+}
+
+/// `text` without line breaks, and not longer than an error may be.
+fn one_line(text: &str) -> String {
+    let mut line = text
+        .trim()
+        .lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join("; ");
+    if line.len() > MAX_ERROR {
+        line.truncate(line.floor_char_boundary(MAX_ERROR));
+        line.push_str(" ...");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_a_log() {
+        let log = br#"{"level":"warning","msg":"w","time":"t"}
+{"level":"error","msg":"first","time":"t"}
+not json
+{"level":"error","msg":"second","time":"t"}
+{"level":"info","msg":"bye","time":"t"}
+"#;
+        assert_eq!(last_error(log).as_deref(), Some("second"));
+        assert_eq!(last_error(b"not json\n"), None);
+        assert_eq!(last_error(b""), None);
+    }
+
+    #[test]
+    fn errors_fit_one_line() {
+        assert_eq!(one_line(" a \n  b\r\n"), "a; b");
+        let long = one_line(&"\u{e4}".repeat(MAX_ERROR));
+        assert!(long.len() <= MAX_ERROR + 4 && long.ends_with(" ..."));
+    }
+}

@@ -1,0 +1,440 @@
+//! The shim's service: one loop that waits for everything, and the calls of the protocol.
+//!
+//! ```text
+//!   listener   a client connects               events.rs
+//!   client     a request                       the calls below; those that run the runtime go on in tasks.rs
+//!   child      a call of the runtime ended     tasks.rs: its answer, then the container's next task
+//!              an init or an exec ended        exits.rs: log complete, record on disk, event, removal
+//!   output     a container wrote               io.rs, log.rs
+//!   signals    SIGCHLD: an orphan ended        reaper.rs
+//! ```
+//! Invariants: nothing here waits but the loop itself (a file system's own delays apart). The calls that change one
+//! container run one after the other, in the order they came; execs and other containers do not wait for them. A
+//! client that goes away cancels nothing.
+//!
+//! The shim ends on Shutdown, or by itself when it has had no container and no client for a while: then whoever
+//! started it has died between starting it and using it.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use corten_proto::id::ContainerId;
+use corten_proto::shim::error::Code;
+use corten_proto::shim::{self, Request, reply, request::Call};
+use nix::sys::signalfd::SignalFd;
+use prost::Message as _;
+
+use crate::container::{Container, Pending, Plan, State, Task, absolute};
+use crate::events::{Clients, MAX_FDS, Outcome, Received, Requester};
+use crate::io::Io;
+use crate::poll::{Poll, Source};
+use crate::process::kill_tree;
+use crate::reaper::{self, Children, ExecId, Operation};
+use crate::runtime::{Runtime, Verb};
+
+/// Most containers of one pod. Their states must fit the one packet that answers `connect`.
+const MAX_CONTAINERS: usize = 200;
+
+/// Most execs of one container at once.
+const MAX_EXECS: usize = 256;
+
+/// Most requests that wait for their turn at one container.
+const MAX_PENDING: usize = 64;
+
+/// Longest id of an exec, in bytes.
+const MAX_EXEC_ID: usize = 255;
+
+/// A call's answer: now, later (`None`), or an error.
+type Answer = Result<Option<reply::Result>, shim::Error>;
+
+/// Everything the shim holds.
+pub(crate) struct Service {
+    pub(crate) poll: Poll,
+    pub(crate) clients: Clients,
+    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    pub(crate) children: Children,
+    pub(crate) runtime: Runtime,
+    listener: OwnedFd,
+    signals: SignalFd,
+    idle_timeout: Duration,
+    /// Since when there has been neither a container nor a client.
+    idle_since: Option<Instant>,
+    shut_down: bool,
+    /// SIGCHLD has come and orphans have not been looked for since.
+    orphans_due: bool,
+}
+
+impl Service {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        runtime: Runtime,
+        idle_timeout: Duration,
+    ) -> Result<Service> {
+        rustix::io::ioctl_fionbio(&listener, true).context("ioctl(listener, FIONBIO)")?;
+        let signals = reaper::signals()?;
+        let mut poll = Poll::new()?;
+        poll.add(&listener, Source::Listener)?;
+        poll.add(&signals, Source::Signals)?;
+        Ok(Service {
+            poll,
+            clients: Clients::default(),
+            containers: BTreeMap::new(),
+            children: Children::default(),
+            runtime,
+            listener,
+            signals,
+            idle_timeout,
+            idle_since: Some(Instant::now()),
+            shut_down: false,
+            orphans_due: false,
+        })
+    }
+
+    /// Serves until the shim is to end. Only a failure of the loop itself is an error: whatever goes wrong with one
+    /// container or client must not take the others down.
+    pub(crate) fn run(mut self) -> Result<()> {
+        while !self.shut_down {
+            for token in self.poll.wait(self.deadline())? {
+                if let Some(source) = self.poll.source(token)
+                    && let Err(error) = self.ready(source)
+                {
+                    eprintln!("corten-shim: {error:#}");
+                }
+            }
+            self.reap_orphans()?;
+            self.expire();
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, source: Source) -> Result<()> {
+        match source {
+            Source::Listener => self.clients.accept(&self.listener, &mut self.poll)?,
+            Source::Signals => {
+                self.orphans_due = true;
+                while self
+                    .signals
+                    .read_signal()
+                    .context("read(signalfd)")?
+                    .is_some()
+                {}
+            }
+            Source::Client(id) => self.client_ready(id),
+            Source::Child(pid) => {
+                if let Some((child, ended)) = self.children.reap(pid, &mut self.poll)? {
+                    self.child_ended(child, ended);
+                }
+            }
+            Source::Output(id, stream) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.io.pump(stream, &mut self.poll);
+                    self.settle(&id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn client_ready(&mut self, client: u64) {
+        self.clients.flush(client, &mut self.poll);
+        match self.clients.receive(client) {
+            Received::Packet(packet, fds) => self.request(client, &packet, fds),
+            // The request's own number is not known.
+            Received::Refused(rule) => self.reply(
+                Requester { client, seq: 0 },
+                Err(error(Code::Invalid, rule)),
+            ),
+            Received::Nothing => {}
+            Received::Gone => self.clients.remove(client, &mut self.poll),
+        }
+    }
+
+    fn request(&mut self, client: u64, packet: &[u8], fds: Vec<OwnedFd>) {
+        let (seq, answer) = match Request::decode(packet) {
+            Ok(Request {
+                seq,
+                call: Some(call),
+            }) => (seq, self.call(Requester { client, seq }, call, fds)),
+            Ok(Request { seq, call: None }) => (
+                seq,
+                Err(error(Code::Invalid, "a call this shim does not know")),
+            ),
+            Err(cause) => (
+                0,
+                Err(error(
+                    Code::Invalid,
+                    format!("packet is no request: {cause}"),
+                )),
+            ),
+        };
+        if let Some(outcome) = answer.transpose() {
+            self.reply(Requester { client, seq }, outcome);
+        }
+    }
+
+    fn call(&mut self, from: Requester, call: Call, fds: Vec<OwnedFd>) -> Answer {
+        if !fds.is_empty() && !matches!(call, Call::Exec(_)) {
+            return Err(error(
+                Code::Invalid,
+                "descriptors with a call that takes none",
+            ));
+        }
+        match call {
+            Call::Connect(shim::Connect {}) => Ok(Some(self.connect(from))),
+            Call::Create(create) => self.create(from, create),
+            Call::Start(start) => self.submit(from, &start.id, Task::Start),
+            Call::Kill(kill) => self.kill(from, &kill),
+            Call::Delete(delete) => self.submit(from, &delete.id, Task::Delete),
+            Call::Exec(exec) => self.exec(from, exec, fds),
+            Call::KillExec(kill) => self.kill_exec(kill),
+            Call::ReopenLog(reopen) => self.reopen_log(&reopen.id),
+            Call::Shutdown(shim::Shutdown {}) => self.shutdown(),
+        }
+    }
+
+    fn connect(&mut self, from: Requester) -> reply::Result {
+        self.clients.subscribe(from.client);
+        let containers = self.containers.iter();
+        reply::Result::Connected(shim::Connected {
+            shim_pid: std::process::id().cast_signed(),
+            containers: containers
+                .filter_map(|(id, container)| container.state.report(id))
+                .collect(),
+        })
+    }
+
+    fn create(&mut self, from: Requester, request: shim::Create) -> Answer {
+        let Plan {
+            id,
+            bundle,
+            exit_record,
+            layout,
+        } = Plan::parse(request).map_err(invalid)?;
+        if self.containers.contains_key(&id) {
+            return Err(error(Code::AlreadyExists, format!("container {id} exists")));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(error(
+                Code::Failed,
+                format!("the pod has {MAX_CONTAINERS} containers, the most it can have"),
+            ));
+        }
+        let (io, ends) = Io::open(layout).map_err(failed)?;
+        let verb = Verb::Create {
+            console_socket: io.console_socket(),
+            stdio: ends.borrow(),
+        };
+        self.begin_call(&verb, &bundle, &id, Operation::Create, Some(from))?;
+        self.containers
+            .insert(id, Container::new(bundle, exit_record, io));
+        Ok(None)
+    }
+
+    fn kill(&mut self, from: Requester, request: &shim::Kill) -> Answer {
+        // Up to the last real-time signal; 0 would answer success and do nothing.
+        if !(1..=64).contains(&request.signal) {
+            return Err(error(
+                Code::Invalid,
+                format!("signal {}: must be 1 to 64", request.signal),
+            ));
+        }
+        let (signal, all) = (request.signal, request.all);
+        self.submit(from, &request.id, Task::Kill { signal, all })
+    }
+
+    /// Gives a container a task; it begins at once if the container has none in flight.
+    fn submit(&mut self, from: Requester, id: &str, task: Task) -> Answer {
+        let (id, container) = self.container(id)?;
+        if container.queue.len() >= MAX_PENDING {
+            return Err(error(
+                Code::Failed,
+                format!("{MAX_PENDING} requests wait for container {id} already"),
+            ));
+        }
+        container.queue.push_back(Pending {
+            requester: from,
+            task,
+        });
+        self.advance(&id);
+        Ok(None)
+    }
+
+    fn exec(&mut self, from: Requester, request: shim::Exec, fds: Vec<OwnedFd>) -> Answer {
+        let process = absolute("process", request.process).map_err(invalid)?;
+        let [stdin, stdout, stderr] = <[OwnedFd; MAX_FDS]>::try_from(fds).map_err(|fds| {
+            error(
+                Code::Invalid,
+                format!("{} descriptors: exec takes {MAX_FDS}", fds.len()),
+            )
+        })?;
+        if !(1..=MAX_EXEC_ID).contains(&request.exec_id.len()) {
+            return Err(error(
+                Code::Invalid,
+                format!("exec_id: must have 1 to {MAX_EXEC_ID} bytes"),
+            ));
+        }
+        let (container, held) = self.container(&request.container_id)?;
+        if !matches!(held.state, State::Running { .. }) {
+            return Err(wrong_state("exec in", &container, &held.state));
+        }
+        let bundle = held.bundle.clone();
+        let exec_id = request.exec_id;
+        let id = ExecId { container, exec_id };
+        if self.children.exec(&id).is_some() || self.exec_call(&id).is_some() {
+            return Err(error(
+                Code::AlreadyExists,
+                format!("exec {:?} exists", id.exec_id),
+            ));
+        }
+        if self.children.exec_count(&id.container) >= MAX_EXECS {
+            return Err(error(
+                Code::Failed,
+                format!("container {} has {MAX_EXECS} execs already", id.container),
+            ));
+        }
+        let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let verb = Verb::Exec {
+            process: &process,
+            stdio,
+        };
+        let operation = Operation::Exec {
+            exec_id: id.exec_id,
+            killed: false,
+        };
+        self.begin_call(&verb, &bundle, &id.container, operation, Some(from))?;
+        Ok(None)
+    }
+
+    fn kill_exec(&mut self, request: shim::KillExec) -> Answer {
+        let (container, _) = self.container(&request.container_id)?;
+        let exec_id = request.exec_id;
+        let id = ExecId { container, exec_id };
+        if let Some(leader) = self.children.exec(&id) {
+            kill_tree(leader).map_err(failed)?;
+        } else if let Some(killed) = self.exec_call(&id) {
+            *killed = true;
+        }
+        // An id that is not held was an exec that is over, or never was one: either way nothing of it runs.
+        done()
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Answer {
+        let (_, container) = self.container(id)?;
+        container.io.reopen_log().map_err(failed)?;
+        done()
+    }
+
+    fn shutdown(&mut self) -> Answer {
+        if let Some(id) = self.containers.keys().next() {
+            return Err(error(Code::WrongState, format!("container {id} is left")));
+        }
+        self.shut_down = true;
+        done()
+    }
+
+    /// The container of a request's id.
+    fn container(&mut self, id: &str) -> Result<(ContainerId, &mut Container), shim::Error> {
+        let id: ContainerId = id.parse().map_err(|cause| error(Code::Invalid, cause))?;
+        match self.containers.get_mut(&id) {
+            Some(container) => Ok((id, container)),
+            None => Err(error(Code::NotFound, format!("no container {id}"))),
+        }
+    }
+
+    /// Of an exec whose process is not known yet: whether it is to be killed.
+    fn exec_call(&mut self, id: &ExecId) -> Option<&mut bool> {
+        self.children
+            .calls_mut()
+            .find_map(|(_, call)| match &mut call.operation {
+                Operation::Exec { exec_id, killed }
+                    if *exec_id == id.exec_id && call.container == id.container =>
+                {
+                    Some(killed)
+                }
+                _ => None,
+            })
+    }
+
+    pub(crate) fn reply(&mut self, to: Requester, outcome: Outcome) {
+        self.clients.reply(to, outcome, &mut self.poll);
+    }
+
+    fn reap_orphans(&mut self) -> Result<()> {
+        while self.orphans_due && !self.children.expects() {
+            match self.children.reap_any(&mut self.poll)? {
+                Some((Some(known), ended)) => self.child_ended(known, ended),
+                Some((None, _)) => {}
+                None => self.orphans_due = false,
+            }
+        }
+        Ok(())
+    }
+
+    /// When the loop has to wake up though nothing happens.
+    fn deadline(&self) -> Option<Instant> {
+        let calls = self.children.calls().filter(|(_, call)| !call.overdue);
+        let calls = calls.map(|(_, call)| call.deadline);
+        let idle = self.idle_since.map(|since| since + self.idle_timeout);
+        calls.chain(self.draining_until()).chain(idle).min()
+    }
+
+    /// Does what has come due.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for (process, call) in self.children.calls_mut() {
+            if call.deadline <= now && !call.overdue {
+                call.overdue = true;
+                if let Err(error) = process.signal(rustix::process::Signal::KILL) {
+                    eprintln!("corten-shim: {error:#}");
+                }
+            }
+        }
+        self.settle_due(now);
+        let idle = self.clients.is_empty() && self.containers.is_empty();
+        self.idle_since = self.idle_since.or(Some(now)).filter(|_| idle);
+        if self
+            .idle_since
+            .is_some_and(|since| since + self.idle_timeout <= now)
+        {
+            self.shut_down = true;
+        }
+    }
+
+    /// The bundle of a container, for a call of the runtime.
+    pub(crate) fn bundle(&self, id: &ContainerId) -> Option<PathBuf> {
+        Some(self.containers.get(id)?.bundle.clone())
+    }
+}
+
+/// The answer of the calls that give nothing back.
+#[allow(clippy::unnecessary_wraps)] // it is an `Answer`
+fn done() -> Answer {
+    Ok(Some(reply::Result::Done(shim::Done {})))
+}
+
+pub(crate) fn error(code: Code, message: impl ToString) -> shim::Error {
+    shim::Error {
+        code: code.into(),
+        message: message.to_string(),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
+pub(crate) fn failed(cause: anyhow::Error) -> shim::Error {
+    error(Code::Failed, format!("{cause:#}"))
+}
+
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
+fn invalid(cause: anyhow::Error) -> shim::Error {
+    error(Code::Invalid, format!("{cause:#}"))
+}
+
+pub(crate) fn wrong_state(action: &str, id: &ContainerId, state: &State) -> shim::Error {
+    error(
+        Code::WrongState,
+        format!("{action} container {id}: it is {}", state.name()),
+    )
+}

@@ -1,0 +1,302 @@
+//! The calls of the runtime: how each begins, and what its end means.
+//!
+//! A call is a child process. It is begun here and answered here when it has ended; in between the loop serves
+//! everyone else. `create`, `start`, `kill` and `delete` of one container run one after the other ([`Service::advance`]).
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use corten_proto::id::ContainerId;
+use corten_proto::shim::error::Code;
+use corten_proto::shim::{self, reply};
+use rustix::process::Signal;
+
+use crate::clock;
+use crate::container::{Pending, Removal, State, Task};
+use crate::events::{Outcome, Requester};
+use crate::oom;
+use crate::process::{Ended, Process, kill_tree};
+use crate::reaper::{Call, Child, ExecId, Operation, Role};
+use crate::runtime::{Invocation, Verb};
+use crate::service::{Service, error, failed, wrong_state};
+
+impl Service {
+    /// Runs the runtime; the end of the call is answered in [`call_ended`](Service::call_ended).
+    pub(crate) fn begin_call(
+        &mut self,
+        verb: &Verb<'_>,
+        bundle: &Path,
+        id: &ContainerId,
+        operation: Operation,
+        from: Option<Requester>,
+    ) -> Result<(), shim::Error> {
+        let (process, invocation) = self
+            .runtime
+            .spawn(verb, bundle, id.as_str())
+            .map_err(failed)?;
+        let call = Call::new(id.clone(), operation, invocation, from);
+        self.children
+            .adopt(process, Role::Call(call), &mut self.poll)
+            .map_err(failed)
+    }
+
+    /// Begins the container's next task, if it has one and none is in flight.
+    pub(crate) fn advance(&mut self, id: &ContainerId) {
+        while !self.is_busy(id) {
+            let Some(container) = self.containers.get_mut(id) else {
+                return;
+            };
+            // The shim removes what has exited without being asked: the cgroup and the mounts go soon, and a server
+            // that is away or has forgotten the container cannot leave them behind.
+            if matches!(container.state, State::Exited { .. })
+                && container.removal == Removal::NotTried
+            {
+                if let Err(cause) = self.begin_task(id, Task::Delete, None) {
+                    self.removal_failed(id, &cause.message);
+                }
+                continue;
+            }
+            let Some(Pending { requester, task }) = container.queue.pop_front() else {
+                return;
+            };
+            if let Some(outcome) = self.begin_task(id, task, Some(requester)).transpose() {
+                self.reply(requester, outcome);
+            }
+        }
+    }
+
+    /// A call that changes the container is in flight.
+    fn is_busy(&self, id: &ContainerId) -> bool {
+        let changes = |call: &Call| {
+            call.container == *id && !matches!(call.operation, Operation::Exec { .. })
+        };
+        self.children.calls().any(|(_, call)| changes(call))
+    }
+
+    /// Begins a task, or answers it at once where there is nothing to do.
+    fn begin_task(
+        &mut self,
+        id: &ContainerId,
+        task: Task,
+        from: Option<Requester>,
+    ) -> Result<Option<reply::Result>, shim::Error> {
+        let Some(container) = self.containers.get_mut(id) else {
+            return Err(error(Code::NotFound, format!("no container {id}")));
+        };
+        let gone = matches!(
+            container.state,
+            State::Draining { .. } | State::Exited { .. }
+        );
+        let (verb, operation) = match task {
+            Task::Start if matches!(container.state, State::Created { .. }) => {
+                (Verb::Start, Operation::Start)
+            }
+            Task::Start => return Err(wrong_state("start", id, &container.state)),
+            Task::Kill { .. } if gone => return Ok(Some(reply::Result::Done(shim::Done {}))),
+            Task::Kill { signal, all } => (Verb::Kill { signal, all }, Operation::Kill),
+            Task::Delete if container.removal == Removal::Done => {
+                container.waiters.extend(from);
+                self.conclude(id);
+                return Ok(None);
+            }
+            Task::Delete => (Verb::Delete, Operation::Delete),
+        };
+        let bundle = container.bundle.clone();
+        self.begin_call(&verb, &bundle, id, operation, from)
+            .map(|()| None)
+    }
+
+    /// A child has ended and is reaped.
+    pub(crate) fn child_ended(&mut self, child: Child, ended: Ended) {
+        match child.role {
+            Role::Call(call) => self.call_ended(call, ended),
+            Role::Init(id) => self.init_ended(&id, ended),
+            Role::Exec(id) => self.exec_ended(id, ended),
+        }
+    }
+
+    /// Answers a call, then lets the container go on.
+    fn call_ended(&mut self, call: Call, ended: Ended) {
+        let Call {
+            container: id,
+            operation,
+            invocation,
+            requester,
+            overdue,
+            ..
+        } = call;
+        let result = match (ended.code, overdue) {
+            (0, _) => Ok(()),
+            (_, true) => Err("runtime: no answer for 120 s; killed".to_owned()),
+            (_, false) => Err(invocation.failure(ended, &self.last_words(&id, &operation))),
+        };
+        let outcome = match operation {
+            Operation::Create => self.create_ended(&id, &invocation, ended, result, requester),
+            Operation::UndoCreate(cause) => {
+                self.forget(&id);
+                Some(Err(error(Code::Failed, with_cause(&cause, result))))
+            }
+            Operation::Start => Some(self.start_ended(&id, result)),
+            Operation::Kill => Some(self.kill_ended(&id, result)),
+            Operation::Delete => self.delete_ended(&id, result, requester),
+            Operation::Exec { exec_id, killed } => {
+                let id = ExecId {
+                    container: id.clone(),
+                    exec_id,
+                };
+                Some(self.exec_begun(id, &invocation, killed, result))
+            }
+        };
+        if let (Some(outcome), Some(requester)) = (outcome, requester) {
+            self.reply(requester, outcome);
+        }
+        self.settle(&id);
+        self.advance(&id);
+    }
+
+    /// What a failing `create` wrote to the stderr of the container that was to be.
+    fn last_words(&self, id: &ContainerId, operation: &Operation) -> String {
+        match (operation, self.containers.get(id)) {
+            (Operation::Create, Some(container)) => container.io.last_words(),
+            _ => String::new(),
+        }
+    }
+
+    fn create_ended(
+        &mut self,
+        id: &ContainerId,
+        invocation: &Invocation,
+        ended: Ended,
+        result: Result<(), String>,
+        from: Option<Requester>,
+    ) -> Option<Outcome> {
+        let cause = match result {
+            Ok(()) => match self.adopt_init(id, invocation) {
+                Ok(pid) => return Some(Ok(reply::Result::Created(shim::Created { pid }))),
+                Err(cause) => format!("create container {id}: {cause:#}"),
+            },
+            // A runtime that says it failed has undone its work, and an id it refused may be somebody else's.
+            Err(cause) if ended.signal == 0 => {
+                self.forget(id);
+                return Some(Err(error(Code::Failed, cause)));
+            }
+            Err(cause) => cause,
+        };
+        let bundle = self.bundle(id)?;
+        let undo = Operation::UndoCreate(cause.clone());
+        if let Err(also) = self.begin_call(&Verb::Delete, &bundle, id, undo, from) {
+            self.forget(id);
+            return Some(Err(error(
+                Code::Failed,
+                with_cause(&cause, Err(also.message)),
+            )));
+        }
+        None
+    }
+
+    /// Takes over the init that `create` has left waiting for its start.
+    fn adopt_init(&mut self, id: &ContainerId, invocation: &Invocation) -> Result<i32> {
+        let pid = invocation.pid()?;
+        let process = Process::open(pid)?;
+        let container = self
+            .containers
+            .get_mut(id)
+            .context("a container being created is held")?;
+        container.io.begin(id, &mut self.poll)?;
+        container.oom = oom::Watch::begin(pid)
+            .inspect_err(|cause| {
+                eprintln!("corten-shim: OOM kills of {id} will not be seen: {cause:#}")
+            })
+            .ok();
+        self.children
+            .adopt(process, Role::Init(id.clone()), &mut self.poll)?;
+        container.transition(|state| state.created(pid));
+        Ok(pid)
+    }
+
+    fn start_ended(&mut self, id: &ContainerId, result: Result<(), String>) -> Outcome {
+        result.map_err(|cause| error(Code::Failed, cause))?;
+        let now_ns = clock::now_ns();
+        let container = self.containers.get_mut(id);
+        let container =
+            container.ok_or_else(|| error(Code::NotFound, format!("no container {id}")))?;
+        container.transition(|state| state.started(now_ns));
+        let started_at = match &container.state {
+            State::Running { started_at, .. } => *started_at,
+            State::Draining { record, .. } | State::Exited { record } => record.started_at,
+            State::Creating | State::Created { .. } => now_ns,
+        };
+        Ok(reply::Result::Started(shim::Started { started_at }))
+    }
+
+    fn kill_ended(&mut self, id: &ContainerId, result: Result<(), String>) -> Outcome {
+        let running = self
+            .children
+            .init(id)
+            .is_some_and(|init| init.has_ended().is_ok_and(|ended| !ended));
+        match result {
+            // It ended while the runtime looked for it: then there was nothing left to signal.
+            Err(cause) if running => Err(error(Code::Failed, cause)),
+            _ => Ok(reply::Result::Done(shim::Done {})),
+        }
+    }
+
+    fn delete_ended(
+        &mut self,
+        id: &ContainerId,
+        result: Result<(), String>,
+        from: Option<Requester>,
+    ) -> Option<Outcome> {
+        if let Err(cause) = result {
+            if from.is_none() {
+                self.removal_failed(id, &cause);
+            }
+            return Some(Err(error(Code::Failed, cause)));
+        }
+        if let Some(init) = self.children.init(id)
+            && let Err(cause) = init.signal(Signal::KILL)
+        {
+            eprintln!("corten-shim: {cause:#}");
+        }
+        if let Some(container) = self.containers.get_mut(id) {
+            container.removal = Removal::Done;
+            container.waiters.extend(from);
+            self.conclude(id);
+        }
+        None
+    }
+
+    fn removal_failed(&mut self, id: &ContainerId, cause: &str) {
+        eprintln!("corten-shim: container {id} has exited and was not removed: {cause}");
+        if let Some(container) = self.containers.get_mut(id) {
+            container.removal = Removal::Failed;
+        }
+    }
+
+    fn exec_begun(
+        &mut self,
+        id: ExecId,
+        invocation: &Invocation,
+        killed: bool,
+        result: Result<(), String>,
+    ) -> Outcome {
+        result.map_err(|cause| error(Code::Failed, cause))?;
+        let pid = invocation.pid().map_err(failed)?;
+        let process = Process::open(pid).map_err(failed)?;
+        if killed {
+            kill_tree(&process).map_err(failed)?;
+        }
+        self.children
+            .adopt(process, Role::Exec(id), &mut self.poll)
+            .map_err(failed)?;
+        Ok(reply::Result::ExecStarted(shim::ExecStarted { pid }))
+    }
+}
+
+/// An error, and what also went wrong while it was handled.
+fn with_cause(cause: &str, also: Result<(), String>) -> String {
+    match also {
+        Ok(()) => cause.to_owned(),
+        Err(also) => format!("{cause}; undoing it failed too: {also}"),
+    }
+}
