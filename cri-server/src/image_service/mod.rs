@@ -1,0 +1,143 @@
+//! The CRI's ImageService: each call a few lines around the image store.
+//!
+//! Pulls run as long as their caller waits; the kubelet sets no deadline and cancels instead. Everything but PullImage and
+//! RemoveImage answers from memory.
+//!
+//! Left out: images of one runtime handler only (every handler has the same images), pinned images (there is no pause
+//! image to protect).
+
+mod image_fs_info;
+mod image_pull;
+mod image_status;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use corten_proto::cri;
+use tonic::{Request, Response, Status};
+
+use crate::image::{ImageStore, ReferenceError};
+
+/// Images in one message of a stream: about 100 KiB.
+const IMAGES_PER_MESSAGE: usize = 256;
+
+/// The service.
+pub struct ImageService {
+    images: Arc<ImageStore>,
+    /// Where the filesystem of the images is mounted.
+    mountpoint: PathBuf,
+}
+
+impl ImageService {
+    /// A service for the images of one store.
+    #[must_use]
+    pub fn new(images: Arc<ImageStore>) -> Self {
+        let mountpoint = image_fs_info::mountpoint(images.root());
+        ImageService { images, mountpoint }
+    }
+
+    /// The images a filter lets through: all, or the one that is named.
+    fn filtered(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
+        let name = filter
+            .and_then(|filter| filter.image)
+            .map(|spec| spec.image)
+            .unwrap_or_default();
+        let images = match name.as_str() {
+            "" => self.images.list(),
+            name => self
+                .images
+                .find(name)
+                .map_err(invalid)?
+                .into_iter()
+                .collect(),
+        };
+        Ok(images
+            .iter()
+            .map(|image| image_status::to_cri(image))
+            .collect())
+    }
+}
+
+#[tonic::async_trait]
+impl cri::image_service_server::ImageService for ImageService {
+    type StreamImagesStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<cri::StreamImagesResponse, Status>>>;
+
+    async fn list_images(
+        &self,
+        request: Request<cri::ListImagesRequest>,
+    ) -> Result<Response<cri::ListImagesResponse>, Status> {
+        let images = self.filtered(request.into_inner().filter)?;
+        Ok(Response::new(cri::ListImagesResponse { images }))
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        let images = self.filtered(request.into_inner().filter)?;
+        let messages: Vec<_> = images
+            .chunks(IMAGES_PER_MESSAGE)
+            .map(|images| {
+                Ok(cri::StreamImagesResponse {
+                    images: images.to_vec(),
+                })
+            })
+            .collect();
+        Ok(Response::new(tokio_stream::iter(messages)))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Result<Response<cri::ImageStatusResponse>, Status> {
+        let request = request.into_inner();
+        let name = named(request.image)?;
+        let image = self.images.find(&name).map_err(invalid)?;
+        image_status::response(image.as_deref(), request.verbose).map(Response::new)
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<cri::PullImageRequest>,
+    ) -> Result<Response<cri::PullImageResponse>, Status> {
+        let request = request.into_inner();
+        let name = named(request.image)?;
+        let image_ref = image_pull::pull(&self.images, &name, request.auth.as_ref()).await?;
+        Ok(Response::new(cri::PullImageResponse { image_ref }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Result<Response<cri::RemoveImageResponse>, Status> {
+        let name = named(request.into_inner().image)?;
+        self.images.find(&name).map_err(invalid)?;
+        let removed = self.images.remove(&name).await;
+        removed.map_err(|error| Status::internal(format!("remove image {name:?}: {error:#}")))?;
+        Ok(Response::new(cri::RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(
+        &self,
+        _request: Request<cri::ImageFsInfoRequest>,
+    ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
+        Ok(Response::new(image_fs_info::response(
+            &self.images,
+            &self.mountpoint,
+        )))
+    }
+}
+
+/// The name in an image spec, which every call must have.
+fn named(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
+    let name = spec.map(|spec| spec.image).unwrap_or_default();
+    if name.is_empty() {
+        return Err(Status::invalid_argument("image.image: must not be empty"));
+    }
+    Ok(name)
+}
+
+fn invalid(error: ReferenceError) -> Status {
+    Status::invalid_argument(format!("image.image: {error}"))
+}

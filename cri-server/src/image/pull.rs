@@ -1,0 +1,276 @@
+//! The order of a pull, and what concurrent pulls share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use corten_proto::id::Digest;
+use oci_spec::image::ImageConfiguration;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::auth::Credentials;
+use super::error::PullError;
+use super::in_flight::InFlight;
+use super::layer::{self, Expected};
+use super::manifest::{self, Descriptor, Document, Manifest, Platform};
+use super::reference::{Reference, Version};
+use super::registry::{Registries, RegistryConfigs, Repository};
+use super::store::{Image, ImageStore, LayerLease};
+
+/// Largest image config, in bytes.
+const MAX_CONFIG: u64 = 4 << 20;
+
+/// Layers fetched and unpacked at once, all pulls together: each has a thread, and more threads than that wait for the
+/// same disk.
+const LAYERS_AT_ONCE: usize = 6;
+
+/// Pieces of a download that may wait for the unpacker, at most about 16 KiB each.
+const CHUNKS_WAITING: usize = 64;
+
+type LayerResult = Result<Arc<LayerLease>, PullError>;
+
+/// The pulls under way.
+pub(super) struct Pulls {
+    registries: Registries,
+    images: InFlight<(Reference, Credentials), Result<Arc<Image>, PullError>>,
+    layers: InFlight<Digest, LayerResult>,
+    slots: Arc<Semaphore>,
+}
+
+impl Pulls {
+    pub(super) fn new(registries: RegistryConfigs) -> Self {
+        Pulls {
+            registries: Registries::new(registries),
+            images: InFlight::new(),
+            layers: InFlight::new(),
+            slots: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+        }
+    }
+}
+
+impl ImageStore {
+    /// Makes the image of `reference` present and returns it. The registry is always asked, so a moved tag is noticed
+    /// and the credentials are checked; content that is here is not fetched again.
+    ///
+    /// Dropping the future ends the pull, unless another caller waits for the same, and removes what it had begun.
+    pub async fn pull(
+        self: &Arc<Self>,
+        reference: &str,
+        credentials: Credentials,
+    ) -> Result<Arc<Image>, PullError> {
+        let reference: Reference = reference.parse()?;
+        let key = (reference.clone(), credentials.clone());
+        let store = Arc::clone(self);
+        let pulled = self.pulls.images.join(key, || async move {
+            let pulled = store.pull_now(&reference, credentials).await;
+            pulled.map_err(|error| error.context(format!("pull {reference}")))
+        });
+        pulled.await.unwrap_or_else(|| Err(ended("the pull")))
+    }
+
+    async fn pull_now(
+        self: &Arc<Self>,
+        reference: &Reference,
+        credentials: Credentials,
+    ) -> Result<Arc<Image>, PullError> {
+        let repository = Arc::new(self.pulls.registries.repository(reference, credentials)?);
+        let platform = Platform::host();
+        let (digest, manifest) = resolve(&repository, reference, &platform).await?;
+        let (config, config_size) = self.config(&repository, &manifest.config).await?;
+        let layers = manifest::diff_ids(&config, &manifest, &platform)?;
+        // Held until the record names the layers: a removal meanwhile must not free them.
+        let leases = self.layers(&repository, &manifest, &layers).await?;
+        let image = Image {
+            id: manifest.config.digest,
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size: self.layers_size(&layers) + config_size,
+            config,
+            layers,
+        };
+        let (store, reference) = (Arc::clone(self), reference.clone());
+        let publishing = tokio::task::spawn_blocking(move || {
+            let published = store.publish(image, &reference, &digest);
+            drop(leases);
+            published.map_err(|error| PullError::local(&error))
+        });
+        publishing
+            .await
+            .unwrap_or_else(|_panic| Err(ended("recording the image")))
+    }
+
+    /// The image's config and its size: from the image that has the same, else from the registry.
+    async fn config(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+    ) -> Result<(ImageConfiguration, u64), PullError> {
+        if let Ok(Some(known)) = self.find(descriptor.digest.as_str()) {
+            return Ok((known.config.clone(), descriptor.size));
+        }
+        let failed = |error: PullError| error.context(format!("config {}", descriptor.digest));
+        if descriptor.size > MAX_CONFIG {
+            return Err(failed(PullError::refused(format!(
+                "{} bytes, at most {MAX_CONFIG}",
+                descriptor.size
+            ))));
+        }
+        let limit = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
+        let response = repository
+            .blob(descriptor.digest.as_str())
+            .await
+            .map_err(failed)?;
+        let content = repository.read(response, limit).await.map_err(failed)?;
+        check_digest(&content, &descriptor.digest).map_err(failed)?;
+        let config = serde_json::from_slice(&content)
+            .map_err(|error| failed(PullError::refused(error.to_string())))?;
+        Ok((config, descriptor.size))
+    }
+
+    /// Makes all layers present, several at a time, and keeps them with leases.
+    async fn layers(
+        self: &Arc<Self>,
+        repository: &Arc<Repository>,
+        manifest: &Manifest,
+        diff_ids: &[Digest],
+    ) -> Result<Vec<Arc<LayerLease>>, PullError> {
+        let wanted: BTreeMap<&Digest, &(Descriptor, manifest::Packing)> =
+            diff_ids.iter().zip(&manifest.layers).collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for (diff_id, (blob, packing)) in wanted {
+            let expected = Expected {
+                blob: blob.clone(),
+                packing: *packing,
+                diff_id: diff_id.clone(),
+            };
+            let (store, repository) = (Arc::clone(self), Arc::clone(repository));
+            tasks.spawn(async move { store.layer(repository, expected).await });
+        }
+        let mut leases = Vec::new();
+        // The first failure ends the others: dropping the set aborts its tasks.
+        while let Some(layer) = tasks.join_next().await {
+            leases.push(layer.unwrap_or_else(|_panic| Err(ended("a layer")))?);
+        }
+        Ok(leases)
+    }
+
+    /// Makes one layer present: it is here, or another pull is at it, or it is fetched.
+    async fn layer(
+        self: &Arc<Self>,
+        repository: Arc<Repository>,
+        expected: Expected,
+    ) -> LayerResult {
+        if let Ok(lease) = self.lease(std::slice::from_ref(&expected.diff_id)) {
+            return Ok(Arc::new(lease));
+        }
+        let store = Arc::clone(self);
+        let fetched = self
+            .pulls
+            .layers
+            .join(expected.diff_id.clone(), || async move {
+                let digest = expected.blob.digest.clone();
+                let fetched = store.fetch(&repository, expected).await;
+                fetched
+                    .map(Arc::new)
+                    .map_err(|error| error.context(format!("layer {digest}")))
+            });
+        fetched.await.unwrap_or_else(|| Err(ended("a layer")))
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        repository: &Repository,
+        expected: Expected,
+    ) -> Result<LayerLease, PullError> {
+        let slot = Arc::clone(&self.pulls.slots).acquire_owned().await;
+        let slot = slot.expect("the semaphore is never closed");
+        let mut response = repository.blob(expected.blob.digest.as_str()).await?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+        let store = Arc::clone(self);
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let unpacked = store.unpack(receiver, &expected);
+            drop(slot);
+            unpacked
+        });
+        loop {
+            let chunk = match repository.chunk(&mut response).await {
+                Ok(Some(chunk)) => Ok(chunk),
+                Ok(None) => break,
+                Err(error) => Err(error),
+            };
+            let broken = chunk.is_err();
+            // A closed channel is an unpacker that has failed; its result says why.
+            if sender.send(chunk).await.is_err() || broken {
+                break;
+            }
+        }
+        drop(sender);
+        unpacking
+            .await
+            .unwrap_or_else(|_panic| Err(ended("unpacking")))
+    }
+
+    /// Blocks; for a thread of its own.
+    fn unpack(
+        &self,
+        receiver: mpsc::Receiver<Result<bytes::Bytes, PullError>>,
+        expected: &Expected,
+    ) -> Result<LayerLease, PullError> {
+        let partial = self
+            .partial(&expected.diff_id)
+            .map_err(|error| PullError::local(&error))?;
+        let usage = layer::unpack(receiver, expected, &partial)?;
+        self.commit(&expected.diff_id, &partial, usage)
+            .map_err(|error| PullError::local(&error))
+    }
+}
+
+/// Finds the image's manifest. The digest returned is that of the document the reference itself names: for an image of
+/// several platforms, the index's.
+async fn resolve(
+    repository: &Repository,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<(Digest, Manifest), PullError> {
+    let version = match &reference.version {
+        Version::Tag(tag) => tag.as_str(),
+        Version::Digest(digest) => digest.as_str(),
+    };
+    let (content_type, content) = repository.manifest(version).await?;
+    let digest = Digest::from_sha256(&Sha256::digest(&content).into());
+    if let Version::Digest(asked) = &reference.version {
+        check_digest(&content, asked).map_err(|error| error.context("manifest"))?;
+    }
+    let index = match manifest::parse(&content, &content_type)? {
+        Document::Image(manifest) => return Ok((digest, manifest)),
+        Document::Index(index) => index,
+    };
+    let chosen = manifest::choose(index, platform)?;
+    let (content_type, content) = repository.manifest(chosen.digest.as_str()).await?;
+    check_digest(&content, &chosen.digest).map_err(|error| error.context("manifest"))?;
+    if content_type.split(';').next().map(str::trim) != Some(chosen.media_type.as_str()) {
+        let expected = chosen.media_type;
+        return Err(PullError::refused(format!(
+            "manifest sent as {content_type:?}, its index says {expected:?}"
+        )));
+    }
+    match manifest::parse(&content, &content_type)? {
+        Document::Image(manifest) => Ok((digest, manifest)),
+        Document::Index(_) => Err(PullError::refused("index within an index: not supported")),
+    }
+}
+
+fn check_digest(content: &[u8], expected: &Digest) -> Result<(), PullError> {
+    let found = Digest::from_sha256(&Sha256::digest(content).into());
+    if found == *expected {
+        return Ok(());
+    }
+    Err(PullError::refused(format!(
+        "its content has the digest {found}, not {expected}"
+    )))
+}
+
+/// What callers are told where a task of ours panicked; the panic itself is in the log.
+fn ended(what: &str) -> PullError {
+    PullError::local(&anyhow::anyhow!("{what} ended without a result"))
+}

@@ -1,0 +1,625 @@
+//! The images and layers of this node: in memory for every question, on disk for the next start.
+//!
+//! Two locks. `state` guards the maps and is held for look-ups and assignments only. `writer` orders everything that
+//! gives or takes a final name on disk (commit, publish, remove, sweep) and is held over that IO, never by a question.
+//! Order: `writer` before `state`.
+//!
+//! Layers that nothing uses any more are freed by one thread of the store's, so that dropping a lease costs nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, ensure};
+use corten_proto::id::Digest;
+use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
+
+use super::layer::Partial;
+use super::pull::Pulls;
+use super::reference::{Reference, ReferenceError, Version};
+use super::registry::RegistryConfigs;
+use super::unpack::Usage;
+
+/// Shortest beginning of an id that stands for the whole.
+const MIN_ID_PREFIX: usize = 6;
+
+/// The suffix of what is not (any more) what its name says.
+const PARTIAL: &str = ".partial";
+
+/// An image of this node, and its record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Digest of the config.
+    pub id: Digest,
+    /// Normalised names with a tag, sorted.
+    pub repo_tags: Vec<String>,
+    /// Normalised names with the digest of the manifest or index they were pulled as, sorted.
+    pub repo_digests: Vec<String>,
+    /// What its layers and its config take on disk, in bytes; layers shared with other images included.
+    pub size: u64,
+    /// The config as the registry sent it.
+    pub config: ImageConfiguration,
+    /// Diff ids, bottom first.
+    pub layers: Vec<Digest>,
+}
+
+/// The images and layers below one root directory.
+pub struct ImageStore {
+    inner: Arc<Inner>,
+    pub(super) pulls: Pulls,
+    sweeper: Option<JoinHandle<()>>,
+}
+
+struct Inner {
+    root: PathBuf,
+    state: Mutex<State>,
+    /// Signalled when a layer may have become unused, and when the store closes.
+    unused: Condvar,
+    writer: Mutex<()>,
+    next_partial: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    images: BTreeMap<Digest, Arc<Image>>,
+    layers: HashMap<Digest, Layer>,
+    /// Layers to be looked at by the sweeper.
+    candidates: BTreeSet<Digest>,
+    closing: bool,
+}
+
+struct Layer {
+    usage: Usage,
+    leases: usize,
+}
+
+/// `layer.json`.
+#[derive(Serialize, Deserialize)]
+struct LayerRecord {
+    bytes: u64,
+    inodes: u64,
+}
+
+/// Keeps layers while it lives, whatever becomes of their images.
+#[must_use = "the layers are kept only while the lease lives"]
+pub struct LayerLease {
+    inner: Arc<Inner>,
+    layers: Vec<Digest>,
+}
+
+impl std::fmt::Debug for LayerLease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LayerLease").field(&self.layers).finish()
+    }
+}
+
+impl ImageStore {
+    /// Opens the store below `root`, which is made if it is missing: drops what an earlier server left half done, and
+    /// moves what cannot be read to `quarantine/`.
+    ///
+    /// Layers without an image stay until [`ImageStore::sweep`], so that containers can lease theirs first.
+    pub fn open(root: &Path, registries: RegistryConfigs) -> Result<Arc<ImageStore>> {
+        for dir in ["images", "layers", "quarantine"] {
+            let path = root.join(dir);
+            let made = fs::DirBuilder::new()
+                .mode(0o700)
+                .recursive(true)
+                .create(&path);
+            made.with_context(|| format!("create {}", path.display()))?;
+            remove_partials(&path)?;
+        }
+        let mut state = State {
+            layers: load_layers(root)?,
+            ..State::default()
+        };
+        state.images = load_images(root, &state.layers)?;
+        let inner = Arc::new(Inner {
+            root: root.to_owned(),
+            state: Mutex::new(state),
+            unused: Condvar::new(),
+            writer: Mutex::new(()),
+            next_partial: AtomicU64::new(0),
+        });
+        let swept = Arc::clone(&inner);
+        let sweeper = std::thread::Builder::new()
+            .name("layer-sweeper".into())
+            .spawn(move || swept.sweep_until_closed());
+        let sweeper = sweeper.context("start the layer sweeper")?;
+        Ok(Arc::new(ImageStore {
+            inner,
+            pulls: Pulls::new(registries),
+            sweeper: Some(sweeper),
+        }))
+    }
+
+    /// The image of a name, a name with digest, an id with or without `sha256:`, or at least 6 digits of an id that
+    /// begin no other.
+    pub fn find(&self, reference_or_id: &str) -> Result<Option<Arc<Image>>, ReferenceError> {
+        let state = self.inner.state();
+        if let Some(id) = as_digest(reference_or_id) {
+            return Ok(state.images.get(&id).cloned());
+        }
+        // A name may look like an id's beginning; a name that exists is what was meant.
+        let named = reference_or_id.parse::<Reference>();
+        let found = named
+            .as_ref()
+            .ok()
+            .and_then(|reference| state.images.values().find(|image| image.has(reference)));
+        let found = found.or_else(|| state.by_prefix(reference_or_id)).cloned();
+        match (found, named) {
+            (None, Err(error)) if !is_id_prefix(reference_or_id) => Err(error),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Every image, each once, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.state().images.values().cloned().collect()
+    }
+
+    /// Removes an image under all of its names. Its layers go when no other image and no lease has them. Unknown images
+    /// are gone already. Blocks on the disk.
+    pub async fn remove(&self, reference_or_id: &str) -> Result<()> {
+        let Some(image) = self.find(reference_or_id)? else {
+            return Ok(());
+        };
+        let inner = Arc::clone(&self.inner);
+        let removing = tokio::task::spawn_blocking(move || inner.remove(&image.id));
+        removing.await.context("remove an image: the task ended")?
+    }
+
+    /// Keeps `layers` until the lease is dropped; an error names the first that is not here.
+    pub fn lease(&self, layers: &[Digest]) -> Result<LayerLease> {
+        self.inner.lease(layers)
+    }
+
+    /// What all layers take: bytes and inodes. Accounted when a layer is unpacked.
+    #[must_use]
+    pub fn usage(&self) -> (u64, u64) {
+        let state = self.inner.state();
+        state
+            .layers
+            .values()
+            .fold((0, 0), |(bytes, inodes), layer| {
+                (bytes + layer.usage.bytes, inodes + layer.usage.inodes)
+            })
+    }
+
+    /// Frees, soon, every layer that no image and no lease has: after a start, when containers have leased theirs.
+    pub fn sweep(&self) {
+        let mut state = self.inner.state();
+        state.candidates = state.layers.keys().cloned().collect();
+        self.inner.unused.notify_all();
+    }
+
+    /// The directory images and layers are below.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// A layer's files, whether or not they are there.
+    #[must_use]
+    pub fn layer_path(&self, layer: &Digest) -> PathBuf {
+        self.inner.layer_dir(layer).join("fs")
+    }
+
+    /// A new directory for a layer that is being unpacked.
+    pub(super) fn partial(&self, layer: &Digest) -> Result<Partial> {
+        Partial::create(self.inner.partial_path(layer))
+    }
+
+    /// Gives an unpacked and verified layer its name. Blocks on the disk.
+    pub(super) fn commit(
+        &self,
+        layer: &Digest,
+        partial: &Partial,
+        usage: Usage,
+    ) -> Result<LayerLease> {
+        self.inner.commit(layer, partial, usage)
+    }
+
+    /// Records `image`, whose layers the caller has leased, and gives it `reference`'s name. Blocks on the disk.
+    pub(super) fn publish(
+        &self,
+        image: Image,
+        reference: &Reference,
+        manifest: &Digest,
+    ) -> Result<Arc<Image>> {
+        self.inner.publish(image, reference, manifest)
+    }
+
+    /// What `layers` take together, each counted once.
+    pub(super) fn layers_size(&self, layers: &[Digest]) -> u64 {
+        let state = self.inner.state();
+        let distinct: BTreeSet<&Digest> = layers.iter().collect();
+        distinct
+            .into_iter()
+            .filter_map(|layer| state.layers.get(layer))
+            .map(|layer| layer.usage.bytes)
+            .sum()
+    }
+}
+
+impl Drop for ImageStore {
+    fn drop(&mut self) {
+        self.inner.state().closing = true;
+        self.inner.unused.notify_all();
+        if let Some(sweeper) = self.sweeper.take()
+            && sweeper.join().is_err()
+        {
+            tracing::error!("the layer sweeper panicked");
+        }
+    }
+}
+
+impl Image {
+    fn has(&self, reference: &Reference) -> bool {
+        let name = reference.to_string();
+        match &reference.version {
+            Version::Tag(_) => self.repo_tags.contains(&name),
+            Version::Digest(_) => self.repo_digests.contains(&name),
+        }
+    }
+}
+
+impl State {
+    fn by_prefix(&self, text: &str) -> Option<&Arc<Image>> {
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        if !is_id_prefix(text) {
+            return None;
+        }
+        let mut matching = self
+            .images
+            .iter()
+            .filter(|(id, _)| id.hex().starts_with(digits));
+        match (matching.next(), matching.next()) {
+            (Some((_, image)), None) => Some(image),
+            _ => None,
+        }
+    }
+
+    fn is_used(&self, layer: &Digest) -> bool {
+        self.layers.get(layer).is_some_and(|known| known.leases > 0)
+            || self
+                .images
+                .values()
+                .any(|image| image.layers.contains(layer))
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every critical section is a few assignments that cannot panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, ()> {
+        // Guards no data; the disk is consistent after every single step.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn layer_dir(&self, layer: &Digest) -> PathBuf {
+        self.root.join("layers").join(layer.hex())
+    }
+
+    /// A name nobody else uses: two pulls may unpack one layer where the first was just given up.
+    fn partial_path(&self, layer: &Digest) -> PathBuf {
+        let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
+        self.root
+            .join("layers")
+            .join(format!("{}.{number}{PARTIAL}", layer.hex()))
+    }
+
+    fn record_path(&self, image: &Digest) -> PathBuf {
+        self.root
+            .join("images")
+            .join(format!("{}.json", image.hex()))
+    }
+
+    fn lease(self: &Arc<Self>, layers: &[Digest]) -> Result<LayerLease> {
+        let mut state = self.state();
+        for layer in layers {
+            ensure!(
+                state.layers.contains_key(layer),
+                "layer {layer} is not on this node"
+            );
+        }
+        for layer in layers {
+            state
+                .layers
+                .entry(layer.clone())
+                .and_modify(|known| known.leases += 1);
+        }
+        Ok(LayerLease {
+            inner: Arc::clone(self),
+            layers: layers.to_vec(),
+        })
+    }
+
+    fn commit(
+        self: &Arc<Self>,
+        layer: &Digest,
+        partial: &Partial,
+        usage: Usage,
+    ) -> Result<LayerLease> {
+        let record = LayerRecord {
+            bytes: usage.bytes,
+            inodes: usage.inodes,
+        };
+        let record_path = partial.path().join("layer.json");
+        fs::write(&record_path, serde_json::to_vec(&record)?)
+            .with_context(|| format!("write {}", record_path.display()))?;
+        // One sync for thousands of files, before the name that says they are whole.
+        let dir = fs::File::open(partial.path())
+            .with_context(|| format!("open {}", partial.path().display()))?;
+        rustix::fs::syncfs(&dir).context("syncfs of a layer")?;
+        let _writer = self.writer();
+        if let Ok(lease) = self.lease(std::slice::from_ref(layer)) {
+            return Ok(lease);
+        }
+        let path = self.layer_dir(layer);
+        fs::rename(partial.path(), &path)
+            .with_context(|| format!("rename a layer to {}", path.display()))?;
+        self.state()
+            .layers
+            .insert(layer.clone(), Layer { usage, leases: 0 });
+        self.lease(std::slice::from_ref(layer))
+    }
+
+    fn publish(
+        &self,
+        image: Image,
+        reference: &Reference,
+        manifest: &Digest,
+    ) -> Result<Arc<Image>> {
+        let _writer = self.writer();
+        let known = self.state().images.get(&image.id).cloned();
+        let mut image = known.map_or(image, |known| Image::clone(&known));
+        add(&mut image.repo_digests, reference.at(manifest));
+        if matches!(reference.version, Version::Tag(_)) {
+            let tag = reference.to_string();
+            // The new holder first: at no time is the tag nowhere.
+            add(&mut image.repo_tags, tag.clone());
+            self.save(&image)?;
+            self.take_tag(&tag, &image.id)?;
+        } else {
+            self.save(&image)?;
+        }
+        let image = Arc::new(image);
+        self.state()
+            .images
+            .insert(image.id.clone(), Arc::clone(&image));
+        Ok(image)
+    }
+
+    /// Takes a tag from the image that had it: the registry moved it.
+    fn take_tag(&self, tag: &String, new_holder: &Digest) -> Result<()> {
+        let holder = |image: &&Arc<Image>| image.id != *new_holder && image.repo_tags.contains(tag);
+        let Some(before) = self.state().images.values().find(holder).cloned() else {
+            return Ok(());
+        };
+        let mut before = Image::clone(&before);
+        before.repo_tags.retain(|known| known != tag);
+        self.save(&before)?;
+        self.state()
+            .images
+            .insert(before.id.clone(), Arc::new(before));
+        Ok(())
+    }
+
+    fn save(&self, image: &Image) -> Result<()> {
+        let path = self.record_path(&image.id);
+        let partial = path.with_extension("json.partial");
+        let saving = || format!("save {}", path.display());
+        fs::write(&partial, serde_json::to_vec_pretty(image)?).with_context(saving)?;
+        // Pulls are rare, and an empty record after a power cut would cost the image.
+        fs::File::open(&partial)
+            .and_then(|file| file.sync_all())
+            .with_context(saving)?;
+        fs::rename(&partial, &path).with_context(saving)
+    }
+
+    fn remove(&self, id: &Digest) -> Result<()> {
+        let _writer = self.writer();
+        let path = self.record_path(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+        let mut state = self.state();
+        if let Some(image) = state.images.remove(id) {
+            state.candidates.extend(image.layers.iter().cloned());
+        }
+        self.unused.notify_all();
+        Ok(())
+    }
+
+    fn sweep_until_closed(&self) {
+        while let Some(layer) = self.next_candidate() {
+            if let Err(error) = self.free(&layer) {
+                tracing::warn!(%layer, error = format!("{error:#}"), "free a layer");
+            }
+        }
+    }
+
+    fn next_candidate(&self) -> Option<Digest> {
+        let mut state = self.state();
+        loop {
+            if state.closing {
+                return None;
+            }
+            if let Some(layer) = state.candidates.pop_first() {
+                return Some(layer);
+            }
+            state = self
+                .unused
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Removes a layer unless something uses it.
+    fn free(&self, layer: &Digest) -> Result<()> {
+        let path = self.partial_path(layer);
+        {
+            let _writer = self.writer();
+            let mut state = self.state();
+            if state.is_used(layer) || state.layers.remove(layer).is_none() {
+                return Ok(());
+            }
+            drop(state);
+            // Under the writer's lock: a pull of the same layer must not find the old directory in its way.
+            fs::rename(self.layer_dir(layer), &path)
+                .with_context(|| format!("rename to {}", path.display()))?;
+        }
+        fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))
+    }
+}
+
+impl Drop for LayerLease {
+    fn drop(&mut self) {
+        let mut state = self.inner.state();
+        for layer in self.layers.drain(..) {
+            let Some(known) = state.layers.get_mut(&layer) else {
+                continue;
+            };
+            known.leases -= 1;
+            if known.leases == 0 {
+                state.candidates.insert(layer);
+            }
+        }
+        self.inner.unused.notify_all();
+    }
+}
+
+/// Adds to a sorted list without duplicates.
+fn add(list: &mut Vec<String>, item: String) {
+    if let Err(position) = list.binary_search(&item) {
+        list.insert(position, item);
+    }
+}
+
+fn as_digest(text: &str) -> Option<Digest> {
+    text.parse()
+        .or_else(|_no_prefix| format!("sha256:{text}").parse())
+        .ok()
+}
+
+fn is_id_prefix(text: &str) -> bool {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    (MIN_ID_PREFIX..=64).contains(&digits.len())
+        && digits
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn remove_partials(dir: &Path) -> Result<()> {
+    for (name, path) in entries(dir)? {
+        if !name.ends_with(PARTIAL) {
+            continue;
+        }
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn load_layers(root: &Path) -> Result<HashMap<Digest, Layer>> {
+    let mut layers = HashMap::new();
+    for (name, path) in entries(&root.join("layers"))? {
+        match load_layer(&name, &path) {
+            Ok((digest, layer)) => drop(layers.insert(digest, layer)),
+            Err(error) => quarantine(root, "layer", &path, &error)?,
+        }
+    }
+    Ok(layers)
+}
+
+fn load_layer(name: &str, path: &Path) -> Result<(Digest, Layer)> {
+    let digest = format!("sha256:{name}").parse()?;
+    let record: LayerRecord = serde_json::from_slice(&fs::read(path.join("layer.json"))?)?;
+    ensure!(path.join("fs").is_dir(), "its files are missing");
+    Ok((
+        digest,
+        Layer {
+            usage: Usage {
+                bytes: record.bytes,
+                inodes: record.inodes,
+            },
+            leases: 0,
+        },
+    ))
+}
+
+fn load_images(
+    root: &Path,
+    layers: &HashMap<Digest, Layer>,
+) -> Result<BTreeMap<Digest, Arc<Image>>> {
+    let mut images = BTreeMap::new();
+    for (name, path) in entries(&root.join("images"))? {
+        match load_image(&name, &path, layers) {
+            Ok(image) => drop(images.insert(image.id.clone(), Arc::new(image))),
+            Err(error) => quarantine(root, "image", &path, &error)?,
+        }
+    }
+    Ok(images)
+}
+
+fn load_image(name: &str, path: &Path, layers: &HashMap<Digest, Layer>) -> Result<Image> {
+    let image: Image = serde_json::from_slice(&fs::read(path)?)?;
+    ensure!(
+        name.strip_suffix(".json") == Some(image.id.hex()),
+        "the record is of image {}",
+        image.id
+    );
+    // An image that lost a layer would fail at every container; without it the next pull repairs it.
+    for layer in &image.layers {
+        ensure!(layers.contains_key(layer), "layer {layer} is missing");
+    }
+    Ok(image)
+}
+
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let reading = || format!("read {}", dir.display());
+    fs::read_dir(dir)
+        .with_context(reading)?
+        .map(|entry| {
+            entry.map(|found| {
+                (
+                    found.file_name().to_string_lossy().into_owned(),
+                    found.path(),
+                )
+            })
+        })
+        .collect::<Result<_, _>>()
+        .with_context(reading)
+}
+
+/// Moves what cannot be used out of the way, where a human finds it; the newest of one name stays.
+fn quarantine(root: &Path, kind: &str, path: &Path, error: &anyhow::Error) -> Result<()> {
+    let name = path
+        .file_name()
+        .context("an entry of a directory has a name")?
+        .to_string_lossy();
+    let target = root.join("quarantine").join(format!("{kind}-{name}"));
+    tracing::warn!(path = %path.display(), error = format!("{error:#}"), "unusable, moved to quarantine");
+    if target.is_dir() {
+        fs::remove_dir_all(&target).with_context(|| format!("remove {}", target.display()))?;
+    }
+    fs::rename(path, &target)
+        .with_context(|| format!("rename {} to {}", path.display(), target.display()))
+}

@@ -1,0 +1,34 @@
+//! PullImage: credentials and the codes of failures.
+
+use std::sync::Arc;
+
+use corten_proto::cri::AuthConfig;
+use tonic::{Code, Status};
+
+use crate::image::{Cause, Credentials, ImageStore, PullError, Reference};
+
+/// Pulls and returns the image's id, which the kubelet compares with what ListImages and ContainerStatus say.
+pub(super) async fn pull(
+    images: &Arc<ImageStore>,
+    name: &str,
+    auth: Option<&AuthConfig>,
+) -> Result<String, Status> {
+    let reference: Reference = name.parse().map_err(super::invalid)?;
+    let credentials = Credentials::from_cri(auth, &reference.registry).map_err(status)?;
+    let image = images.pull(name, credentials).await.map_err(status)?;
+    tracing::info!(image = %reference, id = %image.id, "pulled");
+    Ok(image.id.to_string())
+}
+
+fn status(error: PullError) -> Status {
+    let (code, prefix) = match error.cause {
+        Cause::Invalid => (Code::InvalidArgument, ""),
+        Cause::NotFound => (Code::NotFound, ""),
+        Cause::Denied => (Code::PermissionDenied, ""),
+        // The kubelet looks for this word at the beginning of an error of code Unknown (kubernetes' pkg/kubelet/images).
+        Cause::Unreachable => (Code::Unknown, "RegistryUnavailable: "),
+        Cause::Refused => (Code::FailedPrecondition, ""),
+        Cause::Local => (Code::Internal, ""),
+    };
+    Status::new(code, format!("{prefix}{error}"))
+}
