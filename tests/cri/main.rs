@@ -1,1 +1,21 @@
-//! placeholder
+//! The server as a kubelet sees it: the real `corten-cri`, `corten-shim` and `corten`, Debian's CNI plugins, a registry
+//! on loopback. Every test has a node of its own, and fails if anything of it is left.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
+mod config;
+mod container;
+mod error;
+mod exec;
+mod image;
+mod log;
+mod network;
+mod parallel;
+mod pod_files;
+mod process;
+mod registry;
+mod restart;
+mod sandbox;
+mod service;
+mod stop;
+mod unimplemented;

@@ -1,7 +1,7 @@
 //! A blocking CRI client: what a kubelet sees of the server, for tests and for `cri-client`.
 //!
-//! Every RPC of CRI v1 is here, so that a test can show what the server answers to each. A call has one minute;
-//! one that takes longer is the caller's failure, not an answer.
+//! Every RPC of CRI v1 is here, so that a test can show what the server answers to each. A call has two minutes, as
+//! the kubelet's; one that takes longer is the caller's failure, not an answer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tonic::{Response, Status};
 const MAX_MESSAGE: usize = 16 << 20;
 
 /// Longest any call here may take.
-const CALL: Duration = Duration::from_secs(60);
+const CALL: Duration = Duration::from_secs(120);
 
 /// A connection to a CRI endpoint; clones share it. It connects at the first call, and again after a restart.
 #[derive(Clone, Debug)]
@@ -51,6 +51,24 @@ impl Cri {
                 .max_decoding_message_size(MAX_MESSAGE),
             image: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
         })
+    }
+
+    /// `PullImage` by a caller that gives up after `deadline`.
+    ///
+    /// # Errors
+    /// The server's status, or what became of the call at the deadline.
+    pub fn pull_image_within(
+        &self,
+        request: cri::PullImageRequest,
+        deadline: Duration,
+    ) -> Result<cri::PullImageResponse, Status> {
+        let mut client = self.image.clone();
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(deadline);
+        self.wait(
+            "pull_image",
+            async move { client.pull_image(request).await },
+        )
     }
 
     /// Blocks until `call` has answered.

@@ -139,6 +139,18 @@ impl Watch {
     }
 }
 
+/// Removes a cgroup that the test itself made or named, in every hierarchy, as a kubelet does with a pod's. One that is
+/// not empty stays, for the check to find.
+pub fn remove_cgroup(path: &str) {
+    assert!(
+        path.len() > 1 && path.starts_with('/'),
+        "{path:?}: an absolute path below the root"
+    );
+    for hierarchy in cgroups().iter().filter(|found| found.ends_with(path)) {
+        fs::remove_dir(hierarchy).ok();
+    }
+}
+
 /// Kills every process that carries `marker` in its arguments or its cgroup: what a failed test leaves.
 pub(crate) fn kill_marked(marker: &str) {
     let in_cgroup = |pid: i32| {
@@ -152,6 +164,18 @@ pub(crate) fn kill_marked(marker: &str) {
     for (pid, _) in marked {
         // One that is gone already is what we want.
         kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+}
+
+/// Removes every cgroup that carries `marker`, the deepest first: what a failed test leaves.
+pub(crate) fn remove_marked_cgroups(marker: &str) {
+    let mut marked: Vec<String> = cgroups()
+        .into_iter()
+        .filter(|path| path.contains(marker))
+        .collect();
+    marked.sort_by_key(|path| std::cmp::Reverse(path.len()));
+    for path in marked {
+        fs::remove_dir(path).ok();
     }
 }
 

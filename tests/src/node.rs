@@ -16,6 +16,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ pub struct Node {
     pub network: Netns,
     /// What the end of the test looks for.
     pub watch: Watch,
-    server: Option<Child>,
+    server: Mutex<Option<Child>>,
     // Last: a field's drop follows the ones above.
     dir: TempDir,
 }
@@ -70,7 +71,7 @@ impl Node {
     /// # Panics
     /// If it does not come up.
     pub fn with(change: impl FnOnce(&mut toml::Table)) -> Node {
-        let mut node = Node::prepare(change).expect("prepare a node");
+        let node = Node::prepare(change).expect("prepare a node");
         node.launch().expect("start corten-cri");
         node
     }
@@ -99,7 +100,7 @@ impl Node {
             registry,
             network,
             watch,
-            server: None,
+            server: Mutex::new(None),
             dir,
         })
     }
@@ -108,7 +109,7 @@ impl Node {
     ///
     /// # Errors
     /// If it exits first, or takes longer than 20 seconds.
-    pub fn launch(&mut self) -> Result<()> {
+    pub fn launch(&self) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -125,7 +126,8 @@ impl Node {
             .network
             .enter(|| command.spawn())
             .context("spawn corten-cri")?;
-        let server = self.server.insert(server);
+        let mut running = self.server();
+        let server = running.insert(server);
         let deadline = Instant::now() + SERVER;
         while let Err(status) = self.cri.version(cri::VersionRequest::default()) {
             if let Some(exit) = server.try_wait()? {
@@ -146,8 +148,8 @@ impl Node {
     ///
     /// # Panics
     /// If it does not run.
-    pub fn kill_server(&mut self) {
-        let mut server = self.server.take().expect("the server runs");
+    pub fn kill_server(&self) {
+        let mut server = self.server().take().expect("the server runs");
         server.kill().expect("SIGKILL to our child");
         server.wait().expect("wait for our child");
     }
@@ -156,14 +158,14 @@ impl Node {
     ///
     /// # Panics
     /// If it does not end within 20 seconds, or with another code than 0.
-    pub fn stop_server(&mut self) {
+    pub fn stop_server(&self) {
         if let Err(error) = self.end_server() {
             panic!("{error:#}");
         }
     }
 
-    fn end_server(&mut self) -> Result<()> {
-        let Some(mut server) = self.server.take() else {
+    fn end_server(&self) -> Result<()> {
+        let Some(mut server) = self.server().take() else {
             return Ok(());
         };
         kill(pid_of(&server), Signal::SIGTERM)?;
@@ -182,12 +184,17 @@ impl Node {
         }
     }
 
+    /// The server's process, while it runs. A failed assertion elsewhere does not make it unusable.
+    fn server(&self) -> MutexGuard<'_, Option<Child>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Host pid of the server.
     ///
     /// # Panics
     /// If it does not run.
     pub fn server_pid(&self) -> i32 {
-        pid_of(self.server.as_ref().expect("the server runs")).as_raw()
+        pid_of(self.server().as_ref().expect("the server runs")).as_raw()
     }
 
     /// The node's directory.
@@ -244,13 +251,16 @@ impl Node {
     /// Everything of pods that exists outside the server: files, mounts, cgroups, processes, links, addresses. The
     /// server itself and its listening socket do not count.
     pub fn pods_left(&self) -> Vec<String> {
-        let own = self
-            .server
-            .as_ref()
-            .map(|server| format!("process {} ", pid_of(server)));
+        let own = self.server().as_ref().map(pid_of);
         let parent = format!("/{}", self.marker());
         let mut left = self.watch.left();
-        left.retain(|line| !own.as_ref().is_some_and(|own| line.starts_with(own)));
+        let is_own = |line: &str| {
+            own.is_some_and(|pid| {
+                line.starts_with(&format!("process {pid} "))
+                    || line.starts_with(&format!("child {pid} "))
+            })
+        };
+        left.retain(|line| !is_own(line));
         left.retain(|line| !(line.starts_with("cgroup") && line.ends_with(&parent)));
         left.extend(self.pod_files());
         left.extend(
@@ -307,20 +317,20 @@ impl Node {
     }
 
     /// The orderly end; what is left after it is the test's failure.
-    fn finish(&mut self) -> Result<()> {
-        if self.server.is_some() {
+    fn finish(&self) -> Result<()> {
+        if self.server().is_some() {
             self.remove_pods().context("remove the pods")?;
             self.assert_no_pods_left();
         }
         self.end_server()?;
-        remove_cgroups(&self.marker());
+        leak::remove_cgroup(&format!("/{}", self.marker()));
         self.watch.assert_clean();
         Ok(())
     }
 
     /// Ends and removes whatever carries the marker, by force.
-    fn tear_down(&mut self) {
-        if let Some(mut server) = self.server.take() {
+    fn tear_down(&self) {
+        if let Some(mut server) = self.server().take() {
             // A failure means that it is gone already.
             server.kill().ok();
             server.wait().ok();
@@ -328,7 +338,7 @@ impl Node {
         let marker = self.marker();
         leak::kill_marked(&marker);
         leak::unmount_marked(&marker);
-        remove_cgroups(&marker);
+        leak::remove_marked_cgroups(&marker);
     }
 }
 
@@ -423,20 +433,4 @@ fn shim_logs(dir: &Path) -> Vec<PathBuf> {
         .map(|sandbox| sandbox.path().join("shim.log"))
         .filter(|log| log.exists())
         .collect()
-}
-
-/// Removes the node's parent cgroup, which the node named and therefore owns, as a kubelet does with a pod's. One that
-/// is not empty stays, for the leak check to find.
-fn remove_cgroups(marker: &str) {
-    let mut marked: Vec<String> = leak::cgroups()
-        .into_iter()
-        .filter(|path| path.contains(marker))
-        .collect();
-    marked.sort_by_key(|path| std::cmp::Reverse(path.len()));
-    for path in marked
-        .iter()
-        .filter(|path| path.ends_with(&format!("/{marker}")))
-    {
-        fs::remove_dir(path).ok();
-    }
 }

@@ -1,0 +1,168 @@
+//! Pulls from registries that fail: the error says why, and nothing is kept.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use corten_proto::cri;
+use corten_tests::node::{BUSYBOX, Node};
+use corten_tests::pod::image;
+use corten_tests::registry::{Access, Fault};
+use tonic::{Code, Status};
+
+fn pull(node: &Node, reference: &str) -> Result<String, Status> {
+    let request = cri::PullImageRequest {
+        image: Some(image(reference)),
+        ..Default::default()
+    };
+    node.cri.pull_image(request).map(|reply| reply.image_ref)
+}
+
+/// Nothing of any image is on the disk.
+#[track_caller]
+fn assert_nothing_kept(node: &Node) {
+    let listed = node
+        .cri
+        .list_images(cri::ListImagesRequest::default())
+        .unwrap()
+        .images;
+    assert!(listed.is_empty(), "{listed:?}");
+    for name in ["images", "layers"] {
+        let dir = node.dir().join("lib").join(name);
+        let entries: Vec<_> = fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        assert!(entries.is_empty(), "{entries:?}");
+    }
+}
+
+#[test]
+fn a_blob_that_is_not_its_digest_is_refused() {
+    let node = Node::start();
+    node.registry.fail("/blobs/", Some(Fault::Corrupt));
+    let error = pull(&node, BUSYBOX).unwrap_err();
+    assert!(
+        error.message().contains("sha256:"),
+        "names the digest: {error}"
+    );
+    assert_nothing_kept(&node);
+    node.registry.fail("/blobs/", None);
+    pull(&node, BUSYBOX).expect("the same pull once the registry is honest");
+}
+
+#[test]
+fn a_manifest_that_is_not_its_digest_is_refused() {
+    let node = Node::start();
+    pull(&node, BUSYBOX).unwrap();
+    let listed = node
+        .cri
+        .list_images(cri::ListImagesRequest::default())
+        .unwrap()
+        .images;
+    let by_digest = listed[0].repo_digests[0].clone();
+    node.cri
+        .remove_image(cri::RemoveImageRequest {
+            image: Some(image(BUSYBOX)),
+        })
+        .unwrap();
+    node.registry.fail("/manifests/", Some(Fault::Corrupt));
+    let error = pull(&node, &by_digest).unwrap_err();
+    assert!(error.message().contains("sha256:"), "{error}");
+    assert_nothing_kept(&node);
+}
+
+#[test]
+fn a_stream_that_breaks_off_leaves_nothing() {
+    let node = Node::start();
+    node.registry.fail("/blobs/", Some(Fault::Truncate(1000)));
+    let error = pull(&node, BUSYBOX).unwrap_err();
+    assert!(error.message().contains("127.0.0.1:5000"), "{error}");
+    assert_nothing_kept(&node);
+}
+
+#[test]
+fn an_unreachable_registry_is_named_with_the_cause() {
+    let node = Node::with(|config| {
+        let registries = config["registries"].as_table_mut().expect("a table");
+        let plain = toml::Table::from_iter([("plain_http".to_owned(), true.into())]);
+        registries.insert("127.0.0.1:5999".to_owned(), plain.into());
+    });
+    let error = pull(&node, "127.0.0.1:5999/busybox:latest").unwrap_err();
+    assert!(
+        error.message().contains("127.0.0.1:5999"),
+        "the host: {error}"
+    );
+    assert!(
+        error
+            .message()
+            .to_lowercase()
+            .contains("connection refused"),
+        "the cause: {error}"
+    );
+    let error = pull(&node, "no-such-host.invalid/busybox:latest").unwrap_err();
+    assert!(
+        error.message().contains("no-such-host.invalid"),
+        "the host: {error}"
+    );
+    assert_nothing_kept(&node);
+}
+
+#[test]
+fn an_absent_image_and_a_failing_server_are_told_apart() {
+    let node = Node::start();
+    let error = pull(&node, "127.0.0.1:5000/absent:1").unwrap_err();
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    assert!(
+        error.message().contains("127.0.0.1:5000/absent:1"),
+        "{error}"
+    );
+    node.registry.fail("/manifests/", Some(Fault::Status(503)));
+    let error = pull(&node, BUSYBOX).unwrap_err();
+    assert!(error.message().contains("503"), "{error}");
+    assert_nothing_kept(&node);
+}
+
+#[test]
+fn an_anonymous_token_is_fetched_where_the_registry_asks_for_one() {
+    let node = Node::start();
+    node.registry.require(Access::Token);
+    pull(&node, BUSYBOX).expect("the token service gives a token to everybody");
+}
+
+#[test]
+fn a_pull_that_its_caller_gives_up_is_cleaned_up() {
+    let node = Node::start();
+    node.registry
+        .fail("/blobs/", Some(Fault::Slow(Duration::from_millis(300))));
+    let request = cri::PullImageRequest {
+        image: Some(image(BUSYBOX)),
+        ..Default::default()
+    };
+    let error = node
+        .cri
+        .pull_image_within(request, Duration::from_millis(500))
+        .unwrap_err();
+    assert!(
+        matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled),
+        "{error}"
+    );
+    node.registry.fail("/blobs/", None);
+    // The abandoned download ends by itself or is joined; either way the next pull is not in its way.
+    let began = Instant::now();
+    pull(&node, BUSYBOX).expect("the next pull");
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+    let partial = fs::read_dir(node.dir().join("lib/layers"))
+        .unwrap()
+        .flatten();
+    let partial: Vec<_> = partial
+        .map(|e| e.file_name())
+        .filter(|n| n.to_string_lossy().contains("partial"))
+        .collect();
+    assert!(partial.is_empty(), "{partial:?}");
+}
