@@ -1,11 +1,11 @@
 //! The CRI server of Corten: one process per node, between the kubelet and the pods' shims.
 //!
 //! ```text
-//! kubelet, crictl --gRPC--> server ── runtime_service ──> store      memory and records of sandboxes and containers
-//!                              │            ├──────────> spec       CRI config to OCI spec, pure
-//!                              │            ├──────────> network    CNI, network namespaces
-//!                              │            └──────────> shim       one corten-shim per pod
-//!                              └──── image_service ────> image      pull, layers, snapshots
+//! kubelet, crictl --gRPC--> server ── runtime_service ──> node, store   memory and records
+//!                              │            ├──────────> spec           CRI config to OCI spec, pure
+//!                              │            ├──────────> network        CNI, network namespaces
+//!                              │            └──────────> shim           one corten-shim per pod
+//!                              └──── image_service ────> image          pull, layers, snapshots
 //! ```
 //!
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
@@ -14,9 +14,13 @@
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod error;
 pub mod image;
 pub mod image_service;
 pub mod network;
+pub mod node;
+pub mod oci;
+pub mod paths;
 pub mod record;
 pub mod recover;
 pub mod runtime_service;
@@ -25,3 +29,5 @@ pub mod server;
 pub mod shim;
 pub mod spec;
 pub mod store;
+mod supervisor;
+pub mod tasks;

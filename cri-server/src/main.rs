@@ -1,1 +1,60 @@
-fn main() {}
+//! `corten-cri`: the command line, the log, the async runtime; the rest is the library.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+use corten_cri::cli::{Action, Cli};
+use corten_cri::config::{Config, LogFormat, LogLevel};
+use corten_cri::server;
+use tracing::level_filters::LevelFilter;
+
+/// Most threads for blocking work: mounts, unpacking, records.
+const BLOCKING_THREADS: usize = 32;
+
+fn main() -> ExitCode {
+    let config = match Cli::parse().run() {
+        Ok(Action::Serve(config)) => *config,
+        Ok(Action::Exit(code)) => return code,
+        Err(problems) => return fail(&problems.to_string()),
+    };
+    log_to_stderr(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build();
+    let served = match runtime {
+        Ok(runtime) => runtime.block_on(server::serve(config)),
+        Err(error) => return fail(&format!("start the async runtime: {error}")),
+    };
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    // Where stderr is closed, the exit code has to do.
+    drop(writeln!(std::io::stderr(), "corten-cri: {message}"));
+    ExitCode::FAILURE
+}
+
+fn log_to_stderr(config: &Config) {
+    let level = match config.log.level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    // The libraries below speak at debug and trace only, of HTTP/2 frames.
+    let filter = tracing_subscriber::EnvFilter::new(format!("info,corten_cri={level}"));
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter);
+    match config.log.format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

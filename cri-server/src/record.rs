@@ -1,0 +1,166 @@
+//! Records: one JSON file for each sandbox and container, replaced by rename.
+//!
+//! A reader sees a whole record or none. Nothing is synced: a server that is killed needs no sync to be consistent, and
+//! after a power cut the containers are dead anyway. A record that cannot be read is moved to `quarantine/` alone;
+//! the others are served.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{container, sandbox};
+
+/// The version of the records' form that this server writes. A reader refuses a later one.
+const VERSION: u32 = 1;
+
+/// A record: what it is about, and the boot it was written in.
+#[derive(Serialize, Deserialize)]
+pub struct Record<Metadata, Status> {
+    /// Version of the form.
+    pub version: u32,
+    /// `/proc/sys/kernel/random/boot_id`: tells a reboot from a restart of the server.
+    pub boot_id: String,
+    /// What never changes.
+    pub metadata: Metadata,
+    /// The status when it was written.
+    pub status: Status,
+}
+
+/// A sandbox's record.
+pub type SandboxRecord = Record<sandbox::Metadata, sandbox::Status>;
+/// A container's record.
+pub type ContainerRecord = Record<container::Metadata, container::Status>;
+
+impl<M, S> Record<M, S> {
+    /// A record of this boot.
+    pub fn new(boot_id: &str, metadata: M, status: S) -> Self {
+        Record {
+            version: VERSION,
+            boot_id: boot_id.to_owned(),
+            metadata,
+            status,
+        }
+    }
+}
+
+/// This boot's id.
+pub fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Writes `value` as JSON to `path`, mode 0600, by rename.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_vec(value).with_context(|| format!("encode {}", path.display()))?;
+    replace(path, &text, 0o600)
+}
+
+/// Puts `content` at `path` by rename. Two writers of one path must be ordered by their callers.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&partial)?;
+        file.write_all(content)?;
+        fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+/// Reads the record at `path`.
+pub fn read<M: DeserializeOwned, S: DeserializeOwned>(path: &Path) -> Result<Record<M, S>> {
+    let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let record: Record<M, S> =
+        serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))?;
+    ensure!(
+        record.version <= VERSION,
+        "{}: version {} is newer than this server's {VERSION}",
+        path.display(),
+        record.version
+    );
+    Ok(record)
+}
+
+/// Reads a JSON document; none where there is no file.
+pub fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let value =
+        serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))?;
+    Ok(Some(value))
+}
+
+/// Moves the file or directory at `path` to `quarantine` under a name that is free there; where it went.
+pub fn quarantine(path: &Path, quarantine: &Path) -> Result<PathBuf> {
+    let name = path
+        .file_name()
+        .context("a record has a name")?
+        .to_string_lossy()
+        .into_owned();
+    let target = (0..)
+        .map(|n| quarantine.join(format!("{name}.{n}")))
+        .find(|target| !target.exists())
+        .expect("the numbers do not end");
+    fs::rename(path, &target)
+        .with_context(|| format!("move {} to {}", path.display(), target.display()))?;
+    Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write(&path, &Record::new("boot", "metadata".to_owned(), 7)).unwrap();
+        let back: Record<String, i32> = read(&path).unwrap();
+        assert_eq!(
+            (back.boot_id.as_str(), back.metadata.as_str(), back.status),
+            ("boot", "metadata", 7)
+        );
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "no partial file stays"
+        );
+    }
+
+    #[test]
+    fn a_bad_or_newer_record_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        for text in ["{", r#"{"version":2,"boot_id":"","metadata":0,"status":0}"#] {
+            fs::write(&path, text).unwrap();
+            let error = read::<i32, i32>(&path).err().expect("refused");
+            assert!(format!("{error:#}").contains("a.json"), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn quarantine_keeps_every_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..2 {
+            let path = dir.path().join("a.json");
+            fs::write(&path, "x").unwrap();
+            assert_eq!(
+                quarantine(&path, dir.path()).unwrap(),
+                dir.path().join(format!("a.json.{n}"))
+            );
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! A pod sandbox in memory: its metadata, which never changes, and its status, an enum with pure transitions.
+//!
+//! ```text
+//!   Starting --started--> Ready --infra_exited--> NotReady
+//!      |                    |                        |
+//!      '--------------------'-------- stopping ------'--> Stopping --stopped--> Stopped
+//! ```
+//!
+//! CRI knows two states: `Ready` is READY, everything else is NOTREADY. `Starting` exists on disk only: a sandbox enters
+//! memory once it is ready, and one that a dead server left at `Starting` is undone at the next start.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use corten_proto::cri;
+use corten_proto::id::SandboxId;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{RwLock, watch};
+
+use crate::network::Attachment;
+use crate::shim::Shim;
+
+/// What is decided when a sandbox is made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Metadata {
+    /// The sandbox's id and its infra container's.
+    pub id: SandboxId,
+    /// The configuration exactly as it was asked for.
+    pub config: cri::PodSandboxConfig,
+    /// Name of the runtime as it was asked for: empty for the default.
+    pub runtime_handler: String,
+    /// Name of the runtime that was chosen.
+    pub runtime: String,
+    /// Nanoseconds since the epoch; unique among sandboxes and containers.
+    pub created_at: i64,
+    /// The network namespace; none when the pod uses the node's.
+    pub netns: Option<PathBuf>,
+    /// What CNI answered; none when the pod uses the node's network.
+    pub network: Option<Attachment>,
+}
+
+impl Metadata {
+    /// The pod's addresses, the primary one first.
+    pub fn ips(&self) -> &[IpAddr] {
+        self.network.as_ref().map_or(&[], |network| &network.ips)
+    }
+
+    /// The namespaces the pod asked for; POD throughout where it said nothing.
+    pub fn namespace_options(&self) -> cri::NamespaceOption {
+        self.config
+            .linux
+            .as_ref()
+            .and_then(|linux| linux.security_context.as_ref())
+            .and_then(|security| security.namespace_options.clone())
+            .unwrap_or_default()
+    }
+
+    /// Whether the pod uses the node's network.
+    pub fn host_network(&self) -> bool {
+        self.namespace_options().network() == cri::NamespaceMode::Node
+    }
+}
+
+/// Where a sandbox is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// Being built; seen in a record only.
+    Starting,
+    /// The infra container runs.
+    Ready {
+        /// Host pid of the infra container's init.
+        pid: i32,
+    },
+    /// The infra container is gone; network and files are still held.
+    NotReady,
+    /// StopPodSandbox has begun: no new containers.
+    Stopping,
+    /// Nothing runs and the network is given back.
+    Stopped,
+}
+
+impl Status {
+    /// The infra container runs.
+    pub(crate) fn started(self, pid: i32) -> Status {
+        match self {
+            Status::Starting => Status::Ready { pid },
+            other => other,
+        }
+    }
+
+    /// The infra container, its shim or the whole machine has gone.
+    pub(crate) fn infra_exited(self) -> Status {
+        match self {
+            Status::Starting | Status::Ready { .. } => Status::NotReady,
+            other => other,
+        }
+    }
+
+    /// StopPodSandbox begins. One that is stopped stays so: the call may be repeated.
+    pub(crate) fn stopping(self) -> Status {
+        match self {
+            Status::Stopped => Status::Stopped,
+            _ => Status::Stopping,
+        }
+    }
+
+    /// StopPodSandbox has ended well.
+    pub(crate) fn stopped(self) -> Status {
+        Status::Stopped
+    }
+
+    /// The state as CRI has it.
+    pub fn state(self) -> cri::PodSandboxState {
+        match self {
+            Status::Ready { .. } => cri::PodSandboxState::SandboxReady,
+            _ => cri::PodSandboxState::SandboxNotready,
+        }
+    }
+}
+
+/// A sandbox the server knows.
+pub struct Sandbox {
+    /// What never changes.
+    pub metadata: Metadata,
+    /// The status; a watch, so that a call can wait for it to change.
+    pub status: watch::Sender<Status>,
+    /// Shared by the calls that add to the sandbox, exclusive for those that end it.
+    pub operations: RwLock<()>,
+    /// Orders the writes of the record.
+    pub record: tokio::sync::Mutex<()>,
+    /// The shim's client; none once the shim has gone.
+    shim: Mutex<Option<Arc<Shim>>>,
+}
+
+impl Sandbox {
+    /// A sandbox as it was made or read from its record.
+    pub fn new(metadata: Metadata, status: Status, shim: Option<Arc<Shim>>) -> Arc<Self> {
+        Arc::new(Sandbox {
+            metadata,
+            status: watch::Sender::new(status),
+            operations: RwLock::new(()),
+            record: tokio::sync::Mutex::new(()),
+            shim: Mutex::new(shim),
+        })
+    }
+
+    /// The sandbox's id.
+    pub fn id(&self) -> &SandboxId {
+        &self.metadata.id
+    }
+
+    /// The status now.
+    pub fn status(&self) -> Status {
+        *self.status.borrow()
+    }
+
+    /// Host pid of the infra container's init while the sandbox is ready.
+    pub fn pid(&self) -> Option<i32> {
+        match self.status() {
+            Status::Ready { pid } => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// The shim's client, if the shim is there.
+    pub fn shim(&self) -> Option<Arc<Shim>> {
+        self.shim.lock().expect("no holder panics").clone()
+    }
+
+    /// Replaces the shim's client.
+    pub(crate) fn set_shim(&self, shim: Option<Arc<Shim>>) {
+        *self.shim.lock().expect("no holder panics") = shim;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transitions() {
+        use Status::{NotReady, Ready, Starting, Stopped, Stopping};
+        let ready = Ready { pid: 7 };
+        //   before    started(7) infra_exited stopping  stopped
+        let table = [
+            (Starting, [ready, NotReady, Stopping, Stopped]),
+            (ready, [ready, NotReady, Stopping, Stopped]),
+            (NotReady, [NotReady, NotReady, Stopping, Stopped]),
+            (Stopping, [Stopping, Stopping, Stopping, Stopped]),
+            (Stopped, [Stopped, Stopped, Stopped, Stopped]),
+        ];
+        for (before, after) in table {
+            let found = [
+                before.started(7),
+                before.infra_exited(),
+                before.stopping(),
+                before.stopped(),
+            ];
+            assert_eq!(found, after, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn only_ready_is_ready() {
+        for status in [
+            Status::Starting,
+            Status::NotReady,
+            Status::Stopping,
+            Status::Stopped,
+        ] {
+            assert_eq!(status.state(), cri::PodSandboxState::SandboxNotready);
+        }
+        assert_eq!(
+            Status::Ready { pid: 1 }.state(),
+            cri::PodSandboxState::SandboxReady
+        );
+    }
+}

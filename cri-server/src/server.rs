@@ -1,0 +1,232 @@
+//! The process: directories and their locks, the endpoint, and an end that leaves the pods alone.
+//!
+//! ```text
+//! locks --> directories --> images, node --> recover --> endpoint --> serve --> SIGTERM, SIGINT --> finish --> remove the socket
+//! ```
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use corten_proto::cri::image_service_server::ImageServiceServer;
+use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::config::Config;
+use crate::image::ImageStore;
+use crate::image_service::ImageService;
+use crate::node::{Node, remove_file};
+use crate::paths::Paths;
+use crate::recover::recover;
+use crate::runtime_service::RuntimeService;
+
+/// Largest message either way: what the kubelet's client takes.
+const MAX_MESSAGE: usize = 16 << 20;
+/// How long calls under way may take after the server was told to end.
+const FINISH_LIMIT: Duration = Duration::from_secs(5);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Serves until SIGTERM or SIGINT. Pods go on running.
+pub async fn serve(config: Config) -> Result<()> {
+    let paths = Paths::new(&config.root, &config.state);
+    let _locks = [take(paths.root())?, take(paths.state())?];
+    make_directories(&paths)?;
+    let images = ImageStore::open(paths.root(), config.registries.clone())
+        .with_context(|| format!("open the images in {}", paths.root().display()))?;
+    let endpoint = config.listen.clone();
+    let node = Node::new(config, images.clone())?;
+    recover(&node).await?;
+    // Only now does every container hold its layers.
+    images.sweep();
+    let listener = Endpoint::open(&endpoint)?;
+    tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    let served = serve_on(&listener, &node, images).await;
+    // The streams of connected clients never end by themselves, so that this is bounded too.
+    node.work.finish(FINISH_LIMIT).await;
+    node.supervisors.finish(Duration::ZERO).await;
+    served
+}
+
+async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>) -> Result<()> {
+    let listener = endpoint
+        .listener
+        .try_clone()
+        .context("duplicate the endpoint's descriptor")?;
+    let incoming = tokio::net::UnixListener::from_std(listener).context("watch the endpoint")?;
+    let runtime = RuntimeServiceServer::new(RuntimeService::new(node.clone()))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let image = ImageServiceServer::new(ImageService::new(images))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
+        // An error means that the sender has gone, which is as good.
+        drop(stopping.wait_for(|stop| *stop).await);
+    };
+    let serving = Server::builder()
+        .add_service(runtime)
+        .add_service(image)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(incoming), told(stopping.clone()));
+    tokio::select! {
+        result = serving => result.context("serve"),
+        () = async {
+            wait_for_signal().await;
+            stop.send_replace(true);
+            tokio::time::sleep(FINISH_LIMIT).await;
+        } => Ok(()),
+    }
+}
+
+async fn wait_for_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        tracing::error!("no signal handlers: only SIGKILL ends this server");
+        return std::future::pending().await;
+    };
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!("{name}: ending; pods go on");
+}
+
+/// Makes `directory` (mode 0700) and locks it for this process: two servers must never share one.
+fn take(directory: &Path) -> Result<Flock<File>> {
+    private_directory(directory)?;
+    let path = directory.join("lock");
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    // For whoever looks at it; the lock itself is the kernel's and ends with the process.
+    let held = match Flock::lock(file.try_clone()?, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => held,
+        Err(_) => bail!("{}: another server uses this directory", path.display()),
+    };
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))?;
+    Ok(held)
+}
+
+/// Makes a directory and its parents; it is 0700 afterwards, whatever it was before.
+fn private_directory(directory: &Path) -> Result<()> {
+    let make = || {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+    };
+    make().with_context(|| format!("make {}", directory.display()))
+}
+
+fn make_directories(paths: &Paths) -> Result<()> {
+    let all = [
+        paths.sandbox_records(),
+        paths.containers(),
+        paths.quarantine(),
+        paths.sandboxes(),
+        paths.bundles(),
+        paths.pause_rootfs(),
+    ];
+    all.iter()
+        .try_for_each(|directory| private_directory(directory))
+}
+
+/// The listening socket; its file goes with it.
+struct Endpoint {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Endpoint {
+    /// Listens at `path`, mode 0600. The file of a server that has gone is replaced; one that answers is not.
+    fn open(path: &Path) -> Result<Self> {
+        match UnixStream::connect(path) {
+            Ok(_) => bail!("{}: another server listens there", path.display()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => remove_file(path)?,
+            Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
+        }
+        let parent = path.parent().context("the endpoint has a directory")?;
+        if !parent.exists() {
+            private_directory(parent)?;
+        }
+        let context = || format!("listen at {}", path.display());
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd =
+            socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
+        let address = UnixAddr::new(path).with_context(context)?;
+        bind(fd.as_raw_fd(), &address).with_context(context)?;
+        // Before it listens: nobody can have connected under the mode that the umask gave it.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(context)?;
+        let backlog = Backlog::new(BACKLOG).with_context(context)?;
+        listen(&fd, backlog).with_context(context)?;
+        Ok(Endpoint {
+            listener: fd.into(),
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        if let Err(error) = remove_file(&self.path) {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let endpoint = Endpoint::open(&path).unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert!(Endpoint::open(&path).is_err());
+        drop(endpoint);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_is_taken_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        let held = take(&root).unwrap();
+        let error = take(&root).expect_err("taken").to_string();
+        assert!(error.contains("another server"), "{error}");
+        drop(held);
+        assert!(take(&root).is_ok());
+        assert_eq!(
+            fs::metadata(&root).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+    }
+}

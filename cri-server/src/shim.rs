@@ -1,0 +1,414 @@
+//! The client of one pod's shim: connect, call, and hear of exits. `proto/shim/shim.proto` draws the protocol.
+//!
+//! Any number of calls may be under way; each has a deadline and an error that says what it waited for. One task per
+//! shim (`supervisor`) reads the socket through [`Shim::next_exit`]: replies and the ends of execs go from there to
+//! whoever waits, exits of containers to the supervisor.
+//!
+//! A connection may break without the shim being gone (it drops a client that reads too slowly). The shim's process
+//! holds the only listener, so a refused connection says that the shim is gone: [`ConnectError::Gone`].
+
+mod process;
+mod socket;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use corten_proto::id::{ContainerId, SandboxId};
+use corten_proto::shim::{
+    self as proto, Connected, ContainerExited, Exit, error, event, message, reply, request,
+};
+use prost::Message as _;
+use tokio::sync::oneshot;
+
+pub use process::{Launch, launch};
+use socket::Socket;
+
+/// How long the shim may take to answer a call that runs the runtime. Kubelet waits two minutes for most calls, so
+/// that our answer, which names the stage, comes before its own.
+const RUNTIME_LIMIT: Duration = Duration::from_secs(90);
+/// How long the shim may take to answer a call it answers from memory.
+const PROMPT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum Error {
+    /// The shim answered so.
+    Refused {
+        /// What kind of refusal.
+        code: error::Code,
+        /// One line: stage, object and cause.
+        message: String,
+    },
+    /// The connection broke, or there was none.
+    Disconnected {
+        /// The call that was under way.
+        call: &'static str,
+        /// What broke.
+        cause: String,
+    },
+    /// No answer in time. The shim goes on with the work.
+    Deadline {
+        /// The call that was under way.
+        call: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Refused { message, .. } => f.write_str(message),
+            Error::Disconnected { call, cause } => write!(f, "shim call {call}: {cause}"),
+            Error::Deadline { call, limit } => {
+                write!(
+                    f,
+                    "shim call {call}: no answer in {} s",
+                    limit.as_secs_f32()
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    /// The shim does not have the container or exec.
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Error::Refused {
+                code: error::Code::NotFound,
+                ..
+            }
+        )
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// Nobody listens: the shim has ended.
+    Gone,
+    /// Anything else; worth another attempt.
+    Failed(anyhow::Error),
+}
+
+/// The reading half of a connection, for [`Shim::next_exit`].
+pub struct Incoming(Arc<Socket>);
+
+/// The client of one shim.
+pub struct Shim {
+    sandbox: SandboxId,
+    directory: PathBuf,
+    link: Mutex<Link>,
+}
+
+/// The connection, if there is one, and who waits for what.
+#[derive(Default)]
+struct Link {
+    socket: Option<Arc<Socket>>,
+    last_seq: u64,
+    calls: HashMap<u64, oneshot::Sender<reply::Result>>,
+    execs: HashMap<(String, String), oneshot::Sender<Exit>>,
+}
+
+impl Shim {
+    /// A client of the shim whose socket lies in `directory`; not connected yet.
+    pub fn new(sandbox: &SandboxId, directory: &Path) -> Arc<Self> {
+        Arc::new(Shim {
+            sandbox: sandbox.clone(),
+            directory: directory.to_owned(),
+            link: Mutex::default(),
+        })
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().expect("no holder panics")
+    }
+
+    /// Connects, subscribes to events and learns what the shim holds. Calls go through the new connection from here.
+    pub async fn connect(&self) -> Result<(Incoming, Connected), ConnectError> {
+        let handshake = async {
+            let socket = Socket::connect(&self.directory)?;
+            let call = request::Call::Connect(proto::Connect {});
+            let request = proto::Request {
+                seq: 0,
+                call: Some(call),
+            };
+            socket.send(&request.encode_to_vec(), &[]).await?;
+            let packet = socket.receive().await?;
+            std::io::Result::Ok((socket, packet))
+        };
+        let (socket, packet) = match tokio::time::timeout(PROMPT_LIMIT, handshake).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) if is_gone(error.kind()) => return Err(ConnectError::Gone),
+            Ok(Err(error)) => {
+                let context = format!("connect to the shim of {}", self.sandbox);
+                return Err(ConnectError::Failed(anyhow!(error).context(context)));
+            }
+            Err(_elapsed) => {
+                let limit = PROMPT_LIMIT.as_secs();
+                let error = anyhow!(
+                    "connect to the shim of {}: no answer in {limit} s",
+                    self.sandbox
+                );
+                return Err(ConnectError::Failed(error));
+            }
+        };
+        let connected = connected(&packet).map_err(ConnectError::Failed)?;
+        let socket = Arc::new(socket);
+        self.link().socket = Some(socket.clone());
+        Ok((Incoming(socket), connected))
+    }
+
+    /// The next exit of a container; none once the connection has broken. Everything else that comes in on the way
+    /// is handed to whoever waits for it.
+    pub async fn next_exit(&self, incoming: &Incoming) -> Option<ContainerExited> {
+        loop {
+            let packet = match incoming.0.receive().await {
+                Ok(packet) if !packet.is_empty() => packet,
+                Ok(_) => return self.broken("the shim closed the connection"),
+                Err(error) => return self.broken(&error.to_string()),
+            };
+            let Ok(message) = proto::Message::decode(&*packet) else {
+                return self.broken("the shim sent a packet that is no message");
+            };
+            match message.kind {
+                Some(message::Kind::Reply(reply)) => self.answer(reply),
+                Some(message::Kind::Event(event)) => match event.kind {
+                    Some(event::Kind::ContainerExited(exited)) => return Some(exited),
+                    Some(event::Kind::ExecExited(exited)) => self.exec_exited(exited),
+                    None => {}
+                },
+                None => {}
+            }
+        }
+    }
+
+    /// Fails everything that waits: its answer will not come.
+    fn broken(&self, cause: &str) -> Option<ContainerExited> {
+        tracing::debug!(sandbox = %self.sandbox, cause, "shim connection ended");
+        let mut link = self.link();
+        link.socket = None;
+        link.calls.clear();
+        link.execs.clear();
+        None
+    }
+
+    fn answer(&self, reply: proto::Reply) {
+        let waiting = self.link().calls.remove(&reply.seq);
+        if let (Some(waiting), Some(result)) = (waiting, reply.result) {
+            deliver(waiting, result);
+        }
+    }
+
+    fn exec_exited(&self, exited: proto::ExecExited) {
+        let waiting = self
+            .link()
+            .execs
+            .remove(&(exited.container_id, exited.exec_id));
+        if let (Some(waiting), Some(exit)) = (waiting, exited.exit) {
+            deliver(waiting, exit);
+        }
+    }
+
+    /// One call: sends it, with descriptors where it takes some, and waits for the answer.
+    async fn call(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        call: request::Call,
+        fds: &[OwnedFd],
+    ) -> Result<reply::Result, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let (socket, seq) = {
+            let mut link = self.link();
+            let Some(socket) = link.socket.clone() else {
+                return Err(Error::Disconnected {
+                    call: name,
+                    cause: "not connected".to_owned(),
+                });
+            };
+            link.last_seq += 1;
+            let seq = link.last_seq;
+            link.calls.insert(seq, sender);
+            (socket, seq)
+        };
+        let _forget = Forget { shim: self, seq };
+        let packet = proto::Request {
+            seq,
+            call: Some(call),
+        }
+        .encode_to_vec();
+        let exchange = async {
+            socket
+                .send(&packet, fds)
+                .await
+                .map_err(|error| Error::Disconnected {
+                    call: name,
+                    cause: error.to_string(),
+                })?;
+            receiver.await.map_err(|_closed| Error::Disconnected {
+                call: name,
+                cause: "the connection broke before the answer".to_owned(),
+            })
+        };
+        match tokio::time::timeout(limit, exchange).await {
+            Ok(Ok(reply::Result::Error(error))) => Err(Error::Refused {
+                code: error.code(),
+                message: error.message,
+            }),
+            Ok(result) => result,
+            Err(_elapsed) => Err(Error::Deadline { call: name, limit }),
+        }
+    }
+
+    /// Runs `RUNTIME create`; the init's host pid.
+    pub async fn create(&self, create: proto::Create) -> Result<i32, Error> {
+        let call = request::Call::Create(create);
+        match self.call("create", RUNTIME_LIMIT, call, &[]).await? {
+            reply::Result::Created(created) => Ok(created.pid),
+            other => Err(unexpected("create", &other)),
+        }
+    }
+
+    /// Runs `RUNTIME start`; when the container started, nanoseconds since the epoch.
+    pub async fn start(&self, id: &ContainerId) -> Result<i64, Error> {
+        let call = request::Call::Start(proto::Start { id: id.to_string() });
+        match self.call("start", RUNTIME_LIMIT, call, &[]).await? {
+            reply::Result::Started(started) => Ok(started.started_at),
+            other => Err(unexpected("start", &other)),
+        }
+    }
+
+    /// Sends `signal` to the container's init, or with `all` to every process of its cgroup.
+    pub async fn kill(&self, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
+        let call = request::Call::Kill(proto::Kill {
+            id: id.to_string(),
+            signal,
+            all,
+        });
+        self.done("kill", RUNTIME_LIMIT, call).await
+    }
+
+    /// Runs `RUNTIME delete --force`, or joins the one that runs; the cgroup is gone afterwards.
+    pub async fn delete(&self, id: &ContainerId) -> Result<(), Error> {
+        let call = request::Call::Delete(proto::Delete { id: id.to_string() });
+        match self.done("delete", RUNTIME_LIMIT, call).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Starts an exec whose standard IO is `fds`; resolves to the receiver of its exit, which fails if the
+    /// connection breaks first.
+    pub async fn exec(
+        &self,
+        exec: proto::Exec,
+        fds: [OwnedFd; 3],
+    ) -> Result<oneshot::Receiver<Exit>, Error> {
+        let key = (exec.container_id.clone(), exec.exec_id.clone());
+        let (sender, receiver) = oneshot::channel();
+        // Before the call: the exit may come in before the answer is read.
+        self.link().execs.insert(key.clone(), sender);
+        match self
+            .call("exec", RUNTIME_LIMIT, request::Call::Exec(exec), &fds)
+            .await
+        {
+            Ok(reply::Result::ExecStarted(_)) => Ok(receiver),
+            Ok(other) => Err(unexpected("exec", &other)),
+            Err(error) => {
+                self.link().execs.remove(&key);
+                Err(error)
+            }
+        }
+    }
+
+    /// SIGKILL to an exec and all that descends from it.
+    pub async fn kill_exec(&self, container: &ContainerId, exec_id: &str) -> Result<(), Error> {
+        let call = request::Call::KillExec(proto::KillExec {
+            container_id: container.to_string(),
+            exec_id: exec_id.to_owned(),
+        });
+        self.done("kill_exec", PROMPT_LIMIT, call).await
+    }
+
+    /// Opens the container's log anew.
+    pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        let call = request::Call::ReopenLog(proto::ReopenLog { id: id.to_string() });
+        self.done("reopen_log", PROMPT_LIMIT, call).await
+    }
+
+    /// Ends the shim.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        let call = request::Call::Shutdown(proto::Shutdown {});
+        self.done("shutdown", PROMPT_LIMIT, call).await
+    }
+
+    async fn done(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        call: request::Call,
+    ) -> Result<(), Error> {
+        match self.call(name, limit, call, &[]).await? {
+            reply::Result::Done(_) => Ok(()),
+            other => Err(unexpected(name, &other)),
+        }
+    }
+}
+
+/// Drops a call's place when its caller is done with it, however that came.
+struct Forget<'a> {
+    shim: &'a Shim,
+    seq: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shim.link().calls.remove(&self.seq);
+    }
+}
+
+fn deliver<T>(waiting: oneshot::Sender<T>, value: T) {
+    if waiting.send(value).is_err() {
+        tracing::trace!("whoever waited has given up");
+    }
+}
+
+/// What a connection says when the listener's owner has ended.
+fn is_gone(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::ConnectionRefused
+            | ErrorKind::NotFound
+            | ErrorKind::ConnectionReset
+            | ErrorKind::BrokenPipe
+    )
+}
+
+fn connected(packet: &[u8]) -> anyhow::Result<Connected> {
+    let message = proto::Message::decode(packet).context("decode the shim's first message")?;
+    match message.kind {
+        Some(message::Kind::Reply(proto::Reply {
+            result: Some(reply::Result::Connected(connected)),
+            ..
+        })) => Ok(connected),
+        other => Err(anyhow!("the shim answered connect with {other:?}")),
+    }
+}
+
+fn unexpected(call: &'static str, result: &reply::Result) -> Error {
+    Error::Disconnected {
+        call,
+        cause: format!("the shim answered with {result:?}"),
+    }
+}

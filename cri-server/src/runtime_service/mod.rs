@@ -1,0 +1,400 @@
+//! `runtime.v1.RuntimeService`.
+//!
+//! This file dispatches; each call's work is a file of its own, noun first. Calls that change something run as tasks
+//! that outlive their caller (`tasks`), calls that only ask are answered from memory.
+//!
+//! | file | calls |
+//! |---|---|
+//! | `sandbox_run` | RunPodSandbox: the ordered list that makes a pod |
+//! | `sandbox_stop` `sandbox_remove` | StopPodSandbox, RemovePodSandbox: the lists that undo it |
+//! | `sandbox_status` `container_status` | the status and list calls |
+//! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
+//! | `container_exec` | ExecSync |
+//! | `status` | Version, Status, RuntimeConfig, ReopenContainerLog |
+//!
+//! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
+
+mod container_create;
+mod container_exec;
+mod container_remove;
+mod container_start;
+mod container_status;
+mod container_stop;
+mod sandbox_remove;
+mod sandbox_run;
+mod sandbox_status;
+mod sandbox_stop;
+mod selector;
+mod status;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use corten_proto::cri::runtime_service_server::RuntimeService as Rpc;
+use corten_proto::cri::*;
+use tonic::{Code, Request, Response, Status};
+
+use crate::error::Error;
+use crate::node::Node;
+
+pub(crate) use container_create::discard_files;
+
+/// The service.
+pub struct RuntimeService {
+    node: Arc<Node>,
+}
+
+impl RuntimeService {
+    /// Serves `node`.
+    pub fn new(node: Arc<Node>) -> Self {
+        RuntimeService { node }
+    }
+
+    /// Runs a call that changes something, to its end even if the caller goes away.
+    async fn change<T: Send + 'static, W>(
+        &self,
+        call: &'static str,
+        work: impl FnOnce(Arc<Node>) -> W,
+    ) -> Result<Response<T>, Status>
+    where
+        W: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let started = Instant::now();
+        let work = work(self.node.clone());
+        let result = self
+            .node
+            .work
+            .run(async move { work.await.map_err(Status::from) })
+            .await;
+        answer(call, started, result)
+    }
+}
+
+/// The one place where failed calls are logged: with the name of the call and the time it took.
+fn answer<T>(
+    call: &'static str,
+    started: Instant,
+    result: Result<T, Status>,
+) -> Result<Response<T>, Status> {
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match &result {
+        Ok(_) => tracing::debug!(call, ms, "done"),
+        Err(error) if error.code() == Code::NotFound => {
+            tracing::debug!(call, ms, "{}", error.message())
+        }
+        Err(error) => tracing::warn!(call, ms, code = ?error.code(), "{}", error.message()),
+    }
+    result.map(Response::new)
+}
+
+/// A stream of a call that is not built: there is never one.
+type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
+
+fn unimplemented<T>(call: &str) -> Result<Response<T>, Status> {
+    Err(Status::unimplemented(format!("{call}: not built yet")))
+}
+
+#[tonic::async_trait]
+impl Rpc for RuntimeService {
+    async fn version(
+        &self,
+        _request: Request<VersionRequest>,
+    ) -> Result<Response<VersionResponse>, Status> {
+        Ok(Response::new(status::version()))
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.node_status(request.get_ref()).await;
+        answer("Status", started, result.map_err(Status::from))
+    }
+
+    async fn runtime_config(
+        &self,
+        _request: Request<RuntimeConfigRequest>,
+    ) -> Result<Response<RuntimeConfigResponse>, Status> {
+        Ok(Response::new(status::runtime_config()))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<RunPodSandboxRequest>,
+    ) -> Result<Response<RunPodSandboxResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.sandbox_run(request.into_inner()).await;
+        answer("RunPodSandbox", started, result)
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Result<Response<StopPodSandboxResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        self.change("StopPodSandbox", |node| async move {
+            node.sandbox_stop(&id).await
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Result<Response<RemovePodSandboxResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        self.change("RemovePodSandbox", |node| async move {
+            node.sandbox_remove(&id).await
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Result<Response<PodSandboxStatusResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.sandbox_status(request.get_ref()).await;
+        answer("PodSandboxStatus", started, result.map_err(Status::from))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Result<Response<ListPodSandboxResponse>, Status> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(self.node.sandbox_list(&filter)))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Result<Response<CreateContainerResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.container_create(request.into_inner()).await;
+        answer("CreateContainer", started, result)
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Result<Response<StartContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        self.change("StartContainer", |node| async move {
+            node.container_start(&id).await
+        })
+        .await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<StopContainerRequest>,
+    ) -> Result<Response<StopContainerResponse>, Status> {
+        let request = request.into_inner();
+        self.change("StopContainer", |node| async move {
+            node.container_stop(&request).await
+        })
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Result<Response<RemoveContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        self.change("RemoveContainer", |node| async move {
+            node.container_remove(&id).await
+        })
+        .await
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.container_status(request.get_ref()).await;
+        answer("ContainerStatus", started, result.map_err(Status::from))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(self.node.container_list(&filter)))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<ExecSyncRequest>,
+    ) -> Result<Response<ExecSyncResponse>, Status> {
+        let started = Instant::now();
+        // Not a task of its own: a caller that goes away ends its exec.
+        let result = self.node.container_exec(request.into_inner()).await;
+        answer("ExecSync", started, result.map_err(Status::from))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        let id = request.into_inner().container_id;
+        self.change("ReopenContainerLog", |node| async move {
+            node.log_reopen(&id).await
+        })
+        .await
+    }
+
+    async fn update_container_resources(
+        &self,
+        _request: Request<UpdateContainerResourcesRequest>,
+    ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        unimplemented("UpdateContainerResources")
+    }
+
+    async fn exec(&self, _request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        unimplemented("Exec")
+    }
+
+    async fn attach(
+        &self,
+        _request: Request<AttachRequest>,
+    ) -> Result<Response<AttachResponse>, Status> {
+        unimplemented("Attach")
+    }
+
+    async fn port_forward(
+        &self,
+        _request: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        unimplemented("PortForward")
+    }
+
+    async fn container_stats(
+        &self,
+        _request: Request<ContainerStatsRequest>,
+    ) -> Result<Response<ContainerStatsResponse>, Status> {
+        unimplemented("ContainerStats")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _request: Request<ListContainerStatsRequest>,
+    ) -> Result<Response<ListContainerStatsResponse>, Status> {
+        unimplemented("ListContainerStats")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _request: Request<PodSandboxStatsRequest>,
+    ) -> Result<Response<PodSandboxStatsResponse>, Status> {
+        unimplemented("PodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _request: Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
+        unimplemented("ListPodSandboxStats")
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _request: Request<UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
+        unimplemented("UpdateRuntimeConfig")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _request: Request<CheckpointContainerRequest>,
+    ) -> Result<Response<CheckpointContainerResponse>, Status> {
+        unimplemented("CheckpointContainer")
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _request: Request<CheckpointPodRequest>,
+    ) -> Result<Response<CheckpointPodResponse>, Status> {
+        unimplemented("CheckpointPod")
+    }
+
+    async fn restore_pod(
+        &self,
+        _request: Request<RestorePodRequest>,
+    ) -> Result<Response<RestorePodResponse>, Status> {
+        unimplemented("RestorePod")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _request: Request<ListMetricDescriptorsRequest>,
+    ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
+        unimplemented("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: Request<ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
+        unimplemented("ListPodSandboxMetrics")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        unimplemented("UpdatePodSandboxResources")
+    }
+
+    type StreamPodSandboxesStream = NoStream<StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        _request: Request<StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        unimplemented("StreamPodSandboxes")
+    }
+
+    type StreamContainersStream = NoStream<StreamContainersResponse>;
+    async fn stream_containers(
+        &self,
+        _request: Request<StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        unimplemented("StreamContainers")
+    }
+
+    type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        _request: Request<StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        unimplemented("StreamContainerStats")
+    }
+
+    type StreamPodSandboxStatsStream = NoStream<StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _request: Request<StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        unimplemented("StreamPodSandboxStats")
+    }
+
+    type GetContainerEventsStream = NoStream<ContainerEventResponse>;
+    async fn get_container_events(
+        &self,
+        _request: Request<GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        unimplemented("GetContainerEvents")
+    }
+
+    type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        unimplemented("StreamPodSandboxMetrics")
+    }
+}

@@ -1,0 +1,123 @@
+//! Why a CRI call failed, and the gRPC code the kubelet gets.
+//!
+//! The code is what callers match on (NOT_FOUND, DEADLINE_EXCEEDED, UNIMPLEMENTED); the message is for a person and
+//! names field, value and rule, or the stage that failed and its cause.
+
+use std::fmt;
+
+use tonic::{Code, Status};
+
+use crate::shim;
+use crate::spec::{Kind, SpecError};
+
+/// A failed call.
+#[derive(Debug)]
+pub enum Error {
+    /// The request breaks a rule or asks for what is not built: field, value, rule.
+    Request(SpecError),
+    /// No object of this id.
+    NotFound {
+        /// `pod sandbox` or `container`.
+        what: &'static str,
+        /// As it was given.
+        id: String,
+    },
+    /// The object's state does not allow it.
+    State(String),
+    /// An object with this metadata exists.
+    Exists(String),
+    /// Not in time.
+    Deadline(String),
+    /// The node could not do its part.
+    Failed(anyhow::Error),
+}
+
+impl Error {
+    /// The request breaks `rule`.
+    pub fn invalid(field: &str, value: impl fmt::Display, rule: &str) -> Self {
+        Error::Request(SpecError::invalid(field, value, rule))
+    }
+
+    /// The gRPC code.
+    fn code(&self) -> Code {
+        match self {
+            Error::Request(error) => match error.kind {
+                Kind::Invalid => Code::InvalidArgument,
+                Kind::Unimplemented => Code::Unimplemented,
+                Kind::Failed => Code::Internal,
+            },
+            Error::NotFound { .. } => Code::NotFound,
+            Error::State(_) => Code::FailedPrecondition,
+            Error::Exists(_) => Code::AlreadyExists,
+            Error::Deadline(_) => Code::DeadlineExceeded,
+            Error::Failed(_) => Code::Internal,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Request(error) => error.fmt(f),
+            Error::NotFound { what, id } => write!(f, "{what} {id:?}: no such {what}"),
+            Error::State(text) | Error::Exists(text) | Error::Deadline(text) => f.write_str(text),
+            Error::Failed(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl From<SpecError> for Error {
+    fn from(error: SpecError) -> Self {
+        Error::Request(error)
+    }
+}
+
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        Error::Failed(error)
+    }
+}
+
+impl From<shim::Error> for Error {
+    fn from(error: shim::Error) -> Self {
+        Error::Failed(error.into())
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Status::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_texts() {
+        let missing = Error::NotFound {
+            what: "container",
+            id: "a\nb".to_owned(),
+        };
+        let invalid = Error::invalid("metadata.name", "", "must not be empty");
+        let failed = Error::Failed(anyhow::anyhow!("EROFS").context("make the bundle"));
+        let table = [
+            (
+                missing,
+                Code::NotFound,
+                r#"container "a\nb": no such container"#,
+            ),
+            (
+                invalid,
+                Code::InvalidArgument,
+                r#"metadata.name "": must not be empty"#,
+            ),
+            (failed, Code::Internal, "make the bundle: EROFS"),
+        ];
+        for (error, code, text) in table {
+            let status = Status::from(error);
+            assert_eq!((status.code(), status.message()), (code, text));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What the services share: configuration, images, networks, and the sandboxes and containers with their records.
+//!
+//! Every status changes through [`Node::sandbox_changed`] or [`Node::container_changed`] and nowhere else: pure
+//! transition, record, memory, in this order and one at a time per object.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use corten_proto::cri;
+use corten_proto::id::{ContainerId, SandboxId};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::container::{self, Container};
+use crate::error::Error;
+use crate::image::ImageStore;
+use crate::network::Cni;
+use crate::paths::Paths;
+use crate::record::{self, Record};
+use crate::sandbox::{self, Sandbox};
+use crate::spec::Host;
+use crate::store::{Lookup, Store};
+use crate::tasks::{Adoption, Tasks};
+
+/// One server's everything.
+pub struct Node {
+    /// The configuration.
+    pub config: Config,
+    /// Where everything lies on disk.
+    pub paths: Paths,
+    /// What the machine is like.
+    pub host: Host,
+    /// This boot.
+    pub boot_id: String,
+    /// The sandboxes and containers.
+    pub store: Store,
+    /// The images.
+    pub images: Arc<ImageStore>,
+    /// The pod networks.
+    pub cni: Cni,
+    /// RunPodSandbox calls in flight.
+    pub sandbox_runs: Adoption<SandboxKey>,
+    /// CreateContainer calls in flight.
+    pub container_creates: Adoption<ContainerKey>,
+    /// Work that calls have begun.
+    pub work: Tasks,
+    /// One task per shim.
+    pub supervisors: Tasks,
+}
+
+/// What makes a sandbox the same: name, namespace, uid, attempt.
+pub type SandboxKey = (String, String, String, u32);
+/// What makes a container the same: sandbox, name, attempt.
+pub type ContainerKey = (SandboxId, String, u32);
+
+impl Node {
+    /// A node with nothing in memory yet.
+    pub fn new(config: Config, images: Arc<ImageStore>) -> Result<Arc<Self>> {
+        Ok(Arc::new(Node {
+            paths: Paths::new(&config.root, &config.state),
+            host: Host::read().context("read what the machine is like")?,
+            boot_id: record::boot_id()?,
+            store: Store::default(),
+            images,
+            cni: Cni::new(&config.cni),
+            sandbox_runs: Adoption::default(),
+            container_creates: Adoption::default(),
+            work: Tasks::default(),
+            supervisors: Tasks::default(),
+            config,
+        }))
+    }
+
+    /// Path of a runtime's binary and its `--root`, by its name in the configuration.
+    pub(crate) fn runtime(&self, name: &str) -> Result<(PathBuf, PathBuf), Error> {
+        let path = self.config.runtime(name).ok_or_else(|| {
+            let rule = "must be empty or the name of a configured runtime";
+            Error::invalid("runtime_handler", name, rule)
+        })?;
+        Ok((
+            path,
+            self.paths.runtime_root(name, &self.config.default_runtime),
+        ))
+    }
+
+    /// The sandbox of this id or unique prefix.
+    pub(crate) fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
+        found(self.store.sandbox(id), "pod sandbox", "pod_sandbox_id", id)
+    }
+
+    /// The container of this id or unique prefix.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        found(self.store.container(id), "container", "container_id", id)
+    }
+
+    /// The sandbox a container belongs to.
+    pub(crate) fn sandbox_of(&self, container: &Container) -> Result<Arc<Sandbox>, Error> {
+        self.sandbox(container.metadata.sandbox.as_str())
+    }
+
+    /// Applies a transition to a sandbox's status; the status after it.
+    pub(crate) async fn sandbox_changed(
+        &self,
+        sandbox: &Sandbox,
+        transition: impl FnOnce(sandbox::Status) -> sandbox::Status,
+    ) -> sandbox::Status {
+        let _order = sandbox.record.lock().await;
+        let before = sandbox.status();
+        let after = transition(before);
+        if after != before {
+            let path = self.paths.sandbox_record(sandbox.id());
+            self.save(path, &sandbox.metadata, &after).await;
+            sandbox.status.send_replace(after);
+        }
+        after
+    }
+
+    /// Applies a transition to a container's status; the status after it.
+    pub(crate) async fn container_changed(
+        &self,
+        container: &Container,
+        transition: impl FnOnce(container::Status) -> container::Status,
+    ) -> container::Status {
+        let _order = container.record.lock().await;
+        let before = container.status();
+        let after = transition(before.clone());
+        if after != before {
+            let path = self.paths.container_record(container.id());
+            self.save(path, &container.metadata, &after).await;
+            container.status.send_replace(after.clone());
+        }
+        after
+    }
+
+    /// Writes a record of a change that has happened: memory follows whether or not the disk could. What the disk
+    /// then lacks, a restart learns from the shim or the exit record.
+    async fn save(&self, path: PathBuf, metadata: &impl Serialize, status: &impl Serialize) {
+        if let Err(error) = self.write_record(path, metadata, status).await {
+            tracing::error!(error = format!("{error:#}"), "a record is out of date");
+        }
+    }
+
+    /// Writes the record of an object.
+    pub(crate) async fn write_record(
+        &self,
+        path: PathBuf,
+        metadata: &impl Serialize,
+        status: &impl Serialize,
+    ) -> Result<()> {
+        let value = serde_json::to_value(Record::new(&self.boot_id, metadata, status))
+            .with_context(|| format!("encode {}", path.display()))?;
+        blocking(move || record::write(&path, &value)).await
+    }
+}
+
+/// Runs `work` where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("blocking work ended without a result")?
+}
+
+/// Removes a directory tree; one that is not there is no error.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file; one that is not there is no error.
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn found<T>(lookup: Lookup<T>, what: &'static str, field: &str, id: &str) -> Result<T, Error> {
+    match lookup {
+        Lookup::Found(object) => Ok(object),
+        Lookup::Missing => Err(Error::NotFound {
+            what,
+            id: id.to_owned(),
+        }),
+        Lookup::Ambiguous => Err(Error::invalid(
+            field,
+            id,
+            "is the beginning of more than one id",
+        )),
+    }
+}
+
+/// A sandbox's key, from its metadata.
+pub(crate) fn sandbox_key(metadata: &cri::PodSandboxMetadata) -> SandboxKey {
+    let cri::PodSandboxMetadata {
+        name,
+        namespace,
+        uid,
+        attempt,
+    } = metadata.clone();
+    (name, namespace, uid, attempt)
+}
+
+/// A new id for a sandbox or container.
+pub(crate) fn new_id() -> Result<ContainerId> {
+    ContainerId::random().context("read random bytes for an id")
+}

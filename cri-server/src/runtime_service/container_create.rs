@@ -1,0 +1,449 @@
+//! CreateContainer: from a request to a container whose init waits for the start.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use corten_proto::cri::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, CreateContainerResponse,
+    LinuxContainerUser, NamespaceMode, NamespaceOption,
+};
+use corten_proto::exit::ExitRecord;
+use corten_proto::id::ContainerId;
+use corten_proto::shim::Create;
+use oci_spec::runtime::Spec;
+use tonic::Status as RpcStatus;
+
+use crate::container::{Container, Metadata, Status};
+use crate::error::Error;
+use crate::image::{Image, ImageStore, LayerLease, snapshot};
+use crate::node::{Node, blocking, new_id, remove_tree};
+use crate::paths::Paths;
+use crate::record::{read_optional, write};
+use crate::sandbox::{self, Sandbox};
+use crate::spec::{self, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
+
+/// A checked request, with everything that was looked up for it.
+struct Plan {
+    id: ContainerId,
+    config: ContainerConfig,
+    sandbox: Arc<Sandbox>,
+    infra_pid: i32,
+    target_pid: Option<i32>,
+    image: Arc<Image>,
+    lease: LayerLease,
+    stop_signal: i32,
+}
+
+impl Node {
+    /// CreateContainer. The same metadata again gives the same container while it has not been started.
+    pub(super) async fn container_create(
+        self: &Arc<Self>,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, RpcStatus> {
+        let config = request.config.unwrap_or_default();
+        let metadata = check(&config)?.clone();
+        let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        // Against what the sandbox was run with, not the copy that came with this request.
+        spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
+        let key = (
+            sandbox.id().clone(),
+            metadata.name.clone(),
+            metadata.attempt,
+        );
+        let existing = || self.existing_container(&sandbox, &metadata);
+        let create = || {
+            let (node, sandbox) = (self.clone(), sandbox.clone());
+            async move { node.create(sandbox, config).await.map_err(RpcStatus::from) }
+        };
+        let id = self
+            .container_creates
+            .join(&self.work, key, existing, create)
+            .await?;
+        Ok(CreateContainerResponse {
+            container_id: id.to_string(),
+        })
+    }
+
+    fn existing_container(
+        &self,
+        sandbox: &Sandbox,
+        metadata: &ContainerMetadata,
+    ) -> Option<Result<ContainerId, RpcStatus>> {
+        let container = self.store.container_of(sandbox.id(), metadata)?;
+        if let Status::Created { .. } = container.status() {
+            return Some(Ok(container.id().clone()));
+        }
+        let text = format!(
+            "metadata name {:?} attempt {}: container {} of pod sandbox {} has it and was started",
+            metadata.name,
+            metadata.attempt,
+            container.id(),
+            sandbox.id()
+        );
+        Some(Err(Error::Exists(text).into()))
+    }
+
+    async fn create(
+        self: Arc<Self>,
+        sandbox: Arc<Sandbox>,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, Error> {
+        // StopPodSandbox waits for this, then stops what was made.
+        let operations = sandbox.clone();
+        let _open = operations.operations.read().await;
+        let plan = self.plan(sandbox, config)?;
+        let id = plan.id.clone();
+        let result = self.build_container(plan).await;
+        if result.is_err() {
+            self.discard_container(&operations, &id).await;
+        }
+        result.map(|()| id)
+    }
+
+    /// Looks everything up that the request needs; nothing is made yet but the claim on the image's layers.
+    fn plan(&self, sandbox: Arc<Sandbox>, config: ContainerConfig) -> Result<Plan, Error> {
+        let sandbox::Status::Ready { pid } = sandbox.status() else {
+            let state = sandbox.status().state().as_str_name();
+            let text = format!(
+                "create a container in pod sandbox {}: it is {state}",
+                sandbox.id()
+            );
+            return Err(Error::State(text));
+        };
+        let name = config
+            .image
+            .as_ref()
+            .map_or("", |image| image.image.as_str());
+        let image = self.find_image(name)?;
+        let image_signal = image
+            .config
+            .config()
+            .as_ref()
+            .and_then(|config| config.stop_signal().as_deref());
+        Ok(Plan {
+            id: new_id()?,
+            infra_pid: pid,
+            target_pid: self.target_pid(&sandbox, &config)?,
+            lease: self.images.lease(&image.layers)?,
+            stop_signal: stop_signal::effective(config.stop_signal, image_signal)?,
+            image,
+            config,
+            sandbox,
+        })
+    }
+
+    /// The image, which must be here: pulling is the kubelet's decision.
+    fn find_image(&self, name: &str) -> Result<Arc<Image>, Error> {
+        match self.images.find(name) {
+            Ok(Some(image)) => Ok(image),
+            Ok(None) => Err(Error::NotFound {
+                what: "image",
+                id: name.to_owned(),
+            }),
+            Err(error) => Err(Error::invalid("image.image", name, &error.to_string())),
+        }
+    }
+
+    /// The pid of the container whose pid namespace is to be shared.
+    fn target_pid(
+        &self,
+        sandbox: &Sandbox,
+        config: &ContainerConfig,
+    ) -> Result<Option<i32>, Error> {
+        let options = namespace_options(config);
+        if options.pid() != NamespaceMode::Target {
+            return Ok(None);
+        }
+        const FIELD: &str = "linux.security_context.namespace_options.target_id";
+        let target = self.container(&options.target_id)?;
+        if target.metadata.sandbox != *sandbox.id() {
+            return Err(Error::invalid(
+                FIELD,
+                options.target_id,
+                "must be a container of the same pod",
+            ));
+        }
+        match target.status() {
+            Status::Running { pid, .. } => Ok(Some(pid)),
+            _ => Err(Error::invalid(
+                FIELD,
+                options.target_id,
+                "must be a running container",
+            )),
+        }
+    }
+
+    /// Makes the container: every step's leftovers are undone by [`Node::discard_container`].
+    async fn build_container(&self, plan: Plan) -> Result<(), Error> {
+        let (paths, images) = (self.paths.clone(), self.images.clone());
+        let (image, id) = (plan.image.clone(), plan.id.clone());
+        blocking(move || make_directories(&paths, &images, &image, &id)).await?;
+        let (user, sources) = self.look_inside(&plan).await?;
+        let spec = self.container_spec(&plan, &user, &sources)?;
+        let path = self.paths.bundle(&plan.id).join("config.json");
+        blocking(move || write(&path, &spec)).await?;
+        let create = self.shim_create(&plan);
+        let shim = plan.sandbox.shim().ok_or_else(|| {
+            Error::State(format!(
+                "the shim of pod sandbox {} has ended",
+                plan.sandbox.id()
+            ))
+        })?;
+        let pid = shim
+            .create(create)
+            .await
+            .with_context(|| format!("create {}", plan.id))?;
+        let (metadata, lease) = self.metadata(plan, &user);
+        let status = Status::Created { pid };
+        self.write_record(
+            self.paths.container_record(&metadata.id),
+            &metadata,
+            &status,
+        )
+        .await?;
+        let container = Container::new(metadata, status, Some(lease));
+        self.store.add_container(container.clone());
+        self.catch_up(&container).await;
+        Ok(())
+    }
+
+    /// What must be looked up in the container's own root and on the node.
+    async fn look_inside(&self, plan: &Plan) -> Result<(User, Sources), Error> {
+        let rootfs = self.paths.bundle(&plan.id).join("rootfs");
+        let (config, image) = (plan.config.clone(), plan.image.clone());
+        let look = move || {
+            let linux = config.linux.as_ref();
+            let security = linux.and_then(|linux| linux.security_context.as_ref());
+            let image = image.config.config().as_ref();
+            let image_user = image.and_then(|config| config.user().as_deref());
+            let user = user::resolve(&rootfs, security, image_user)?;
+            Ok::<_, SpecError>((user, Sources::read(&config)?))
+        };
+        let found = blocking(move || Ok(look())).await?;
+        Ok(found?)
+    }
+
+    fn container_spec(&self, plan: &Plan, user: &User, sources: &Sources) -> Result<Spec, Error> {
+        let bundle = self.paths.bundle(&plan.id);
+        let sandbox = &plan.sandbox.metadata;
+        let image = plan.config.image.clone().unwrap_or_default();
+        let asked = [&image.user_specified_image, &image.image];
+        let hostname = super::sandbox_run::hostname(&sandbox.config);
+        Ok(spec::container(&ContainerSpecInput {
+            id: &plan.id,
+            sandbox_id: &sandbox.id,
+            sandbox_config: &sandbox.config,
+            config: &plan.config,
+            image_config: &plan.image.config,
+            image_name: asked
+                .into_iter()
+                .find(|name| !name.is_empty())
+                .map_or("", String::as_str),
+            rootfs: &bundle.join("rootfs"),
+            sandbox_dir: &self.paths.sandbox(&sandbox.id),
+            hostname: &hostname,
+            infra_pid: plan.infra_pid,
+            target_pid: plan.target_pid,
+            user,
+            cgroups_path: &self.cgroups_path(&sandbox.config, &plan.id)?,
+            sources,
+            host: &self.host,
+        })?)
+    }
+
+    fn shim_create(&self, plan: &Plan) -> Create {
+        let log_directory = plan.sandbox.metadata.config.log_directory.clone();
+        let logs = !log_directory.is_empty();
+        Create {
+            id: plan.id.to_string(),
+            bundle: self.paths.bundle(&plan.id).to_string_lossy().into_owned(),
+            terminal: plan.config.tty,
+            stdin: plan.config.stdin,
+            log_path: if logs {
+                plan.config.log_path.clone()
+            } else {
+                String::new()
+            },
+            log_directory,
+            exit_record: self
+                .paths
+                .container_exit(&plan.id)
+                .to_string_lossy()
+                .into_owned(),
+        }
+    }
+
+    fn metadata(&self, plan: Plan, user: &User) -> (Metadata, LayerLease) {
+        let image_id = plan.image.id.to_string();
+        let directory = &plan.sandbox.metadata.config.log_directory;
+        let log_path = match directory.is_empty() || plan.config.log_path.is_empty() {
+            true => String::new(),
+            false => Path::new(directory)
+                .join(&plan.config.log_path)
+                .to_string_lossy()
+                .into_owned(),
+        };
+        let metadata = Metadata {
+            id: plan.id,
+            sandbox: plan.sandbox.id().clone(),
+            created_at: self.store.next_created_at(),
+            image_ref: plan.image.repo_digests.first().unwrap_or(&image_id).clone(),
+            image_id,
+            layers: plan.image.layers.clone(),
+            user: LinuxContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.additional_gids.iter().map(|&gid| gid.into()).collect(),
+            },
+            log_path,
+            stop_signal: plan.stop_signal,
+            config: plan.config,
+        };
+        (metadata, plan.lease)
+    }
+
+    /// An init that ended before the container was in the store: its event found nobody, its exit record is there.
+    async fn catch_up(&self, container: &Arc<Container>) {
+        let path = self.paths.container_exit(container.id());
+        match blocking(move || read_optional::<ExitRecord>(&path)).await {
+            Ok(Some(record)) => {
+                self.container_changed(container, |status| status.recorded(&record))
+                    .await;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(container = %container.id(), "{error:#}"),
+        }
+    }
+
+    /// Undoes a creation that failed, at whatever step.
+    async fn discard_container(&self, sandbox: &Sandbox, id: &ContainerId) {
+        if let Some(shim) = sandbox.shim()
+            && let Err(error) = shim.delete(id).await
+        {
+            tracing::warn!(container = %id, "undo a failed creation: {error}");
+        }
+        let (paths, id) = (self.paths.clone(), id.clone());
+        if let Err(error) = blocking(move || discard_files(&paths, &id)).await {
+            tracing::warn!("undo a failed creation: {error:#}");
+        }
+    }
+}
+
+/// Removes a container's mount and directories, whichever of them are there.
+pub(crate) fn discard_files(paths: &Paths, id: &ContainerId) -> Result<()> {
+    let bundle = paths.bundle(id);
+    snapshot::unmount(&bundle.join("rootfs"))?;
+    remove_tree(&bundle)?;
+    remove_tree(&paths.container(id))
+}
+
+/// The directories of a container, with its root filesystem mounted.
+fn make_directories(
+    paths: &Paths,
+    images: &ImageStore,
+    image: &Image,
+    id: &ContainerId,
+) -> Result<()> {
+    let (directory, bundle) = (paths.container(id), paths.bundle(id));
+    for path in [&directory, &bundle, &bundle.join("rootfs")] {
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("make {}", path.display()))?;
+    }
+    snapshot::mount(images, &image.layers, &directory, &bundle.join("rootfs"))
+        .with_context(|| format!("make the root filesystem of {id}"))
+}
+
+/// Checks what is this call's own; its metadata. The rest is the spec's (`spec::check_container`).
+fn check(config: &ContainerConfig) -> Result<&ContainerMetadata, Error> {
+    let missing = || {
+        Error::invalid(
+            "config.metadata",
+            "",
+            "must be there and name the container",
+        )
+    };
+    let metadata = config
+        .metadata
+        .as_ref()
+        .filter(|metadata| !metadata.name.is_empty());
+    let metadata = metadata.ok_or_else(missing)?;
+    if config
+        .image
+        .as_ref()
+        .is_none_or(|image| image.image.is_empty())
+    {
+        return Err(Error::invalid(
+            "config.image.image",
+            "",
+            "must name an image",
+        ));
+    }
+    let normal = |component| matches!(component, Component::Normal(_) | Component::CurDir);
+    if !Path::new(&config.log_path).components().all(normal) {
+        let rule = "must be relative and without \"..\": it lies in the pod's log directory";
+        return Err(Error::invalid("config.log_path", &config.log_path, rule));
+    }
+    Ok(metadata)
+}
+
+fn namespace_options(config: &ContainerConfig) -> NamespaceOption {
+    let linux = config.linux.as_ref();
+    linux
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|security| security.namespace_options.clone())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use corten_proto::cri::ImageSpec;
+
+    use super::*;
+
+    fn config(log_path: &str) -> ContainerConfig {
+        ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: "c".to_owned(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: "busybox".to_owned(),
+                ..Default::default()
+            }),
+            log_path: log_path.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn log_paths() {
+        for good in ["", "a.log", "c/0.log", "./c/0.log", "..c/0.log"] {
+            assert!(check(&config(good)).is_ok(), "{good}");
+        }
+        for bad in ["/var/log/x", "../x", "c/../../x", ".."] {
+            let error = check(&config(bad)).expect_err(bad).to_string();
+            assert!(error.contains("log_path") && error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_must_be_there() {
+        let mut nameless = config("");
+        nameless.metadata = Some(ContainerMetadata::default());
+        let mut imageless = config("");
+        imageless.image = None;
+        let table = [
+            (nameless, "config.metadata"),
+            (imageless, "config.image.image"),
+        ];
+        for (config, field) in table {
+            let error = check(&config).expect_err(field).to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+}

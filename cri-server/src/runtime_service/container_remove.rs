@@ -1,0 +1,39 @@
+//! RemoveContainer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use corten_proto::cri::RemoveContainerResponse;
+
+use super::container_create::discard_files;
+use crate::container::Container;
+use crate::error::Error;
+use crate::node::{Node, blocking};
+
+impl Node {
+    /// RemoveContainer, by force. Unknown ids are no error; a second call joins the first.
+    pub(super) async fn container_remove(
+        &self,
+        id: &str,
+    ) -> Result<RemoveContainerResponse, Error> {
+        match self.container(id) {
+            Err(Error::NotFound { .. }) => {}
+            container => self.remove_container(&container?).await?,
+        }
+        Ok(RemoveContainerResponse {})
+    }
+
+    /// Ends a container and removes everything of it: the record last, so that what fails can be repeated.
+    pub(super) async fn remove_container(&self, container: &Arc<Container>) -> Result<(), Error> {
+        let _order = container.operations.lock().await;
+        if self.container(container.id().as_str()).is_err() {
+            // The call that held the lock has removed it.
+            return Ok(());
+        }
+        self.end_container(container, Duration::ZERO).await?;
+        let (paths, id) = (self.paths.clone(), container.id().clone());
+        blocking(move || discard_files(&paths, &id)).await?;
+        self.store.remove_container(container.id());
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! RemovePodSandbox, and the list that undoes a sandbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use corten_proto::cri::RemovePodSandboxResponse;
+
+use super::sandbox_stop::unmount_if_mounted;
+use crate::error::Error;
+use crate::node::{Node, blocking, remove_file, remove_tree};
+use crate::sandbox::Sandbox;
+use crate::shim;
+
+/// How long a shim may take to end after its shutdown.
+const SHIM_LIMIT: Duration = Duration::from_secs(5);
+
+impl Node {
+    /// RemovePodSandbox, by force. Unknown ids are no error; a second call joins the first.
+    pub(super) async fn sandbox_remove(
+        self: &Arc<Self>,
+        id: &str,
+    ) -> Result<RemovePodSandboxResponse, Error> {
+        let sandbox = match self.sandbox(id) {
+            Err(Error::NotFound { .. }) => return Ok(RemovePodSandboxResponse {}),
+            sandbox => sandbox?,
+        };
+        self.stop_sandbox(&sandbox).await?;
+        let _alone = sandbox.operations.write().await;
+        for container in self.store.containers_of(sandbox.id()) {
+            self.remove_container(&container).await?;
+        }
+        self.discard_sandbox(&sandbox).await?;
+        self.store.remove_sandbox(sandbox.id());
+        Ok(RemovePodSandboxResponse {})
+    }
+
+    /// Undoes whatever there is of a sandbox that has no containers: the record last, so that what fails can be
+    /// repeated, by the kubelet or by the next start.
+    pub(crate) async fn discard_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
+        self.end_infra(sandbox).await?;
+        self.end_shim(sandbox).await?;
+        self.remove_network(sandbox).await?;
+        let directory = self.paths.sandbox(sandbox.id());
+        let record = self.paths.sandbox_record(sandbox.id());
+        blocking(move || {
+            unmount_if_mounted(&directory.join("shm"))?;
+            remove_tree(&directory)?;
+            remove_file(&record)
+        })
+        .await
+    }
+
+    /// Ends the shim and waits until it has.
+    async fn end_shim(&self, sandbox: &Sandbox) -> Result<()> {
+        let Some(shim) = sandbox.shim() else {
+            return Ok(());
+        };
+        match shim.shutdown().await {
+            Ok(()) | Err(shim::Error::Disconnected { .. }) => {}
+            Err(error) => return Err(error).context("end the shim"),
+        }
+        let ended = async {
+            while sandbox.shim().is_some() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(SHIM_LIMIT, ended)
+            .await
+            .with_context(|| format!("the shim has not ended in {} s", SHIM_LIMIT.as_secs()))
+    }
+}

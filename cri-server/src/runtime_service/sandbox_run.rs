@@ -1,0 +1,381 @@
+//! RunPodSandbox: the ordered list that makes a pod.
+//!
+//! A step that fails has the whole undone by the list that also serves a crash and RemovePodSandbox
+//! (`sandbox_remove`): every undo step takes what is there and passes over what is not.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use corten_proto::cri::{
+    NamespaceMode, PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest,
+    RunPodSandboxResponse,
+};
+use corten_proto::id::{ContainerId, SandboxId};
+use corten_proto::shim::Create;
+use nix::mount::{MsFlags, mount};
+use tonic::Status as RpcStatus;
+
+use crate::error::Error;
+use crate::network::{PodNetwork, dns, netns};
+use crate::node::{Node, blocking, new_id, sandbox_key};
+use crate::record::{replace, write};
+use crate::sandbox::{Metadata, Sandbox, Status};
+use crate::shim::{ConnectError, Launch, Shim, launch};
+use crate::spec::{self, SandboxSpecInput};
+
+/// What mounts the pod's shared memory with: 64 MiB, as everywhere in the field.
+const SHM_OPTIONS: &str = "mode=1777,size=65536k";
+
+impl Node {
+    /// RunPodSandbox. The same metadata again gives the same sandbox while it is ready.
+    pub(super) async fn sandbox_run(
+        self: &Arc<Self>,
+        request: RunPodSandboxRequest,
+    ) -> Result<RunPodSandboxResponse, RpcStatus> {
+        let config = request.config.unwrap_or_default();
+        let pod = check(&config)?.clone();
+        let runtime = match request.runtime_handler.as_str() {
+            "" => self.config.default_runtime.clone(),
+            name => name.to_owned(),
+        };
+        self.runtime(&runtime)?;
+        let existing = || self.existing_sandbox(&pod);
+        let handler = request.runtime_handler;
+        let run = || {
+            let node = self.clone();
+            async move {
+                node.run(config, handler, runtime)
+                    .await
+                    .map_err(RpcStatus::from)
+            }
+        };
+        let id = self
+            .sandbox_runs
+            .join(&self.work, sandbox_key(&pod), existing, run)
+            .await?;
+        Ok(RunPodSandboxResponse {
+            pod_sandbox_id: id.to_string(),
+        })
+    }
+
+    fn existing_sandbox(&self, pod: &PodSandboxMetadata) -> Option<Result<SandboxId, RpcStatus>> {
+        let sandbox = self.store.sandbox_of(pod)?;
+        if let Status::Ready { .. } = sandbox.status() {
+            return Some(Ok(sandbox.id().clone()));
+        }
+        let text = format!(
+            "metadata {}/{} uid {} attempt {}: pod sandbox {} has it and is not ready: remove it first",
+            pod.namespace,
+            pod.name,
+            pod.uid,
+            pod.attempt,
+            sandbox.id()
+        );
+        Some(Err(Error::Exists(text).into()))
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        config: PodSandboxConfig,
+        runtime_handler: String,
+        runtime: String,
+    ) -> Result<SandboxId, Error> {
+        let id = new_id()?;
+        let mut metadata = Metadata {
+            created_at: self.store.next_created_at(),
+            netns: None,
+            network: None,
+            id,
+            config,
+            runtime_handler,
+            runtime,
+        };
+        let prepared = self.prepare(&mut metadata).await;
+        let sandbox = Sandbox::new(metadata, Status::Starting, None);
+        let started = match prepared {
+            Ok(()) => self.start_infra(&sandbox).await,
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(()) => {
+                self.store.add_sandbox(sandbox.clone());
+                Ok(sandbox.id().clone())
+            }
+            Err(error) => {
+                self.undo_run(sandbox).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything that comes before the first process: directories, network, files, shared memory.
+    async fn prepare(&self, metadata: &mut Metadata) -> Result<(), Error> {
+        let directory = self.paths.sandbox(&metadata.id);
+        blocking(move || make_directory(&directory)).await?;
+        // The record comes first: what a crash leaves from here on is found by it and undone.
+        let path = self.paths.sandbox_record(&metadata.id);
+        self.write_record(path.clone(), metadata, &Status::Starting)
+            .await?;
+        if !metadata.host_network() {
+            let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
+            let netns = blocking(move || netns::create(&netns_dir, &id)).await?;
+            metadata.netns = Some(netns);
+            let network = pod_network(metadata).context("the netns has just been made")?;
+            metadata.network = Some(
+                self.cni
+                    .add(&network)
+                    .await
+                    .context("set up the pod's network")?,
+            );
+            // Again, with what CNI needs to take the network down.
+            self.write_record(path, metadata, &Status::Starting).await?;
+        }
+        let directory = self.paths.sandbox(&metadata.id);
+        let (config, host_ipc) = (metadata.config.clone(), ipc_of_node(metadata));
+        blocking(move || make_files(&directory, &config, host_ipc)).await?;
+        Ok(())
+    }
+
+    /// Shim and infra container, then the record that says ready.
+    async fn start_infra(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        let shim = self.start_shim(sandbox).await?;
+        sandbox.set_shim(Some(shim.clone()));
+        let id = sandbox.id();
+        let directory = self.paths.sandbox(id);
+        let spec = spec::sandbox(&SandboxSpecInput {
+            id,
+            config: &sandbox.metadata.config,
+            rootfs: &self.paths.pause_rootfs(),
+            netns: sandbox.metadata.netns.as_deref(),
+            cgroups_path: &self.cgroups_path(&sandbox.metadata.config, id)?,
+            host: &self.host,
+        })?;
+        let path = directory.join("config.json");
+        blocking(move || write(&path, &spec)).await?;
+        let create = Create {
+            id: id.to_string(),
+            bundle: directory.to_string_lossy().into_owned(),
+            exit_record: self.paths.sandbox_exit(id).to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let pid = shim
+            .create(create)
+            .await
+            .context("create the infra container")?;
+        shim.start(id).await.context("start the infra container")?;
+        match self
+            .sandbox_changed(sandbox, |status| status.started(pid))
+            .await
+        {
+            Status::Ready { .. } => Ok(()),
+            _ => Err(Error::Failed(anyhow::anyhow!(
+                "the infra container ended at once"
+            ))),
+        }
+    }
+
+    /// Starts the shim, connects to it and has it supervised.
+    async fn start_shim(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Arc<Shim>, Error> {
+        let (runtime, runtime_root) = self.runtime(&sandbox.metadata.runtime)?;
+        let directory = self.paths.sandbox(sandbox.id());
+        let mut child = launch(&Launch {
+            program: &self.config.shim(),
+            id: sandbox.id(),
+            directory: &directory,
+            runtime: &runtime,
+            runtime_root: &runtime_root,
+            pause_rootfs: &self.paths.pause_rootfs(),
+        })?;
+        let id = sandbox.id().clone();
+        self.supervisors.spawn(async move {
+            match child.wait().await {
+                Ok(status) => tracing::debug!(sandbox = %id, "shim: {status}"),
+                Err(error) => tracing::warn!(sandbox = %id, "wait for the shim: {error}"),
+            }
+        });
+        let shim = Shim::new(sandbox.id(), &directory);
+        let incoming = match shim.connect().await {
+            Ok((incoming, _nothing_yet)) => incoming,
+            Err(ConnectError::Failed(error)) => return Err(error.into()),
+            Err(ConnectError::Gone) => {
+                let log = directory.join("shim.log");
+                let log = fs::read_to_string(&log).unwrap_or_default();
+                let last = log.lines().last().unwrap_or("it wrote nothing");
+                return Err(Error::Failed(anyhow::anyhow!(
+                    "the shim ended at once: {last}"
+                )));
+            }
+        };
+        self.supervise(sandbox, shim.clone(), Some(incoming));
+        Ok(shim)
+    }
+
+    /// Undoes a run that failed. What cannot be undone now is shown as a sandbox that is not ready, so that the kubelet
+    /// has it removed later.
+    async fn undo_run(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
+        self.sandbox_changed(&sandbox, Status::stopping).await;
+        if let Err(error) = self.discard_sandbox(&sandbox).await {
+            tracing::warn!(sandbox = %sandbox.id(), "undo a failed RunPodSandbox: {error:#}");
+            self.store.add_sandbox(sandbox);
+        }
+    }
+
+    /// Where a container of a pod has its cgroup.
+    pub(super) fn cgroups_path(
+        &self,
+        config: &PodSandboxConfig,
+        id: &ContainerId,
+    ) -> Result<PathBuf, Error> {
+        let asked = config
+            .linux
+            .as_ref()
+            .map_or("", |linux| linux.cgroup_parent.as_str());
+        let parent = if asked.is_empty() {
+            &self.config.cgroup_parent
+        } else {
+            asked
+        };
+        Ok(spec::cgroups_path(parent, id)?)
+    }
+}
+
+/// Checks what can be checked by looking at the request alone; its metadata.
+fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| {
+        Error::invalid("config.metadata", "", "must be there and identify the pod")
+    })?;
+    let fields = [
+        ("config.metadata.name", &metadata.name),
+        ("config.metadata.namespace", &metadata.namespace),
+        ("config.metadata.uid", &metadata.uid),
+    ];
+    for (field, value) in fields {
+        if value.is_empty() {
+            return Err(Error::invalid(field, value, "must not be empty"));
+        }
+    }
+    if !config.log_directory.is_empty() && !Path::new(&config.log_directory).is_absolute() {
+        return Err(Error::invalid(
+            "config.log_directory",
+            &config.log_directory,
+            "must be absolute",
+        ));
+    }
+    dns::check(config.dns_config.as_ref())?;
+    spec::check_sandbox(config)?;
+    Ok(metadata)
+}
+
+/// The network as CNI is to see it; none with the node's network.
+pub(super) fn pod_network(metadata: &Metadata) -> Option<PodNetwork> {
+    let pod = metadata.config.metadata.clone().unwrap_or_default();
+    Some(PodNetwork {
+        id: metadata.id.clone(),
+        netns: metadata.netns.clone()?,
+        name: pod.name,
+        namespace: pod.namespace,
+        uid: pod.uid,
+        port_mappings: metadata.config.port_mappings.clone(),
+    })
+}
+
+fn ipc_of_node(metadata: &Metadata) -> bool {
+    metadata.namespace_options().ipc() == NamespaceMode::Node
+}
+
+/// The pod's hostname; the node's where the pod has none of its own, as with the node's network.
+pub(super) fn hostname(config: &PodSandboxConfig) -> String {
+    match config.hostname.as_str() {
+        "" => dns::node_hostname(),
+        name => name.to_owned(),
+    }
+}
+
+fn make_directory(directory: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("make {}", directory.display()))
+}
+
+/// The files that the pod's containers share, and its shared memory.
+fn make_files(directory: &Path, config: &PodSandboxConfig, host_ipc: bool) -> Result<()> {
+    let host = read_if_there(Path::new(dns::HOST_RESOLV_CONF))?;
+    let resolv_conf = dns::resolv_conf(config.dns_config.as_ref(), &host)?;
+    replace(
+        &directory.join("resolv.conf"),
+        resolv_conf.as_bytes(),
+        0o644,
+    )?;
+    let hostname = dns::hostname_file(&hostname(config));
+    replace(&directory.join("hostname"), hostname.as_bytes(), 0o644)?;
+    if host_ipc {
+        return Ok(());
+    }
+    let shm = directory.join("shm");
+    make_directory(&shm)?;
+    let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
+        .with_context(|| format!("mount a tmpfs on {}", shm.display()))
+}
+
+/// The text of a file; empty where there is none, as on a node without a resolver.
+fn read_if_there(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        text => text.with_context(|| format!("read {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_be_there() {
+        let good = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: "p".to_owned(),
+                namespace: "n".to_owned(),
+                uid: "u".to_owned(),
+                attempt: 0,
+            }),
+            ..Default::default()
+        };
+        assert!(check(&good).is_ok());
+        let without = |change: fn(&mut PodSandboxMetadata)| {
+            let mut config = good.clone();
+            change(config.metadata.as_mut().expect("it has one"));
+            config
+        };
+        let table = [
+            (PodSandboxConfig::default(), "config.metadata"),
+            (
+                without(|metadata| metadata.name.clear()),
+                "config.metadata.name",
+            ),
+            (
+                without(|metadata| metadata.namespace.clear()),
+                "config.metadata.namespace",
+            ),
+            (
+                without(|metadata| metadata.uid.clear()),
+                "config.metadata.uid",
+            ),
+            (
+                PodSandboxConfig {
+                    log_directory: "logs".to_owned(),
+                    ..good.clone()
+                },
+                "config.log_directory",
+            ),
+        ];
+        for (config, field) in table {
+            let error = check(&config).expect_err(field).to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! StopPodSandbox: ends everything that runs in a pod and gives its network back.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use corten_proto::cri::StopPodSandboxResponse;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use tokio::task::JoinSet;
+
+use super::sandbox_run::pod_network;
+use crate::error::Error;
+use crate::network::netns;
+use crate::node::{Node, blocking};
+use crate::sandbox::{Sandbox, Status};
+use crate::shim;
+
+impl Node {
+    /// StopPodSandbox. Unknown ids and stopped sandboxes are no error; a second call joins the first.
+    pub(super) async fn sandbox_stop(
+        self: &Arc<Self>,
+        id: &str,
+    ) -> Result<StopPodSandboxResponse, Error> {
+        match self.sandbox(id) {
+            Err(Error::NotFound { .. }) => {}
+            sandbox => self.stop_sandbox(&sandbox?).await?,
+        }
+        Ok(StopPodSandboxResponse {})
+    }
+
+    /// Stops a sandbox. A step that fails leaves it `Stopping`, and the call can be repeated.
+    pub(super) async fn stop_sandbox(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+    ) -> Result<(), Error> {
+        // From here no container is added; those being created are waited for, then stopped with the others.
+        self.sandbox_changed(sandbox, Status::stopping).await;
+        let _alone = sandbox.operations.write().await;
+        if sandbox.status() == Status::Stopped {
+            return Ok(());
+        }
+        self.end_containers(sandbox).await?;
+        self.end_infra(sandbox).await?;
+        // The network goes last, with nobody left to use it, and the address is free when this returns.
+        self.remove_network(sandbox).await?;
+        let shm = self.paths.sandbox(sandbox.id()).join("shm");
+        blocking(move || unmount_if_mounted(&shm)).await?;
+        self.sandbox_changed(sandbox, Status::stopped).await;
+        Ok(())
+    }
+
+    /// Ends all containers at once, without grace: the kubelet has stopped them one by one before it calls this, and
+    /// what is left then is to be gone.
+    async fn end_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        let mut ends = JoinSet::new();
+        for container in self.store.containers_of(sandbox.id()) {
+            let node = self.clone();
+            ends.spawn(async move { node.end_container(&container, Duration::ZERO).await });
+        }
+        let mut result = Ok(());
+        while let Some(end) = ends.join_next().await {
+            let end = end
+                .context("end a container")
+                .map_err(Error::from)
+                .flatten();
+            result = result.and(end);
+        }
+        result
+    }
+
+    /// Ends the infra container and has its cgroup removed.
+    pub(super) async fn end_infra(&self, sandbox: &Sandbox) -> Result<()> {
+        let Some(shim) = sandbox.shim() else {
+            return self.delete_orphans(sandbox).await;
+        };
+        match shim.delete(sandbox.id()).await {
+            Err(shim::Error::Disconnected { .. }) => self.delete_orphans(sandbox).await,
+            result => result.context("delete the infra container"),
+        }
+    }
+
+    /// CNI DEL and the network namespace.
+    pub(super) async fn remove_network(&self, sandbox: &Sandbox) -> Result<()> {
+        let metadata = &sandbox.metadata;
+        if let Some(network) = pod_network(metadata) {
+            self.cni
+                .remove(&network, metadata.network.as_ref())
+                .await
+                .context("take the pod's network down")?;
+        }
+        if metadata.host_network() {
+            return Ok(());
+        }
+        // By name: a run that failed in between may not have noted it.
+        let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
+        blocking(move || netns::remove(&netns_dir, &id)).await
+    }
+}
+
+/// Unmounts `path`; one that is not mounted or not there is no error. Lazily: a process that was killed may hold it for
+/// another moment, and nothing waits for its content.
+pub(super) fn unmount_if_mounted(path: &Path) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("umount2 {}", path.display())),
+    }
+}

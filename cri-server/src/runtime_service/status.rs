@@ -1,0 +1,145 @@
+//! Version, Status, RuntimeConfig and ReopenContainerLog.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use corten_proto::cri::{
+    CgroupDriver, LinuxRuntimeConfiguration, ReopenContainerLogResponse, RuntimeCondition,
+    RuntimeConfigResponse, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus,
+    StatusRequest, StatusResponse, VersionResponse,
+};
+
+use crate::container;
+use crate::error::Error;
+use crate::node::{Node, blocking};
+use crate::oci;
+
+/// Version of the kubelet's side of the API; the kubelet compares it.
+const KUBE_API_VERSION: &str = "0.1.0";
+/// Scheme of the container ids in a pod's status; it must never change.
+const RUNTIME_NAME: &str = "corten";
+
+pub(super) fn version() -> VersionResponse {
+    VersionResponse {
+        version: KUBE_API_VERSION.to_owned(),
+        runtime_name: RUNTIME_NAME.to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    }
+}
+
+pub(super) fn runtime_config() -> RuntimeConfigResponse {
+    let driver = CgroupDriver::Cgroupfs.into();
+    RuntimeConfigResponse {
+        linux: Some(LinuxRuntimeConfiguration {
+            cgroup_driver: driver,
+        }),
+    }
+}
+
+impl Node {
+    /// Status: what can be run here now.
+    pub(super) async fn node_status(
+        &self,
+        request: &StatusRequest,
+    ) -> Result<StatusResponse, Error> {
+        let runtime = self
+            .runtime_ready()
+            .await
+            .map_err(|error| format!("{error:#}"));
+        let conditions = vec![
+            condition("RuntimeReady", "RuntimeNotReady", runtime),
+            condition("NetworkReady", "NetworkPluginNotReady", self.cni.ready()),
+        ];
+        // The default runtime has the empty name too: it is what a pod without a RuntimeClass asks for.
+        let names = std::iter::once("").chain(self.config.handlers());
+        let handler = |name: &str| RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(HANDLER_FEATURES),
+        };
+        Ok(StatusResponse {
+            status: Some(RuntimeStatus { conditions }),
+            info: if request.verbose {
+                self.node_info()?
+            } else {
+                HashMap::new()
+            },
+            runtime_handlers: names.map(handler).collect(),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: false,
+            }),
+        })
+    }
+
+    /// The runtime and the shim can be executed, and both directories can be written to.
+    async fn runtime_ready(&self) -> Result<()> {
+        let (runtime, _) = self
+            .runtime(&self.config.default_runtime)
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        oci::probe(&runtime).await?;
+        let shim = self.config.shim();
+        let (root, state) = (self.paths.root().to_owned(), self.paths.state().to_owned());
+        blocking(move || {
+            use rustix::fs::{Access, access};
+            access(&shim, Access::EXEC_OK)
+                .with_context(|| format!("execute {}", shim.display()))?;
+            let writable = |path: &Path| {
+                access(path, Access::WRITE_OK)
+                    .with_context(|| format!("write to {}", path.display()))
+            };
+            writable(&root)?;
+            writable(&state)
+        })
+        .await
+    }
+
+    /// What `crictl info` shows beyond the status; `stateDir` is what critest looks for.
+    fn node_info(&self) -> Result<HashMap<String, String>> {
+        let config = serde_json::json!({
+            "rootDir": self.paths.root(),
+            "stateDir": self.paths.state(),
+            "defaultRuntime": self.config.default_runtime,
+            "cgroupParent": self.config.cgroup_parent,
+            "bootId": self.boot_id,
+        });
+        let text = serde_json::to_string(&config).context("encode the configuration")?;
+        Ok(HashMap::from([("config".to_owned(), text)]))
+    }
+
+    /// ReopenContainerLog: after the kubelet has renamed the log.
+    pub(super) async fn log_reopen(&self, id: &str) -> Result<ReopenContainerLogResponse, Error> {
+        let container = self.container(id)?;
+        if !matches!(container.status(), container::Status::Running { .. }) {
+            let state = container.status().state().as_str_name();
+            return Err(Error::State(format!(
+                "reopen the log of {}: it is {state}",
+                container.id()
+            )));
+        }
+        self.shim_of(&container)?.reopen_log(container.id()).await?;
+        Ok(ReopenContainerLogResponse {})
+    }
+}
+
+/// What the handlers can do. Both wait for the runtime to build them: user namespaces of pods with their idmapped
+/// mounts, and recursive read-only mounts.
+const HANDLER_FEATURES: RuntimeHandlerFeatures = RuntimeHandlerFeatures {
+    recursive_read_only_mounts: false,
+    user_namespaces: false,
+};
+
+fn condition(kind: &str, reason: &str, ready: Result<(), String>) -> RuntimeCondition {
+    RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: ready.is_ok(),
+        reason: if ready.is_ok() {
+            String::new()
+        } else {
+            reason.to_owned()
+        },
+        message: ready.err().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,160 @@
+//! One task per shim: hears of exits, reconnects, and settles the sandbox's affairs when the shim has gone.
+//!
+//! The task runs from the shim's start, or the server's, until the shim has ended. It never calls the shim itself, since
+//! it is the one that reads the answers; it only applies transitions, so that no answer waits for long.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use corten_proto::exit::ExitRecord;
+use corten_proto::shim::{Connected, ContainerExited};
+
+use crate::container::Container;
+use crate::node::{Node, blocking};
+use crate::oci;
+use crate::record::read_optional;
+use crate::sandbox::{Sandbox, Status};
+use crate::shim::{ConnectError, Incoming, Shim};
+use crate::store::now;
+
+/// Pause between attempts to reach a shim that is there but does not answer.
+const RETRY: Duration = Duration::from_secs(2);
+
+impl Node {
+    /// Starts the task for a shim that is connected.
+    pub(crate) fn supervise(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        shim: Arc<Shim>,
+        incoming: Option<Incoming>,
+    ) {
+        let (node, sandbox) = (self.clone(), sandbox.clone());
+        self.supervisors
+            .spawn(async move { node.follow(&sandbox, &shim, incoming).await });
+    }
+
+    async fn follow(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        shim: &Arc<Shim>,
+        mut incoming: Option<Incoming>,
+    ) {
+        loop {
+            if let Some(incoming) = incoming.take() {
+                while let Some(exited) = shim.next_exit(&incoming).await {
+                    self.exited(sandbox, &exited).await;
+                }
+            }
+            match shim.connect().await {
+                Ok((connection, connected)) => {
+                    self.reconcile(sandbox, &connected).await;
+                    incoming = Some(connection);
+                }
+                Err(ConnectError::Gone) => return self.shim_gone(sandbox).await,
+                Err(ConnectError::Failed(error)) => {
+                    tracing::warn!(sandbox = %sandbox.id(), "{error:#}");
+                    self.silent(sandbox).await;
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn exited(&self, sandbox: &Sandbox, event: &ContainerExited) {
+        let Some(exit) = &event.exit else { return };
+        tracing::info!(
+            container = event.id,
+            code = exit.code,
+            oom = exit.oom_killed,
+            "exited"
+        );
+        if event.id == sandbox.id().as_str() {
+            self.sandbox_changed(sandbox, Status::infra_exited).await;
+            return;
+        }
+        for container in self.store.containers_of(sandbox.id()) {
+            if container.id().as_str() == event.id {
+                self.container_changed(&container, |status| status.exited(exit))
+                    .await;
+            }
+        }
+    }
+
+    /// Applies what the shim holds. A container that it does not hold has been deleted: its exit record tells.
+    pub(crate) async fn reconcile(&self, sandbox: &Sandbox, connected: &Connected) {
+        let held = |id: &str| {
+            connected
+                .containers
+                .iter()
+                .find(|container| container.id == id)
+        };
+        let infra = held(sandbox.id().as_str());
+        if infra.is_none_or(|infra| infra.exit.is_some()) {
+            self.sandbox_changed(sandbox, Status::infra_exited).await;
+        }
+        for container in self.store.containers_of(sandbox.id()) {
+            match held(container.id().as_str()) {
+                Some(held) => {
+                    self.container_changed(&container, |status| status.connected(held))
+                        .await;
+                }
+                None => self.settle(&container, "its shim does not know it").await,
+            }
+        }
+    }
+
+    /// A shim that is there but does not answer: nothing is known of its containers.
+    pub(crate) async fn silent(&self, sandbox: &Sandbox) {
+        for container in self.store.containers_of(sandbox.id()) {
+            self.container_changed(&container, |status| status.silent())
+                .await;
+        }
+    }
+
+    /// The shim has ended. Whatever of the pod still runs has nobody to own it and is ended too.
+    pub(crate) async fn shim_gone(&self, sandbox: &Arc<Sandbox>) {
+        sandbox.set_shim(None);
+        for container in self.store.containers_of(sandbox.id()) {
+            self.settle(&container, "its shim has ended").await;
+        }
+        // An ordered end: the calls that stop or undo a sandbox see to the rest themselves.
+        if matches!(sandbox.status(), Status::Stopping | Status::Stopped) {
+            return;
+        }
+        tracing::warn!(sandbox = %sandbox.id(), "the shim has ended; ending the pod");
+        self.sandbox_changed(sandbox, Status::infra_exited).await;
+        if let Err(error) = self.delete_orphans(sandbox).await {
+            tracing::error!(sandbox = %sandbox.id(), "after the shim's end: {error:#}");
+        }
+    }
+
+    /// Ends a container whose end was not told, as its exit record has it.
+    pub(crate) async fn settle(&self, container: &Arc<Container>, cause: &str) {
+        if container.has_exited() {
+            return;
+        }
+        let path = self.paths.container_exit(container.id());
+        let record = blocking(move || read_optional::<ExitRecord>(&path)).await;
+        self.container_changed(container, |status| match record {
+            Ok(Some(record)) => status.recorded(&record),
+            Ok(None) => status.lost(cause, now()),
+            Err(error) => status.lost(&format!("{cause}; {error:#}"), now()),
+        })
+        .await;
+    }
+
+    /// Has the runtime delete the infra container and all others of a sandbox that has no shim. Each is tried; the
+    /// first failure is returned.
+    pub(crate) async fn delete_orphans(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let (runtime, root) = self
+            .runtime(&sandbox.metadata.runtime)
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        let containers = self.store.containers_of(sandbox.id());
+        let ids = containers.iter().map(|container| container.id());
+        let mut result = Ok(());
+        for id in ids.chain([sandbox.id()]) {
+            result = result.and(oci::delete(&runtime, &root, id).await);
+        }
+        result
+    }
+}

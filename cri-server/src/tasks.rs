@@ -1,0 +1,209 @@
+//! Work that outlives its caller, and calls that join work in flight.
+//!
+//! A kubelet gives up on a call at its deadline and asks again for the same thing. The first attempt is not torn down:
+//! it runs as a task of its own, and the second call joins it and gets the same answer ([`Adoption`]).
+//!
+//! Every task has an owner here, so that a server that ends can wait for what is under way.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use corten_proto::id::ContainerId;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::Status;
+
+/// Tasks and their owner.
+#[derive(Default)]
+pub struct Tasks {
+    set: Mutex<JoinSet<()>>,
+}
+
+impl Tasks {
+    /// Starts a task.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut set = self.set.lock().expect("no holder panics");
+        // The set keeps finished tasks until they are joined.
+        while set.try_join_next().is_some() {}
+        set.spawn(work);
+    }
+
+    /// Runs `work` to its end even if the caller goes away, and gives its result to a caller that stays.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Status>> + Send + 'static,
+    ) -> Result<T, Status> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.spawn(async move {
+            // A caller that has gone does not want the result.
+            drop(sender.send(work.await));
+        });
+        receiver.await.unwrap_or_else(|_panicked| Err(stopped()))
+    }
+
+    /// Waits for the tasks to end, `limit` at most, and ends what is left then.
+    pub async fn finish(&self, limit: Duration) {
+        let mut set = std::mem::take(&mut *self.set.lock().expect("no holder panics"));
+        let all = async { while set.join_next().await.is_some() {} };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::warn!(tasks = set.len(), "ending with work under way");
+            set.shutdown().await;
+        }
+    }
+}
+
+/// The result of adopted work: an id.
+type Outcome = Result<ContainerId, Status>;
+/// Work in flight, by what it makes.
+type InFlight<K> = Arc<Mutex<HashMap<K, watch::Receiver<Option<Outcome>>>>>;
+
+/// Calls by what they are to make; equal ones share one attempt.
+pub struct Adoption<K> {
+    in_flight: InFlight<K>,
+}
+
+impl<K> Default for Adoption<K> {
+    fn default() -> Self {
+        Adoption {
+            in_flight: Arc::default(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + 'static> Adoption<K> {
+    /// Joins the attempt in flight for `key`, else takes what `existing` finds, else starts `work`.
+    ///
+    /// `work` must have made its result findable by `existing` when it ends: between the two there is no gap.
+    pub async fn join<W>(
+        &self,
+        tasks: &Tasks,
+        key: K,
+        existing: impl FnOnce() -> Option<Outcome>,
+        work: impl FnOnce() -> W,
+    ) -> Outcome
+    where
+        W: Future<Output = Outcome> + Send + 'static,
+    {
+        let receiver = {
+            let mut in_flight = self.in_flight.lock().expect("no holder panics");
+            match in_flight.get(&key) {
+                Some(receiver) => receiver.clone(),
+                None => {
+                    if let Some(outcome) = existing() {
+                        return outcome;
+                    }
+                    let (sender, receiver) = watch::channel(None);
+                    in_flight.insert(key.clone(), receiver.clone());
+                    let leave = Leave {
+                        in_flight: self.in_flight.clone(),
+                        key,
+                    };
+                    let work = work();
+                    tasks.spawn(async move {
+                        let outcome = work.await;
+                        drop(leave);
+                        sender.send_replace(Some(outcome));
+                    });
+                    receiver
+                }
+            }
+        };
+        outcome(receiver).await
+    }
+}
+
+async fn outcome(mut receiver: watch::Receiver<Option<Outcome>>) -> Outcome {
+    match receiver.wait_for(Option::is_some).await {
+        Ok(outcome) => outcome.clone().expect("waited for it"),
+        Err(_panicked) => Err(stopped()),
+    }
+}
+
+/// Takes the work out of the map when it ends, by a panic too.
+struct Leave<K: Eq + Hash> {
+    in_flight: InFlight<K>,
+    key: K,
+}
+
+impl<K: Eq + Hash> Drop for Leave<K> {
+    fn drop(&mut self) {
+        self.in_flight
+            .lock()
+            .expect("no holder panics")
+            .remove(&self.key);
+    }
+}
+
+fn stopped() -> Status {
+    Status::internal("the work ended without a result: the server is stopping, or a bug ended it")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn equal_calls_share_one_attempt_that_outlives_them() {
+        let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
+        let runs = Arc::new(AtomicUsize::new(0));
+        let go = Arc::new(Notify::new());
+        let call = || {
+            let (runs, go) = (runs.clone(), go.clone());
+            adoption.join(
+                &tasks,
+                7,
+                || None,
+                move || async move {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    go.notified().await;
+                    Ok(ContainerId::random().expect("random ids"))
+                },
+            )
+        };
+        // The first caller gives up.
+        let first = tokio::time::timeout(Duration::from_millis(20), call()).await;
+        assert!(first.is_err());
+        let ((a, b), ()) = tokio::join!(async { tokio::join!(call(), call()) }, async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            go.notify_one();
+        });
+        assert_eq!(a.expect("made"), b.expect("made"));
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_leaves_an_error_and_no_trace() {
+        let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
+        let panics = adoption
+            .join(&tasks, 7, || None, || async { panic!("bug") })
+            .await;
+        assert_eq!(panics.expect_err("panicked").code(), tonic::Code::Internal);
+        let id = ContainerId::random().expect("random ids");
+        let again = adoption
+            .join(&tasks, 7, || None, || std::future::ready(Ok(id.clone())))
+            .await;
+        assert_eq!(again.expect("made"), id);
+    }
+
+    #[tokio::test]
+    async fn what_exists_is_taken() {
+        let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
+        let id = ContainerId::random().expect("random ids");
+        let found = adoption
+            .join(
+                &tasks,
+                7,
+                || Some(Ok(id.clone())),
+                || async { panic!("not to be run") },
+            )
+            .await;
+        assert_eq!(found.expect("found"), id);
+    }
+}
