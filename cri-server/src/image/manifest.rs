@@ -423,7 +423,7 @@ mod tests {
         let demanding = entry(OCI_MANIFEST, Some(("amd64", "v3")));
         let table: [(&[Value], &str); 5] = [
             (
-                &[arm.clone()],
+                std::slice::from_ref(&arm),
                 "no image for linux/amd64; there is linux/arm64/v8",
             ),
             (&[], "no image for"),

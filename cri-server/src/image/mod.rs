@@ -30,7 +30,7 @@
 //! | `manifest` | what documents are accepted, pure |
 //! | `pull` | the order of a pull |
 //! | `layer`, `unpack` | one layer: digests, and its archive applied to a directory |
-//! | `store` | records, leases, what is freed when |
+//! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | [`snapshot`] | a container's root: the overlay mount |
 //!
 //! Left out: signatures, zstd, resuming downloads, trying several mirrors, image volumes.
@@ -41,6 +41,7 @@ mod in_flight;
 mod layer;
 mod manifest;
 mod pull;
+mod record;
 pub mod reference;
 pub mod registry;
 pub mod snapshot;
@@ -49,6 +50,7 @@ mod unpack;
 
 pub use auth::Credentials;
 pub use error::{Cause, PullError};
+pub use record::Image;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{RegistryConfig, RegistryConfigs};
-pub use store::{Image, ImageStore, LayerLease};
+pub use store::{ImageStore, LayerLease};

@@ -13,9 +13,10 @@ use super::error::PullError;
 use super::in_flight::InFlight;
 use super::layer::{self, Expected};
 use super::manifest::{self, Descriptor, Document, Manifest, Platform};
+use super::record::Image;
 use super::reference::{Reference, Version};
 use super::registry::{Registries, RegistryConfigs, Repository};
-use super::store::{Image, ImageStore, LayerLease};
+use super::store::{ImageStore, LayerLease};
 
 /// Largest image config, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;

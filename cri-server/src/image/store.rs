@@ -1,6 +1,7 @@
 //! The images and layers of this node: in memory for every question, on disk for the next start.
 //!
-//! Two locks. `state` guards the maps and is held for look-ups and assignments only. `writer` orders everything that
+//! Two locks. `state` guards the maps and is held for look-ups and assignments only, and over the one rename that takes a
+//! layer's name away. `writer` orders everything that
 //! gives or takes a final name on disk (commit, publish, remove, sweep) and is held over that IO, never by a question.
 //! Order: `writer` before `state`.
 //!
@@ -8,7 +9,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,38 +16,16 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
 use corten_proto::id::Digest;
-use oci_spec::image::ImageConfiguration;
-use serde::{Deserialize, Serialize};
 
 use super::layer::Partial;
 use super::pull::Pulls;
+use super::record::{self, Image, PARTIAL};
 use super::reference::{Reference, ReferenceError, Version};
 use super::registry::RegistryConfigs;
 use super::unpack::Usage;
 
 /// Shortest beginning of an id that stands for the whole.
 const MIN_ID_PREFIX: usize = 6;
-
-/// The suffix of what is not (any more) what its name says.
-const PARTIAL: &str = ".partial";
-
-/// An image of this node, and its record.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Image {
-    /// Digest of the config.
-    pub id: Digest,
-    /// Normalised names with a tag, sorted.
-    pub repo_tags: Vec<String>,
-    /// Normalised names with the digest of the manifest or index they were pulled as, sorted.
-    pub repo_digests: Vec<String>,
-    /// What its layers and its config take on disk, in bytes; layers shared with other images included.
-    pub size: u64,
-    /// The config as the registry sent it.
-    pub config: ImageConfiguration,
-    /// Diff ids, bottom first.
-    pub layers: Vec<Digest>,
-}
 
 /// The images and layers below one root directory.
 pub struct ImageStore {
@@ -79,13 +57,6 @@ struct Layer {
     leases: usize,
 }
 
-/// `layer.json`.
-#[derive(Serialize, Deserialize)]
-struct LayerRecord {
-    bytes: u64,
-    inodes: u64,
-}
-
 /// Keeps layers while it lives, whatever becomes of their images.
 #[must_use = "the layers are kept only while the lease lives"]
 pub struct LayerLease {
@@ -105,20 +76,18 @@ impl ImageStore {
     ///
     /// Layers without an image stay until [`ImageStore::sweep`], so that containers can lease theirs first.
     pub fn open(root: &Path, registries: RegistryConfigs) -> Result<Arc<ImageStore>> {
-        for dir in ["images", "layers", "quarantine"] {
-            let path = root.join(dir);
-            let made = fs::DirBuilder::new()
-                .mode(0o700)
-                .recursive(true)
-                .create(&path);
-            made.with_context(|| format!("create {}", path.display()))?;
-            remove_partials(&path)?;
-        }
-        let mut state = State {
-            layers: load_layers(root)?,
+        record::prepare(root)?;
+        let usages = record::load_layers(root)?;
+        let images = record::load_images(root, &usages)?;
+        let layers = usages
+            .into_iter()
+            .map(|(layer, usage)| (layer, Layer { usage, leases: 0 }))
+            .collect();
+        let state = State {
+            images,
+            layers,
             ..State::default()
         };
-        state.images = load_images(root, &state.layers)?;
         let inner = Arc::new(Inner {
             root: root.to_owned(),
             state: Mutex::new(state),
@@ -318,12 +287,6 @@ impl Inner {
             .join(format!("{}.{number}{PARTIAL}", layer.hex()))
     }
 
-    fn record_path(&self, image: &Digest) -> PathBuf {
-        self.root
-            .join("images")
-            .join(format!("{}.json", image.hex()))
-    }
-
     fn lease(self: &Arc<Self>, layers: &[Digest]) -> Result<LayerLease> {
         let mut state = self.state();
         for layer in layers {
@@ -350,13 +313,7 @@ impl Inner {
         partial: &Partial,
         usage: Usage,
     ) -> Result<LayerLease> {
-        let record = LayerRecord {
-            bytes: usage.bytes,
-            inodes: usage.inodes,
-        };
-        let record_path = partial.path().join("layer.json");
-        fs::write(&record_path, serde_json::to_vec(&record)?)
-            .with_context(|| format!("write {}", record_path.display()))?;
+        record::save_layer(partial.path(), usage)?;
         // One sync for thousands of files, before the name that says they are whole.
         let dir = fs::File::open(partial.path())
             .with_context(|| format!("open {}", partial.path().display()))?;
@@ -388,10 +345,10 @@ impl Inner {
             let tag = reference.to_string();
             // The new holder first: at no time is the tag nowhere.
             add(&mut image.repo_tags, tag.clone());
-            self.save(&image)?;
+            image.save(&self.root)?;
             self.take_tag(&tag, &image.id)?;
         } else {
-            self.save(&image)?;
+            image.save(&self.root)?;
         }
         let image = Arc::new(image);
         self.state()
@@ -408,34 +365,16 @@ impl Inner {
         };
         let mut before = Image::clone(&before);
         before.repo_tags.retain(|known| known != tag);
-        self.save(&before)?;
+        before.save(&self.root)?;
         self.state()
             .images
             .insert(before.id.clone(), Arc::new(before));
         Ok(())
     }
 
-    fn save(&self, image: &Image) -> Result<()> {
-        let path = self.record_path(&image.id);
-        let partial = path.with_extension("json.partial");
-        let saving = || format!("save {}", path.display());
-        fs::write(&partial, serde_json::to_vec_pretty(image)?).with_context(saving)?;
-        // Pulls are rare, and an empty record after a power cut would cost the image.
-        fs::File::open(&partial)
-            .and_then(|file| file.sync_all())
-            .with_context(saving)?;
-        fs::rename(&partial, &path).with_context(saving)
-    }
-
     fn remove(&self, id: &Digest) -> Result<()> {
         let _writer = self.writer();
-        let path = self.record_path(id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", path.display()));
-            }
-            _ => {}
-        }
+        record::remove(&self.root, id)?;
         let mut state = self.state();
         if let Some(image) = state.images.remove(id) {
             state.candidates.extend(image.layers.iter().cloned());
@@ -472,15 +411,15 @@ impl Inner {
     fn free(&self, layer: &Digest) -> Result<()> {
         let path = self.partial_path(layer);
         {
+            // A pull of the same layer must not find the old directory in its way, nor a lease find it gone.
             let _writer = self.writer();
             let mut state = self.state();
-            if state.is_used(layer) || state.layers.remove(layer).is_none() {
+            if state.is_used(layer) || !state.layers.contains_key(layer) {
                 return Ok(());
             }
-            drop(state);
-            // Under the writer's lock: a pull of the same layer must not find the old directory in its way.
             fs::rename(self.layer_dir(layer), &path)
                 .with_context(|| format!("rename to {}", path.display()))?;
+            state.layers.remove(layer);
         }
         fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))
     }
@@ -521,105 +460,4 @@ fn is_id_prefix(text: &str) -> bool {
         && digits
             .bytes()
             .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-fn remove_partials(dir: &Path) -> Result<()> {
-    for (name, path) in entries(dir)? {
-        if !name.ends_with(PARTIAL) {
-            continue;
-        }
-        let removed = if path.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
-        removed.with_context(|| format!("remove {}", path.display()))?;
-    }
-    Ok(())
-}
-
-fn load_layers(root: &Path) -> Result<HashMap<Digest, Layer>> {
-    let mut layers = HashMap::new();
-    for (name, path) in entries(&root.join("layers"))? {
-        match load_layer(&name, &path) {
-            Ok((digest, layer)) => drop(layers.insert(digest, layer)),
-            Err(error) => quarantine(root, "layer", &path, &error)?,
-        }
-    }
-    Ok(layers)
-}
-
-fn load_layer(name: &str, path: &Path) -> Result<(Digest, Layer)> {
-    let digest = format!("sha256:{name}").parse()?;
-    let record: LayerRecord = serde_json::from_slice(&fs::read(path.join("layer.json"))?)?;
-    ensure!(path.join("fs").is_dir(), "its files are missing");
-    Ok((
-        digest,
-        Layer {
-            usage: Usage {
-                bytes: record.bytes,
-                inodes: record.inodes,
-            },
-            leases: 0,
-        },
-    ))
-}
-
-fn load_images(
-    root: &Path,
-    layers: &HashMap<Digest, Layer>,
-) -> Result<BTreeMap<Digest, Arc<Image>>> {
-    let mut images = BTreeMap::new();
-    for (name, path) in entries(&root.join("images"))? {
-        match load_image(&name, &path, layers) {
-            Ok(image) => drop(images.insert(image.id.clone(), Arc::new(image))),
-            Err(error) => quarantine(root, "image", &path, &error)?,
-        }
-    }
-    Ok(images)
-}
-
-fn load_image(name: &str, path: &Path, layers: &HashMap<Digest, Layer>) -> Result<Image> {
-    let image: Image = serde_json::from_slice(&fs::read(path)?)?;
-    ensure!(
-        name.strip_suffix(".json") == Some(image.id.hex()),
-        "the record is of image {}",
-        image.id
-    );
-    // An image that lost a layer would fail at every container; without it the next pull repairs it.
-    for layer in &image.layers {
-        ensure!(layers.contains_key(layer), "layer {layer} is missing");
-    }
-    Ok(image)
-}
-
-fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let reading = || format!("read {}", dir.display());
-    fs::read_dir(dir)
-        .with_context(reading)?
-        .map(|entry| {
-            entry.map(|found| {
-                (
-                    found.file_name().to_string_lossy().into_owned(),
-                    found.path(),
-                )
-            })
-        })
-        .collect::<Result<_, _>>()
-        .with_context(reading)
-}
-
-/// Moves what cannot be used out of the way, where a human finds it; the newest of one name stays.
-fn quarantine(root: &Path, kind: &str, path: &Path, error: &anyhow::Error) -> Result<()> {
-    let name = path
-        .file_name()
-        .context("an entry of a directory has a name")?
-        .to_string_lossy();
-    let target = root.join("quarantine").join(format!("{kind}-{name}"));
-    tracing::warn!(path = %path.display(), error = format!("{error:#}"), "unusable, moved to quarantine");
-    if target.is_dir() {
-        fs::remove_dir_all(&target).with_context(|| format!("remove {}", target.display()))?;
-    }
-    fs::rename(path, &target)
-        .with_context(|| format!("rename {} to {}", path.display(), target.display()))
 }

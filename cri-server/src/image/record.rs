@@ -1,0 +1,182 @@
+//! The records of images and layers, and how a start reads them.
+//!
+//! A record that cannot be read, or that says what is not so, moves to `quarantine/` alone; the others are used. Left
+//! out: repairing. The next pull does that.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use corten_proto::id::Digest;
+use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
+
+use super::unpack::Usage;
+
+/// The suffix of what is not, or not any more, what its name says.
+pub(super) const PARTIAL: &str = ".partial";
+
+/// What the store is made of.
+const DIRECTORIES: [&str; 3] = ["images", "layers", "quarantine"];
+
+/// An image of this node, and its record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Digest of the config.
+    pub id: Digest,
+    /// Normalised names with a tag, sorted.
+    pub repo_tags: Vec<String>,
+    /// Normalised names with the digest of the manifest or index they were pulled as, sorted.
+    pub repo_digests: Vec<String>,
+    /// What its layers and its config take on disk, in bytes; layers shared with other images included.
+    pub size: u64,
+    /// The config as the registry sent it.
+    pub config: ImageConfiguration,
+    /// Diff ids, bottom first.
+    pub layers: Vec<Digest>,
+}
+
+impl Image {
+    /// Writes the record of the store at `root`, in place of an earlier one.
+    pub(super) fn save(&self, root: &Path) -> Result<()> {
+        let path = path_of(root, &self.id);
+        let partial = path.with_extension("json.partial");
+        let saving = || format!("save {}", path.display());
+        fs::write(&partial, serde_json::to_vec_pretty(self)?).with_context(saving)?;
+        // Pulls are rare, and an empty record after a power cut would cost the image.
+        fs::File::open(&partial)
+            .and_then(|file| file.sync_all())
+            .with_context(saving)?;
+        fs::rename(&partial, &path).with_context(saving)
+    }
+}
+
+/// Removes an image's record from the store at `root`.
+pub(super) fn remove(root: &Path, image: &Digest) -> Result<()> {
+    let path = path_of(root, image);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes `layer.json` into the directory of an unpacked layer.
+pub(super) fn save_layer(dir: &Path, usage: Usage) -> Result<()> {
+    let path = dir.join("layer.json");
+    fs::write(&path, serde_json::to_vec(&usage)?)
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// Makes the directories below `root` that are missing, and removes what was left half done.
+pub(super) fn prepare(root: &Path) -> Result<()> {
+    for name in DIRECTORIES {
+        let dir = root.join(name);
+        let made = fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&dir);
+        made.with_context(|| format!("create {}", dir.display()))?;
+        for (name, path) in entries(&dir)? {
+            if name.ends_with(PARTIAL) {
+                remove_any(&path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What every layer of the store at `root` takes.
+pub(super) fn load_layers(root: &Path) -> Result<HashMap<Digest, Usage>> {
+    let mut layers = HashMap::new();
+    for (name, path) in entries(&root.join("layers"))? {
+        match load_layer(&name, &path) {
+            Ok((digest, usage)) => drop(layers.insert(digest, usage)),
+            Err(error) => quarantine(root, "layer", &path, &error)?,
+        }
+    }
+    Ok(layers)
+}
+
+fn load_layer(name: &str, path: &Path) -> Result<(Digest, Usage)> {
+    let digest = format!("sha256:{name}").parse()?;
+    let usage = serde_json::from_slice(&fs::read(path.join("layer.json"))?)?;
+    ensure!(path.join("fs").is_dir(), "its files are missing");
+    Ok((digest, usage))
+}
+
+/// The images of the store at `root` whose layers are among `layers`.
+pub(super) fn load_images(
+    root: &Path,
+    layers: &HashMap<Digest, Usage>,
+) -> Result<BTreeMap<Digest, Arc<Image>>> {
+    let mut images = BTreeMap::new();
+    for (name, path) in entries(&root.join("images"))? {
+        match load_image(&name, &path, layers) {
+            Ok(image) => drop(images.insert(image.id.clone(), Arc::new(image))),
+            Err(error) => quarantine(root, "image", &path, &error)?,
+        }
+    }
+    Ok(images)
+}
+
+fn load_image(name: &str, path: &Path, layers: &HashMap<Digest, Usage>) -> Result<Image> {
+    let image: Image = serde_json::from_slice(&fs::read(path)?)?;
+    ensure!(
+        name.strip_suffix(".json") == Some(image.id.hex()),
+        "the record is of image {}",
+        image.id
+    );
+    // An image that lost a layer would fail at every container; without it the next pull repairs it.
+    for layer in &image.layers {
+        ensure!(layers.contains_key(layer), "layer {layer} is missing");
+    }
+    Ok(image)
+}
+
+fn path_of(root: &Path, image: &Digest) -> PathBuf {
+    root.join("images").join(format!("{}.json", image.hex()))
+}
+
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let reading = || format!("read {}", dir.display());
+    fs::read_dir(dir)
+        .with_context(reading)?
+        .map(|entry| {
+            entry.map(|found| {
+                (
+                    found.file_name().to_string_lossy().into_owned(),
+                    found.path(),
+                )
+            })
+        })
+        .collect::<Result<_, _>>()
+        .with_context(reading)
+}
+
+/// Moves what cannot be used out of the way, where a human finds it; the newest of one name stays.
+fn quarantine(root: &Path, kind: &str, path: &Path, error: &anyhow::Error) -> Result<()> {
+    let name = path
+        .file_name()
+        .context("an entry of a directory has a name")?
+        .to_string_lossy();
+    let target = root.join("quarantine").join(format!("{kind}-{name}"));
+    tracing::warn!(path = %path.display(), error = format!("{error:#}"), "unusable, moved to quarantine");
+    remove_any(&target)?;
+    fs::rename(path, &target)
+        .with_context(|| format!("rename {} to {}", path.display(), target.display()))
+}
+
+fn remove_any(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_gone) => return Ok(()),
+    };
+    removed.with_context(|| format!("remove {}", path.display()))
+}

@@ -1,0 +1,158 @@
+//! The system calls of unpacking, each relative to an open directory of the layer.
+//!
+//! No function here follows a link out of the layer, and none follows one in the last component of a name.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
+};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use super::entry::{Node, ensure_valid, invalid};
+
+/// What already has a name in the layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Present {
+    Nothing,
+    Directory,
+    Whiteout,
+    Other,
+}
+
+/// A failed look-up inside the layer: the layer's fault where it is about names, else the node's.
+pub(super) fn missing<T>(errno: Errno, message: String) -> Result<T> {
+    match errno {
+        Errno::NOENT
+        | Errno::NOTDIR
+        | Errno::LOOP
+        | Errno::XDEV
+        | Errno::PERM
+        | Errno::MLINK
+        | Errno::NAMETOOLONG => Err(invalid(message)),
+        _ => Err(anyhow::Error::new(errno).context(message)),
+    }
+}
+
+/// Opens directory `path` of the tree; links in it are followed as if `root` were `/`.
+pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() {
+        b".".as_slice()
+    } else {
+        path
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match rustix::fs::openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), within) {
+            // A rename or mount anywhere on the system while a `..` was crossed (openat2(2)): not a fault, try again.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+pub(super) fn open_parent(root: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
+    resolve(root, dir)
+        .with_context(|| format!("openat2 of directory {:?}", String::from_utf8_lossy(dir)))
+}
+
+pub(super) fn present(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Present> {
+    match rustix::fs::statat(parent, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Present::Directory,
+            FileType::CharacterDevice if stat.st_rdev == 0 => Present::Whiteout,
+            _ => Present::Other,
+        }),
+        Err(Errno::NOENT) => Ok(Present::Nothing),
+        Err(errno) => missing(errno, format!("statat: {errno}")),
+    }
+}
+
+pub(super) fn special(parent: BorrowedFd<'_>, name: &[u8], node: &Node) -> Result<()> {
+    let (major, minor) = node.device;
+    let (kind, device) = match node.kind {
+        EntryType::Char => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
+        EntryType::Block => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
+        _ => (FileType::Fifo, 0),
+    };
+    ensure_valid(
+        kind != FileType::CharacterDevice || device != 0,
+        "character device 0:0 means a deleted file to overlayfs",
+    )?;
+    rustix::fs::mknodat(parent, OsStr::from_bytes(name), kind, node.mode, device)
+        .with_context(|| format!("mknodat of {kind:?} {major}:{minor}"))?;
+    set_attributes_at(parent, name, node)
+}
+
+/// Owner, mode and xattrs, in this order: a change of owner clears set-id bits and file capabilities.
+pub(super) fn set_attributes(fd: BorrowedFd<'_>, node: &Node) -> Result<()> {
+    rustix::fs::fchown(fd, Some(node.uid), Some(node.gid)).context("fchown")?;
+    rustix::fs::fchmod(fd, node.mode).context("fchmod")?;
+    for (name, value) in &node.xattrs {
+        let set = rustix::fs::fsetxattr(fd, name.as_c_str(), value, XattrFlags::empty());
+        set.with_context(|| format!("fsetxattr {name:?}"))?;
+    }
+    Ok(())
+}
+
+/// The same for what cannot be opened without side effects: links, devices, fifos.
+pub(super) fn set_attributes_at(parent: BorrowedFd<'_>, name: &[u8], node: &Node) -> Result<()> {
+    let (uid, gid) = (Some(node.uid), Some(node.gid));
+    rustix::fs::chownat(
+        parent,
+        OsStr::from_bytes(name),
+        uid,
+        gid,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .context("fchownat")?;
+    if node.kind != EntryType::Symlink {
+        // Follows links, but this name was made a line ago as something else, and the tree is private.
+        rustix::fs::chmodat(parent, OsStr::from_bytes(name), node.mode, AtFlags::empty())
+            .context("fchmodat")?;
+    }
+    for (key, value) in &node.xattrs {
+        let path = proc_path(parent, name);
+        rustix::fs::lsetxattr(&path, key.as_c_str(), value, XattrFlags::empty())
+            .with_context(|| format!("lsetxattr {key:?}"))?;
+    }
+    set_times(parent, name, node.modified)
+}
+
+pub(super) fn set_times(parent: BorrowedFd<'_>, name: &[u8], modified: Timespec) -> Result<()> {
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: modified,
+    };
+    rustix::fs::utimensat(
+        parent,
+        OsStr::from_bytes(name),
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .context("utimensat")
+}
+
+pub(super) fn set_opaque(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    rustix::fs::setxattr(
+        proc_path(parent, name),
+        "trusted.overlay.opaque",
+        b"y",
+        XattrFlags::empty(),
+    )
+    .context("setxattr trusted.overlay.opaque")
+}
+
+/// `name` below an open directory, for the calls that take no descriptor: xattrs of what cannot be opened.
+pub(super) fn proc_path(parent: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(OsStr::from_bytes(name))
+}
