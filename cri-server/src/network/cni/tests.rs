@@ -14,7 +14,7 @@ log=$(dirname "$0")/log
 echo "$(basename "$0") $CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME ns=$CNI_NETNS $input" >> "$log"
 env | sort > "$(dirname "$0")/env"
 case "$input" in
-  *'"hang"'*) sleep 60 ;;
+  *'"hang"'*) sleep 60 & echo $! > "$(dirname "$0")/child"; wait ;;
   *'"fail"'*) [ "$CNI_COMMAND" = ADD ] && { echo '{"code":11,"msg":"try again","details":"later"}'; exit 1; } ;;
   *'"crash"'*) echo oops >&2; exit 3 ;;
 esac
@@ -225,6 +225,14 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
         "{text}"
     );
     assert!(started.elapsed() < Duration::from_secs(20));
+    let child = fs::read_to_string(fixture.directory.path().join("child")).unwrap();
+    let executable = Path::new("/proc").join(child.trim()).join("exe");
+    // The kill is asynchronous; what is left of the orphan then is a zombie at most, which has no executable.
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while executable.exists() {
+        assert!(Instant::now() < deadline, "the plugin's child lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
