@@ -1,35 +1,268 @@
 //! Every check of config.json, before any side effect.
+//!
+//! Two steps: [`parse_spec`] takes the text, [`validate`] the types. The first refuses what this runtime does not
+//! implement and gives every failure its place in the document. The second holds the rules between fields, and the few
+//! that need a look at the machine: does the root exist, is a namespace the host's own, has a limit its controller.
+//!
+//! An error says field, value and rule: `process.cwd: "tmp": must be absolute`. What the specification tells runtimes to
+//! pass over is a warning: capabilities that nobody knows, a later minor version. Unknown properties are ignored, as it
+//! demands (config.md, Extensibility).
+//!
+//! Left to the code that does it: whether a program exists, whether the source of a bind does, what the kernel thinks of
+//! a filesystem's options.
 
-use std::path::Path;
+mod document;
+mod linux;
+mod process;
+mod sysctl;
 
-use anyhow::{Result, bail};
-use oci_spec::runtime::{Process, Spec};
+use std::path::{Component, Path};
 
-/// Something parsed, and what the user should hear about it.
-#[derive(Debug)]
-pub struct Parsed<T> {
-    /// The document.
-    pub value: T,
-    /// What was ignored: unknown capabilities and properties (the spec demands that they be no error).
-    pub warnings: Vec<String>,
-}
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use oci_spec::runtime::{Hook, Hooks, Mount, Spec};
 
-/// Parses config.json; refuses every field this runtime does not implement, known to the types or not.
-pub fn parse_spec(json: &[u8]) -> Result<Parsed<Spec>> {
-    bail!("{}", json.len())
-}
-
-/// Parses the process document of `exec --process`, by the same rules.
-pub fn parse_process(json: &[u8]) -> Result<Parsed<Process>> {
-    bail!("{}", json.len())
-}
+pub use document::{Parsed, parse_process, parse_spec};
+pub use process::validate_process;
 
 /// Every check of a spec that needs no side effect. Answers with warnings.
 pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
-    bail!("{spec:?} {bundle:?}")
+    let mut warnings = Vec::new();
+    warnings.extend(version(spec.version())?);
+    root(spec, bundle)?;
+    let process = spec.process().as_ref().ok_or_else(|| anyhow!("process: missing"))?;
+    warnings.extend(validate_process(process)?);
+    let linux = spec.linux().as_ref().ok_or_else(|| anyhow!("linux: missing"))?;
+    warnings.extend(linux::linux(linux)?);
+    linux::names(spec, linux)?;
+    linux::process_ids(process, linux)?;
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        warnings.extend(check_mount(mount, &format!("mounts[{index}]"))?);
+    }
+    spec.hooks().as_ref().map_or(Ok(()), hooks)?;
+    let annotated = spec.annotations().iter().flatten().all(|(key, _)| !key.is_empty());
+    ensure!(annotated, "annotations: \"\": a key must not be empty");
+    Ok(warnings)
 }
 
-/// The checks of a process alone, for exec.
-pub fn validate_process(process: &Process) -> Result<Vec<String>> {
-    bail!("{process:?}")
+/// The last minor version of the specification that this runtime was written after.
+const LAST_MINOR: u32 = 3;
+
+/// SemVer, of major version 1. A later minor version adds fields, which a reader of an earlier one ignores: a warning.
+fn version(version: &str) -> Result<Option<String>> {
+    let refuse = || anyhow!("ociVersion: {version:?}: must be 1.MINOR.PATCH");
+    let mut parts = version.splitn(3, '.');
+    let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok());
+    let (major, minor) = (number().ok_or_else(refuse)?, number().ok_or_else(refuse)?);
+    // `1.0.0-rc.1+build`: of a pre-release only the number counts here.
+    let patch = parts.next().and_then(|patch| patch.split(['-', '+']).next()?.parse::<u32>().ok());
+    ensure!(major == 1 && patch.is_some(), refuse());
+    Ok((minor > LAST_MINOR).then(|| {
+        format!("ociVersion: {version}: this runtime knows 1.0 to 1.{LAST_MINOR}; what is newer is ignored")
+    }))
+}
+
+fn root(spec: &Spec, bundle: &Path) -> Result<()> {
+    let root = spec.root().as_ref().ok_or_else(|| anyhow!("root: missing"))?;
+    let path = root.path();
+    ensure!(!path.as_os_str().is_empty(), "root.path: missing");
+    let metadata = std::fs::metadata(bundle.join(path)).with_context(|| format!("root.path: {path:?}"))?;
+    ensure!(metadata.is_dir(), "root.path: {path:?}: must be a directory");
+    Ok(())
+}
+
+fn check_mount(mount: &Mount, at: &str) -> Result<Option<String>> {
+    let destination = mount.destination();
+    ensure!(!destination.as_os_str().is_empty(), "{at}.destination: missing");
+    without_nul(&destination.to_string_lossy(), &format!("{at}.destination"))?;
+    let options = mount.options().as_deref().unwrap_or_default();
+    let bind = crate::rootfs::options::Options::parse(options).with_context(|| format!("{at}.options"))?.bind;
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    ensure!(bind.is_some() || !kind.is_empty(), "{at}.type: missing, and no bind or rbind among {at}.options");
+    if bind.is_some() || kind == "bind" {
+        let source = mount.source().as_ref().is_some_and(|source| !source.as_os_str().is_empty());
+        ensure!(source, "{at}.source: missing: a bind needs one");
+    }
+    let root = destination.components().all(|part| matches!(part, Component::RootDir | Component::CurDir));
+    ensure!(!root, "{at}.destination: {destination:?}: the root is root.path's");
+    Ok(destination.is_relative().then(|| {
+        format!("{at}.destination: {destination:?}: should be absolute; taken as relative to the container's root")
+    }))
+}
+
+fn hooks(hooks: &Hooks) -> Result<()> {
+    for (name, list) in [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            check_hook(hook, &format!("hooks.{name}[{index}]"))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_hook(hook: &Hook, at: &str) -> Result<()> {
+    absolute(hook.path(), &format!("{at}.path"))?;
+    for argument in hook.args().iter().flatten() {
+        without_nul(argument, &format!("{at}.args"))?;
+    }
+    for entry in hook.env().iter().flatten() {
+        environment_entry(entry, &format!("{at}.env"))?;
+    }
+    hook.timeout().map(crate::hooks::timeout).transpose().with_context(|| at.to_owned())?;
+    Ok(())
+}
+
+/// An entry of an environment: a name, `=`, and a value without NUL.
+fn environment_entry(entry: &str, at: &str) -> Result<()> {
+    match entry.split_once('=') {
+        Some((name, _)) if !name.is_empty() => without_nul(entry, at),
+        _ => bail!("{at}: {entry:?}: must be NAME=VALUE"),
+    }
+}
+
+fn absolute(path: &Path, at: &str) -> Result<()> {
+    ensure!(path.is_absolute(), "{at}: {path:?}: must be absolute");
+    without_nul(&path.to_string_lossy(), at)
+}
+
+fn without_nul(text: &str, at: &str) -> Result<()> {
+    ensure!(!text.contains('\0'), "{at}: {text:?}: must not hold a NUL");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The document every table begins with: valid, with the bundle `/` and its root `tmp`.
+    pub(super) fn minimal() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "tmp"},
+            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
+            "linux": {"namespaces": [{"type": "mount"}]},
+        })
+    }
+
+    /// Sets `pointer` (JSON pointer) to `value`, making objects on the way; `null` takes the field out.
+    pub(super) fn set(document: &mut Value, pointer: &str, value: Value) {
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        if !parent.is_empty() && document.pointer(parent).is_none() {
+            set(document, parent, json!({}));
+        }
+        match (document.pointer_mut(parent).unwrap(), value) {
+            (Value::Object(object), Value::Null) => drop(object.remove(name)),
+            (Value::Object(object), value) => drop(object.insert(name.to_owned(), value)),
+            (Value::Array(array), value) => array[name.parse::<usize>().unwrap()] = value,
+            (other, _) => panic!("{pointer}: {other}"),
+        }
+    }
+
+    /// Parses and validates the minimal document with these changes; warnings or the whole error.
+    pub(super) fn check(changes: &[(&str, Value)]) -> Result<Vec<String>, String> {
+        let mut document = minimal();
+        for (pointer, value) in changes {
+            set(&mut document, pointer, value.clone());
+        }
+        let parsed = parse_spec(document.to_string().as_bytes());
+        let all = parsed.and_then(|parsed| {
+            let mut warnings = parsed.warnings;
+            warnings.extend(validate(&parsed.value, Path::new("/"))?);
+            Ok(warnings)
+        });
+        all.map_err(|error| format!("{error:#}"))
+    }
+
+    /// Every change must be refused in words that begin with the field's path and hold `rule`.
+    pub(super) fn refused(table: &[(&str, Value, &str, &str)]) {
+        for (pointer, value, path, rule) in table {
+            let error = check(&[(pointer, value.clone())]).expect_err(&format!("{pointer} {value}"));
+            assert!(error.starts_with(path) && error.contains(rule), "{pointer} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_minimal_document() {
+        assert_eq!(check(&[]), Ok(vec![]));
+        // Unknown properties are for others.
+        assert_eq!(check(&[("/process/invention", json!(1)), ("/org.example", json!({}))]), Ok(vec![]));
+    }
+
+    #[test]
+    fn versions() {
+        for (text, warns) in [("1.0.0", false), ("1.0.2-dev", false), ("1.3.0", false), ("1.4.0", true), ("1.12.0+x", true)] {
+            let warnings = check(&[("/ociVersion", json!(text))]).unwrap();
+            assert_eq!(!warnings.is_empty(), warns, "{text}: {warnings:?}");
+        }
+        for text in ["", "1", "1.0", "2.0.0", "0.9.0", "1.x.0", "1.0.", "1.0.x"] {
+            let error = check(&[("/ociVersion", json!(text))]).unwrap_err();
+            assert!(error.starts_with("ociVersion: "), "{error}");
+        }
+        assert!(check(&[("/ociVersion", Value::Null)]).is_err());
+    }
+
+    #[test]
+    fn top_level_fields_refused() {
+        refused(&[
+            ("/root", Value::Null, "root", "missing"),
+            ("/root/path", json!(""), "root.path", "missing"),
+            ("/root/path", json!("no-such-directory"), "root.path: \"no-such-directory\"", "No such file"),
+            ("/root/path", json!("/proc/version"), "root.path", "must be a directory"),
+            ("/process", Value::Null, "process", "missing"),
+            ("/linux", Value::Null, "linux", "missing"),
+            ("/annotations", json!({"": "x"}), "annotations", "empty"),
+        ]);
+    }
+
+    #[test]
+    fn mounts() {
+        let mounts = |mount: Value| ("/mounts", json!([mount]));
+        for (mount, warns) in [
+            (json!({"destination": "/tmp", "type": "tmpfs", "options": ["nosuid", "size=1m"]}), false),
+            (json!({"destination": "/a", "source": "/b", "options": ["rbind", "rro"]}), false),
+            (json!({"destination": "/a", "source": "b", "type": "bind"}), false),
+            (json!({"destination": "data", "type": "tmpfs"}), true),
+        ] {
+            let warnings = check(&[mounts(mount.clone())]).unwrap();
+            assert_eq!(!warnings.is_empty(), warns, "{mount}: {warnings:?}");
+        }
+        for (mount, path, rule) in [
+            (json!({"destination": "", "type": "tmpfs"}), "mounts[0].destination", "missing"),
+            (json!({"destination": "/", "type": "tmpfs"}), "mounts[0].destination", "root.path"),
+            (json!({"destination": "/a\u{0}b", "type": "tmpfs"}), "mounts[0].destination", "NUL"),
+            (json!({"destination": "/a"}), "mounts[0].type", "missing"),
+            (json!({"destination": "/a", "options": ["bind"]}), "mounts[0].source", "missing"),
+            (json!({"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}), "mounts[0].options", "tmpcopyup"),
+            (json!({"type": "tmpfs"}), "mounts[0]", "missing field `destination`"),
+        ] {
+            let error = check(&[mounts(mount.clone())]).unwrap_err();
+            assert!(error.starts_with(path) && error.contains(rule), "{mount}: {error}");
+        }
+    }
+
+    #[test]
+    fn hooks_of_every_kind() {
+        for name in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"] {
+            let hook = |hook: Value| check(&[("/hooks", json!({name: [{"path": "/bin/true"}, hook]}))]);
+            assert_eq!(hook(json!({"path": "/x", "args": ["x"], "env": ["A="], "timeout": 1})), Ok(vec![]));
+            for (bad, field, rule) in [
+                (json!({"path": "x"}), ".path", "absolute"),
+                (json!({"path": ""}), ".path", "absolute"),
+                (json!({"path": "/x", "timeout": 0}), "", "greater than zero"),
+                (json!({"path": "/x", "timeout": -5}), "", "greater than zero"),
+                (json!({"path": "/x", "env": ["A"]}), ".env", "NAME=VALUE"),
+                (json!({"path": "/x", "args": ["a\u{0}"]}), ".args", "NUL"),
+            ] {
+                let error = hook(bad.clone()).unwrap_err();
+                assert!(error.starts_with(&format!("hooks.{name}[1]{field}")) && error.contains(rule), "{bad}: {error}");
+            }
+        }
+    }
 }

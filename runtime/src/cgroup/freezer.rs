@@ -1,0 +1,132 @@
+//! Holding every process of a container, and signals to all of them.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::Cgroup;
+use super::directory::Directory;
+
+/// How long processes may take to stop. One in an uninterruptible system call stops when that ends.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The control files of a freezer.
+struct Freezer {
+    file: &'static str,
+    freeze: &'static str,
+    thaw: &'static str,
+    /// Where the result stands, and how.
+    state_file: &'static str,
+    frozen: &'static str,
+}
+
+/// v1: a controller. `FREEZING` until every process has stopped.
+const V1: Freezer = Freezer {
+    file: "freezer.state",
+    freeze: "FROZEN",
+    thaw: "THAWED",
+    state_file: "freezer.state",
+    frozen: "FROZEN",
+};
+
+/// v2: of every cgroup, Linux 5.2.
+const V2: Freezer =
+    Freezer { file: "cgroup.freeze", freeze: "1", thaw: "0", state_file: "cgroup.events", frozen: "frozen 1" };
+
+impl Cgroup {
+    /// Stops every process until [`Cgroup::thaw`]. If they do not stop in time they run on, and it is an error.
+    pub fn freeze(&self) -> Result<()> {
+        let Some((directory, freezer)) = self.freezer()? else {
+            bail!("freeze the container: there is no freezer cgroup");
+        };
+        let deadline = Instant::now() + FREEZE_TIMEOUT;
+        let mut pause = Duration::from_micros(50);
+        loop {
+            // Again each time: on v1 a process that forked while freezing is caught by another write.
+            directory.write(freezer.file, freezer.freeze)?;
+            if directory.read(freezer.state_file)?.lines().any(|line| line == freezer.frozen) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                self.thaw()?;
+                bail!("freeze {}: not frozen after {FREEZE_TIMEOUT:?}", directory.path.display());
+            }
+            sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Lets the processes run on.
+    pub fn thaw(&self) -> Result<()> {
+        match self.freezer()? {
+            Some((directory, freezer)) => directory.write(freezer.file, freezer.thaw),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a signal to every process in the container's cgroup and below it. None there is fine.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        let Some(directory) = self.signal_directory()? else { return Ok(()) };
+        if signal == libc::SIGKILL && self.is_v2() {
+            match directory.try_write("cgroup.kill", "1") {
+                Ok(()) | Err(Errno::NODEV) => return Ok(()),
+                // Before Linux 5.14; the kernel says EOPNOTSUPP for a threaded cgroup.
+                Err(Errno::NOENT | Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(error).with_context(|| format!("write 1 to {}/cgroup.kill", directory.path.display())),
+            }
+        }
+        if directory.processes()?.is_empty() {
+            return Ok(());
+        }
+        // Held while they are counted: one that forks would else leave a child behind the list.
+        let held = Held::hold(self);
+        let sent = directory.processes().and_then(|pids| signal_each(&pids, signal));
+        held.release()?;
+        sent
+    }
+
+    /// The directory and files to freeze by; none where the cgroup is gone or no freezer is mounted.
+    fn freezer(&self) -> Result<Option<(&Directory, Freezer)>> {
+        let (controller, freezer) = if self.is_v2() { ("", V2) } else { ("freezer", V1) };
+        Ok(self.controller(controller)?.map(|directory| (directory, freezer)))
+    }
+}
+
+/// Sends a signal to each of these processes; one that is gone is fine.
+pub(super) fn signal_each(pids: &[i32], signal: i32) -> Result<()> {
+    for &pid in pids {
+        let Some(raw) = Pid::from_raw(pid) else { continue };
+        match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(process) => crate::signal::send(process, signal).map(drop)?,
+            Err(Errno::SRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("pidfd_open({pid})")),
+        }
+    }
+    Ok(())
+}
+
+/// A container's processes, held if that was possible; let go at the latest when this is dropped.
+struct Held<'a>(Option<&'a Cgroup>);
+
+impl<'a> Held<'a> {
+    fn hold(cgroup: &'a Cgroup) -> Self {
+        // Without a freezer, or with a process that does not stop, the signal is sent all the same.
+        let frozen = crate::log::best_effort("hold the processes for a signal", cgroup.freeze());
+        Held(frozen.map(|()| cgroup))
+    }
+
+    fn release(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), Cgroup::thaw)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.0.take() {
+            crate::log::best_effort("let the processes run on", cgroup.thaw());
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Where a container's cgroup is, making its directories, and taking them away.
+
+use std::path::{Component, Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use corten_proto::id::ContainerId;
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::directory::{self, Directory};
+use super::Cgroup;
+use super::freezer::signal_each;
+
+/// The cgroup that those containers are in whose spec does not say where. It goes with the last of them.
+const OWN_PARENT: &str = "corten";
+
+/// How long a removal waits for processes that are dying. The kernel tears down a killed process's memory first, which
+/// takes a second per few tens of GiB.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The container's path below each hierarchy's mount, from `linux.cgroupsPath`.
+pub(super) fn location(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf> {
+    Ok(asked(path)?.unwrap_or_else(|| Path::new(OWN_PARENT).join(id.as_str())))
+}
+
+/// What `linux.cgroupsPath` says of it; `None` where it is for us to choose.
+pub(super) fn asked(path: Option<&Path>) -> Result<Option<PathBuf>> {
+    // Go programs write an absent path as an empty one.
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
+    let colons = path.as_os_str().as_encoded_bytes().iter().filter(|&&byte| byte == b':').count();
+    ensure!(
+        path.is_absolute() || colons != 2,
+        "linux.cgroupsPath: {path:?}: slice:prefix:name needs the systemd cgroup driver, which is not built"
+    );
+    let mut location = PathBuf::from(if path.is_relative() { OWN_PARENT } else { "" });
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => location.push(name),
+            Component::RootDir => {}
+            _ => bail!("linux.cgroupsPath: {path:?}: must not hold . or .."),
+        }
+    }
+    ensure!(!location.as_os_str().is_empty(), "linux.cgroupsPath: {path:?}: the root cgroup is not a container's");
+    Ok(Some(location))
+}
+
+/// Directories just made. Dropping it takes them away again, processes in them included.
+#[derive(Debug)]
+#[must_use = "dropping it removes the cgroups"]
+pub struct Created<'a> {
+    cgroup: &'a Cgroup,
+    /// In the order they were made, parents first.
+    made: Vec<PathBuf>,
+}
+
+impl<'a> Created<'a> {
+    pub(super) fn new(cgroup: &'a Cgroup) -> Self {
+        Created { cgroup, made: Vec::new() }
+    }
+
+    /// The container is to have them.
+    pub fn keep(mut self) {
+        self.made.clear();
+    }
+
+    /// Makes one directory with its parents, or takes one that has no processes.
+    pub(super) fn make(&mut self, path: &Path) -> Result<()> {
+        if self.make_all(path)? {
+            return Ok(());
+        }
+        let processes = Directory::existing(path)?.processes()?;
+        ensure!(processes.is_empty(), "cgroup {} has processes already: {processes:?}", path.display());
+        Ok(())
+    }
+
+    /// mkdir -p; whether the directory is new.
+    fn make_all(&mut self, path: &Path) -> Result<bool> {
+        // Parents may be removed by whoever deletes the last container in them: then they are made again.
+        for _ in 0..100 {
+            match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    self.made.push(path.to_owned());
+                    return Ok(true);
+                }
+                Err(Errno::EXIST) => return Ok(false),
+                Err(Errno::NOENT) => {
+                    let parent = path.parent().with_context(|| format!("cgroup {} has no parent", path.display()))?;
+                    self.make_all(parent)?;
+                }
+                Err(error) => return Err(error).with_context(|| format!("mkdir {}", path.display())),
+            }
+        }
+        bail!("mkdir {}: its parent is removed again and again", path.display())
+    }
+}
+
+impl Drop for Created<'_> {
+    fn drop(&mut self) {
+        if self.made.is_empty() {
+            return;
+        }
+        crate::log::best_effort("empty the container's cgroups", self.cgroup.kill(libc::SIGKILL));
+        let deadline = Instant::now() + REMOVAL_TIMEOUT;
+        for path in self.made.iter().rev() {
+            // A parent that somebody else uses by now stays.
+            let ours = self.cgroup.paths.iter().any(|(_, own)| own == path);
+            if ours {
+                crate::log::best_effort("undo a cgroup", remove_tree_by(path, deadline));
+            } else {
+                let _in_use = directory::remove(path);
+            }
+        }
+    }
+}
+
+/// Gives a v1 cpuset the processors and memory nodes of its parent: it begins with none, and takes no process then.
+pub(super) fn inherit_cpuset(path: &Path) -> Result<()> {
+    let directory = Directory::existing(path)?;
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if !directory.read(file)?.trim().is_empty() {
+            continue;
+        }
+        let parent = path.parent().with_context(|| format!("{}/{file} is empty", path.display()))?;
+        // A parent that somebody made with mkdir alone has none either.
+        inherit_cpuset(parent)?;
+        let value = Directory::existing(parent)?.read(file)?;
+        directory.write(file, value.trim())?;
+    }
+    Ok(())
+}
+
+/// Controllers a v2 container's cgroup should have: those that limits are for, or that statistics come from.
+const V2_CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
+
+/// Switches controllers on for the cgroup at `path`, in every cgroup from the mount down to its parent.
+///
+/// One that cannot be had is left out: a limit that needs it fails where it is set, naming the file.
+pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> {
+    let listed = |text: &str, name: &str| text.split_ascii_whitespace().any(|word| word == name);
+    let has = Directory::existing(path)?.read("cgroup.controllers")?;
+    let offered = Directory::existing(mount_point)?.read("cgroup.controllers")?;
+    let missing: Vec<&str> =
+        V2_CONTROLLERS.into_iter().filter(|name| listed(&offered, name) && !listed(&has, name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut above: Vec<&Path> = path.ancestors().skip(1).take_while(|dir| dir.starts_with(mount_point)).collect();
+    above.reverse();
+    for parent in above {
+        let directory = Directory::existing(parent)?;
+        for name in &missing {
+            // One by one, since one refusal is a refusal of the whole line. A cgroup with processes of its own answers
+            // EBUSY (no internal processes, cgroup-v2.rst), one above that lacks the controller ENOENT.
+            match directory.try_write("cgroup.subtree_control", &format!("+{name}")) {
+                Ok(()) | Err(Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP) => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("enable {name} in {}/cgroup.subtree_control", parent.display()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Cgroup {
+    /// Kills what is left in the container's cgroups and removes them, with those the container made below. What is gone
+    /// already is fine.
+    pub fn delete(&self) -> Result<()> {
+        let busy: Vec<&Path> =
+            self.paths.iter().map(|(_, path)| path).filter(|path| directory::remove(path).is_err()).collect();
+        if !busy.is_empty() {
+            self.kill(libc::SIGKILL).context("empty the container's cgroups")?;
+            let deadline = Instant::now() + REMOVAL_TIMEOUT;
+            busy.into_iter().try_for_each(|path| remove_tree_by(path, deadline))?;
+        }
+        self.remove_own_parent();
+        Ok(())
+    }
+
+    /// Removes /corten if this was the last container in it.
+    fn remove_own_parent(&self) {
+        for (_, path) in self.paths.iter() {
+            let parent = path.parent().filter(|parent| parent.file_name().is_some_and(|name| name == OWN_PARENT));
+            if let Some(parent) = parent
+                && directory::remove(parent).is_err()
+            {
+                // It has others in it, then so it has in the other hierarchies.
+                return;
+            }
+        }
+    }
+}
+
+/// Removes a cgroup and all below it, trying until `deadline`: a process that has been killed stays in its cgroup until
+/// it is dead, and one that forks while it is killed leaves a child.
+fn remove_tree_by(path: &Path, deadline: Instant) -> Result<()> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let error = match remove_tree(path) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let left = Directory::open(path)?.map_or(Ok(Vec::new()), |directory| directory.processes())?;
+        ensure!(
+            Instant::now() < deadline,
+            "remove cgroup {}: {error:#} after {REMOVAL_TIMEOUT:?}; processes in it: {left:?}",
+            path.display()
+        );
+        signal_each(&left, libc::SIGKILL)?;
+        sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// One attempt, from the leaves up.
+fn remove_tree(path: &Path) -> Result<()> {
+    let Err(error) = directory::remove(path) else { return Ok(()) };
+    let Some(directory) = Directory::open(path)? else { return Ok(()) };
+    for child in directory.children()? {
+        // The container may have frozen a v1 cgroup of its own; a frozen process does not die of SIGKILL there.
+        let _not_a_freezer = child.try_write("freezer.state", "THAWED");
+        remove_tree(&child.path)?;
+    }
+    directory::remove(path).with_context(|| format!("rmdir {} (at first: {error})", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations() {
+        let id: ContainerId = "c1".parse().unwrap();
+        for (path, location) in [
+            (None, Ok("corten/c1")),
+            (Some(""), Ok("corten/c1")),
+            (Some("/kubepods/pod1/c1"), Ok("kubepods/pod1/c1")),
+            (Some("//a//b/"), Ok("a/b")),
+            (Some("/a:b:c"), Ok("a:b:c")),
+            (Some("x/y"), Ok("corten/x/y")),
+            (Some("system.slice:corten:c1"), Err("systemd")),
+            (Some("/"), Err("root cgroup")),
+            (Some("/a/../b"), Err("..")),
+            (Some("../b"), Err("..")),
+        ] {
+            let result = super::location(path.map(Path::new), &id);
+            match location {
+                Ok(expected) => assert_eq!(result.unwrap(), Path::new(expected), "{path:?}"),
+                Err(word) => {
+                    let error = result.unwrap_err().to_string();
+                    assert!(error.starts_with("linux.cgroupsPath: ") && error.contains(word), "{path:?}: {error}");
+                }
+            }
+        }
+    }
+}
