@@ -72,8 +72,13 @@ fn state_has_what_the_specification_asks(runtime: &Runtime) {
 
 fn pid_file_holds_the_host_s_pid(runtime: &Runtime) {
     let (_bundle, container) = sleeper(runtime);
-    let program = fs::read(format!("/proc/{}/cmdline", container.pid)).expect("the process runs");
-    assert_eq!(program, b"/probe\0sleep\0");
+    // start returns when the program is about to be executed.
+    let found = wait_until(|| {
+        let program =
+            fs::read(format!("/proc/{}/cmdline", container.pid)).expect("the process runs");
+        (program == b"/probe\0sleep\0").then_some(())
+    });
+    assert!(found.is_some(), "{} runs the program", container.pid);
 }
 
 fn an_id_is_used_once(runtime: &Runtime) {

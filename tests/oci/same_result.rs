@@ -64,24 +64,7 @@ fn fields(bundle: &Bundle<'_>, report: &Report) -> BTreeMap<String, Value> {
         .replace(&directory, "BUNDLE")
         .replace(&bundle.id, "ID");
     let mut report: Value = serde_json::from_str(&text).expect("replacing names keeps JSON");
-    for (kind, namespace) in report["namespaces"]
-        .as_object_mut()
-        .expect("namespaces are a map")
-    {
-        let own = fs::read_link(format!("/proc/thread-self/ns/{kind}"))
-            .expect("every process has namespaces");
-        *namespace = json!(if *namespace == json!(own) {
-            "the caller's"
-        } else {
-            "another"
-        });
-    }
-    for (number, target) in report["fds"].as_object_mut().expect("fds are a map") {
-        // Standard output and error are a file of each run.
-        if ["1", "2"].contains(&number.as_str()) {
-            *target = json!("open");
-        }
-    }
+    make_comparable(&mut report);
     let mounts = report["mounts"].take();
     let mut flat = BTreeMap::new();
     flatten("", &report, &mut flat);
@@ -96,6 +79,51 @@ fn fields(bundle: &Bundle<'_>, report: &Report) -> BTreeMap<String, Value> {
         );
     }
     flat
+}
+
+/// Replaces what is another value in every run by what is to be the same about it.
+fn make_comparable(report: &mut Value) {
+    for (kind, namespace) in report["namespaces"]
+        .as_object_mut()
+        .expect("namespaces are a map")
+    {
+        let own = fs::read_link(format!("/proc/thread-self/ns/{kind}"))
+            .expect("every process has namespaces");
+        *namespace = json!(if *namespace == json!(own) {
+            "the caller's"
+        } else {
+            "another"
+        });
+    }
+    // Standard input and output are a file, a pipe or the null device; that they are open is what counts.
+    for number in ["0", "1", "2"] {
+        if !report["fds"][number].is_null() {
+            report["fds"][number] = json!("open");
+        }
+    }
+    // Process ids: whether it is the first of its namespace, whether its parent is inside, whether it leads.
+    let pid = report["pid"].take();
+    for field in ["session", "process_group"] {
+        report[field] = json!(report[field] == pid);
+    }
+    report["pid"] = json!(pid == 1);
+    report["ppid"] = json!(report["ppid"] == 0);
+    report["status"]["NSpid"].take();
+    for described in report["paths"]
+        .as_object_mut()
+        .expect("paths are a map")
+        .values_mut()
+    {
+        // The size of a directory is the filesystem's own business; its entries are compared.
+        if described["type"] == "directory" {
+            described["size"].take();
+        }
+    }
+    // A mount can be read-only, or its filesystem, or both; what a process meets is the mount's.
+    for mount in report["mounts"].as_array_mut().expect("mounts are a list") {
+        let data = mount["data"].as_array_mut().expect("options are a list");
+        data.retain(|option| option != "ro" && option != "rw");
+    }
 }
 
 /// Peer groups are numbered by the kernel, so of a list of options only the names are kept, in an order of their own.
@@ -139,7 +167,7 @@ const PATHS: [&str; 22] = [
     "/dev/mqueue",
     "/dev/core",
     "/proc/kcore",
-    "/proc/keys",
+    "/proc/timer_list",
     "/proc/sys/kernel/hostname",
     "/sys/firmware",
 ];

@@ -44,7 +44,8 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// The runtime of this name, or `None` where the machine has no runc.
+    /// The runtime of this name, or `None` where the machine has no runc. The environment's `OCI_RUNTIME` is the path
+    /// of a binary to test in the place of `corten`.
     ///
     /// Makes this process the reaper of the containers it starts, so that [`Container::wait`] sees their exit.
     ///
@@ -58,7 +59,8 @@ impl Runtime {
                 .expect("PR_SET_CHILD_SUBREAPER takes any process");
         });
         let binary = match name {
-            "corten" => crate::binary("corten"),
+            "corten" => std::env::var_os("OCI_RUNTIME")
+                .map_or_else(|| crate::binary("corten"), PathBuf::from),
             _ => ["/usr/sbin", "/usr/bin", "/usr/local/sbin"]
                 .iter()
                 .map(|directory| Path::new(directory).join(name))

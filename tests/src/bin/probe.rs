@@ -147,7 +147,9 @@ fn hook(path: &str, label: &str) -> Result<()> {
         .append(true)
         .open(path)
         .with_context(|| format!("open {path}"))?;
-    writeln!(log, "{line}").with_context(|| format!("append to {path}"))
+    // One write: hooks of the container and of the host may append at the same time.
+    log.write_all(format!("{line}\n").as_bytes())
+        .with_context(|| format!("append to {path}"))
 }
 
 fn report(paths: &[&str]) -> Value {
