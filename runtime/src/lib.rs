@@ -1,6 +1,32 @@
 //! The OCI runtime as a library: what the `corten` binary is made of, and what the shim and the server share with it.
+//!
+//! Read [`container`] (the parent's half of a create), [`init`] (the child's half) and [`sync`] (the messages between
+//! them) first; everything else is a step that one of the two calls.
+//!
+//! Linux 5.14 or later: mounts are made by descriptor (`fsopen` 5.2, `openat2` 5.6, `mount_setattr` 5.12) and
+//! processes are named by pidfd; there is no second, path-based way of doing either.
 
+pub mod bundle;
 pub mod capabilities;
 pub mod cgroup;
+pub mod cli;
+pub mod commands;
+pub mod console;
+pub mod container;
+pub mod error;
+pub mod exec;
+pub mod foreground;
 pub mod hooks;
+pub mod init;
+pub mod log;
+pub mod namespaces;
+pub mod process;
+pub mod rootfs;
+pub mod sealed;
+pub mod signal;
+pub mod spawn;
+pub mod state;
+pub mod sync;
+pub mod sys;
+pub mod time;
 pub mod validate;

@@ -1,1 +1,40 @@
-fn main() {}
+//! `corten`, the OCI runtime's command line.
+//!
+//! One thread throughout: the runtime forks and runs its own code in the child. What fails is said in one line on standard
+//! error, and in the log if there is one; the exit code is then 1.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use corten_runtime::cli::{self, Command, Globals};
+use corten_runtime::{commands, log};
+
+fn main() -> ExitCode {
+    match cli::parse().and_then(|(globals, command)| run(&globals, command)) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, whatever the values in it were.
+            let text = format!("{error:#}").replace('\n', " ");
+            log::error(&text);
+            eprintln!("corten: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
+    let open = |path| {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+    };
+    let file = globals.log.as_ref().map(open).transpose();
+    let file =
+        file.with_context(|| format!("--log {:?}", globals.log.as_deref().unwrap_or("".as_ref())))?;
+    log::init(file, globals.log_format, globals.debug);
+    commands::run(globals, command)
+}

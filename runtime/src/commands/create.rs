@@ -1,0 +1,46 @@
+//! `corten create`, and what `run` has in common with it.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::bundle::Bundle;
+use crate::cli;
+use crate::console;
+use crate::container::{self, Create};
+
+/// Creates a container that is started later, by somebody else.
+pub(super) fn create(root: &Path, flags: &cli::Create) -> Result<()> {
+    let bundle = Bundle::load(&flags.bundle)?;
+    let console = console_socket(
+        flags.console_socket.as_deref(),
+        bundle.process()?.terminal() == Some(true),
+    )?;
+    container::create(root, &request(flags, console), &bundle)?;
+    Ok(())
+}
+
+/// The request that the flags amount to.
+pub(super) fn request(flags: &cli::Create, console: Option<OwnedFd>) -> Create {
+    Create {
+        id: flags.id.clone(),
+        bundle: flags.bundle.clone(),
+        pid_file: flags.pid_file.clone(),
+        console,
+        preserve_fds: flags.preserve_fds,
+        new_keyring: !flags.no_new_keyring,
+    }
+}
+
+/// The socket that the terminal of a process goes to when nobody stays to serve it here.
+pub(super) fn console_socket(path: Option<&Path>, terminal: bool) -> Result<Option<OwnedFd>> {
+    match (path, terminal) {
+        (Some(path), true) => console::connect(path).map(Some),
+        (None, false) => Ok(None),
+        (None, true) => {
+            bail!("process.terminal: a detached process with a terminal needs --console-socket")
+        }
+        (Some(_), false) => bail!("--console-socket: the process has no terminal"),
+    }
+}

@@ -1,0 +1,330 @@
+//! The parent's half of a container's life: create, start, kill, delete.
+//!
+//! [`create`] is the list of steps; each one that leaves something behind holds a guard that takes it away again, until
+//! the last step lets go of them all. The order of the guards is the reverse of the undoing: init is killed, then its
+//! cgroup removed, then the directory.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use corten_proto::id::ContainerId;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use oci_spec::runtime::{ContainerState, Hook, Spec};
+
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::error::Error;
+use crate::init::{Init, runtime_hooks};
+use crate::namespaces::{self, Namespaces};
+use crate::rootfs::Sources;
+use crate::spawn::{self, Child, Plan};
+use crate::state::{self, Directory, OCI_VERSION, State};
+use crate::sync::{FromChild, FromParent};
+use crate::{hooks, log, process, signal, time};
+
+/// How long a killed process may take to be gone before delete gives up on it. One in uninterruptible sleep takes as
+/// long as its device.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a create is asked for.
+#[derive(Debug)]
+pub struct Create {
+    /// The new container's id.
+    pub id: ContainerId,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+    /// Where init's pid is written.
+    pub pid_file: Option<PathBuf>,
+    /// Where the terminal goes, if the process has one.
+    pub console: Option<OwnedFd>,
+    /// How many descriptors from 3 on the program gets.
+    pub preserve_fds: i32,
+    /// Whether the session gets a keyring of its own.
+    pub new_keyring: bool,
+}
+
+/// A container just created.
+#[derive(Debug)]
+pub struct Created {
+    /// Its directory, locked.
+    pub directory: Directory,
+    /// Its state.
+    pub state: State,
+    /// Its init.
+    pub init: OwnedFd,
+}
+
+/// Creates a container: on success its init waits on the exec fifo, on failure nothing is left.
+pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created> {
+    let spec = &bundle.spec;
+    let linux = spec.linux().as_ref().context("linux: missing")?;
+    let namespaces = Namespaces::open(spec)?;
+    let cgroup = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id)?;
+
+    let reserved = state::reserve(root, &request.id)?;
+    let directory = reserved.directory();
+    let mut state = first_state(request, bundle, &cgroup);
+    directory.write_spec(&bundle.text)?;
+    // Before the cgroup: delete must know where to look for it.
+    directory.write(&state)?;
+    let made = cgroup.create().context("make the cgroup")?;
+    cgroup.apply(linux).context("linux.resources")?;
+    let fifo = directory.make_fifo()?;
+    let own_cgroup_root = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
+    let sources = Sources::open(bundle, cgroup.paths(), namespaces.user(), own_cgroup_root)?;
+
+    let init = Init {
+        bundle,
+        namespaces: &namespaces,
+        sources: &sources,
+        state: &state,
+        fifo: &fifo,
+        console: request.console.as_ref(),
+        preserve_fds: request.preserve_fds,
+        new_keyring: request.new_keyring,
+    };
+    let child = spawn_init(&init, &cgroup)?;
+    state.pid = child.pid;
+    state.start_time = state::process_start(child.pid).context("init has ended")?;
+    serve(&child, bundle, &state)?;
+    process::set_rlimits(bundle.process()?, child.pid)?;
+    directory.write(&state)?;
+    if let Some(path) = &request.pid_file {
+        state::write_pid_file(path, child.pid)?;
+    }
+    // The last step that can fail; init has everything it needs.
+    child.channel.send(&FromParent::Proceed)?;
+    made.keep();
+    let init = child.release();
+    Ok(Created {
+        directory: reserved.keep(),
+        state,
+        init,
+    })
+}
+
+fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
+    State {
+        oci_version: OCI_VERSION.to_owned(),
+        id: request.id.clone(),
+        pid: 0,
+        start_time: 0,
+        bundle: bundle.path.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: time::rfc3339(SystemTime::now()),
+        own_pid_namespace: namespaces::own_pid_namespace(&bundle.spec),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        cgroup: cgroup.paths().clone(),
+    }
+}
+
+/// Clones init, puts it into its cgroup, and does from outside what it cannot do itself.
+fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
+    let join = || init.namespaces.join();
+    let between: Option<&dyn Fn() -> Result<()>> = if init.namespaces.join_before_clone() {
+        Some(&join)
+    } else {
+        None
+    };
+    let plan = Plan {
+        new: init.namespaces.cloned(),
+        cgroup,
+        between,
+    };
+    let child = spawn::spawn(&plan, |start| init.run(start))?;
+    if init.namespaces.new.contains(CloneFlags::CLONE_NEWUSER) {
+        namespaces::write_mappings(&init.bundle.spec, child.pid)?;
+    }
+    if init.namespaces.user() || between.is_some() {
+        child.channel.send(&FromParent::Mapped)?;
+    }
+    process::set_oom_score_adj(init.bundle.process()?, child.pid)?;
+    Ok(child)
+}
+
+/// Answers init until it is ready.
+fn serve(child: &Child, bundle: &Bundle, state: &State) -> Result<()> {
+    loop {
+        match child.receive()? {
+            Some(FromChild::RunHooks) => {
+                for (name, hooks) in runtime_hooks(&bundle.spec) {
+                    run_hooks(name, hooks, state, ContainerState::Creating)?;
+                }
+                child.channel.send(&FromParent::HooksDone)?;
+            }
+            Some(FromChild::Ready) => return Ok(()),
+            Some(message) => bail!("init: unexpected {message:?}"),
+            None => bail!("init ended without a word; was it killed?"),
+        }
+    }
+}
+
+fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: ContainerState) -> Result<()> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    hooks::run(hooks, &state.oci(status), &state.bundle).with_context(|| format!("hooks.{name}"))
+}
+
+/// Starts a container that is created: returns when its program runs, or could not.
+pub fn start(root: &Path, id: &ContainerId) -> Result<()> {
+    let directory = Directory::open(root, id)?;
+    directory.lock()?;
+    let state = directory.state()?;
+    let status = directory.status(&state);
+    if status != ContainerState::Created {
+        bail!("cannot start container {id}: it is {status}");
+    }
+    let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
+    start_created(&Created {
+        directory,
+        state,
+        init,
+    })
+}
+
+/// The same, for whoever has just created it.
+pub fn start_created(created: &Created) -> Result<()> {
+    let mut fifo = created.directory.open_fifo()?;
+    wait_for_exec(&mut fifo, &created.init)?;
+    let spec = created.directory.spec()?;
+    let poststart = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststart().as_deref())
+        .unwrap_or_default();
+    // The program runs: a hook that fails now changes nothing about that (OCI runtime-spec, runtime.md, "Lifecycle").
+    let ran = run_hooks(
+        "poststart",
+        poststart,
+        &created.state,
+        ContainerState::Running,
+    );
+    log::best_effort("poststart hooks", ran);
+    Ok(())
+}
+
+/// Reads the fifo to its end: empty, the program has taken over; a text says why not.
+fn wait_for_exec(fifo: &mut std::fs::File, init: &OwnedFd) -> Result<()> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    loop {
+        let mut descriptors = [
+            PollFd::new(fifo.as_fd(), PollFlags::POLLIN),
+            PollFd::new(init.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut descriptors, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            result => result.context("poll")?,
+        };
+        // A hang-up too: the writer has come and gone.
+        let written = descriptors[0].any() == Some(true);
+        if !written {
+            bail!("init ended before it was started");
+        }
+        let mut buffer = [0u8; 1024];
+        match fifo.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => text.extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("read the exec fifo"),
+        }
+    }
+    if text.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", String::from_utf8_lossy(&text))
+    }
+}
+
+/// Sends a signal to init, or to every process of the container.
+pub fn kill(root: &Path, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
+    let directory = Directory::open(root, id)?;
+    let state = directory.state()?;
+    let cgroup = || Cgroup::open(state.cgroup.clone());
+    // Processes that init has left behind can still be signalled when it is gone.
+    if all {
+        return cgroup().kill(signal);
+    }
+    let Some(init) = signal::open_process(state.pid, state.start_time)? else {
+        return Err(Error::NotRunning.into());
+    };
+    if !signal::send(&init, signal)? {
+        return Err(Error::NotRunning.into());
+    }
+    // Where init's end does not end the others, nobody would.
+    if signal == libc::SIGKILL && !state.own_pid_namespace {
+        cgroup().kill(signal)?;
+    }
+    Ok(())
+}
+
+/// Removes a container: one that has stopped or never started, with `force` any, or none.
+pub fn delete(root: &Path, id: &ContainerId, force: bool) -> Result<()> {
+    let directory = match Directory::open(root, id)
+        .and_then(|directory| directory.lock().map(|()| directory))
+    {
+        Err(error) if force && matches!(error.downcast_ref(), Some(Error::NotFound(_))) => {
+            return Ok(());
+        }
+        directory => directory?,
+    };
+    // A create that was killed before it wrote a state had made nothing else yet.
+    let Some(state) = directory.read()? else {
+        return directory.remove();
+    };
+    let status = directory.status(&state);
+    if status == ContainerState::Running && !force {
+        bail!("cannot delete container {id} that is not stopped: it is {status}");
+    }
+    delete_opened(&directory, &state)
+}
+
+/// The deletion proper, by whoever has the lock.
+pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
+    end(state)?;
+    Cgroup::open(state.cgroup.clone())
+        .delete()
+        .context("remove the cgroup")?;
+    let spec = directory.spec();
+    directory.remove()?;
+    // The container is gone whatever its hooks say (OCI runtime-spec, runtime.md, "Lifecycle").
+    log::best_effort(
+        "poststop hooks",
+        spec.and_then(|spec| poststop(&spec, state)),
+    );
+    Ok(())
+}
+
+/// Kills init, and waits until it is gone.
+fn end(state: &State) -> Result<()> {
+    let Some(init) = signal::open_process(state.pid, state.start_time)? else {
+        return Ok(());
+    };
+    signal::send(&init, libc::SIGKILL)?;
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Ok(0) => bail!(
+                "process {} is still there {KILL_TIMEOUT:?} after SIGKILL",
+                state.pid
+            ),
+            result => return result.map(drop).context("poll(pidfd)"),
+        }
+    }
+}
+
+fn poststop(spec: &Spec, state: &State) -> Result<()> {
+    let hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststop().as_deref())
+        .unwrap_or_default();
+    run_hooks("poststop", hooks, state, ContainerState::Stopped)
+}

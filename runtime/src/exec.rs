@@ -1,0 +1,186 @@
+//! One more process in a container: both halves of `exec`.
+//!
+//! The process enters the cgroup first, then all namespaces at once through init's pidfd (`setns(2)`, Linux 5.8), so
+//! that there is no moment in which it is in some of them only and no path of the container's is involved.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use corten_proto::id::ContainerId;
+use nix::sched::{CloneFlags, setns};
+use oci_spec::runtime::{ContainerState, LinuxCapabilities, Process, Spec};
+use rustix::fs::{Mode, OFlags};
+
+use crate::cgroup::Cgroup;
+use crate::console::Terminal;
+use crate::error::Error;
+use crate::init::{become_program_user, become_root, close_others, execute, join_keyring};
+use crate::process::Program;
+use crate::rootfs::resolve::Root;
+use crate::spawn::{self, Child, Plan, Start};
+use crate::state::{Directory, State};
+use crate::sync::{FromChild, FromParent};
+use crate::{log, namespaces, process, signal, state};
+
+/// What is to be executed, and how.
+#[derive(Debug)]
+pub struct Exec {
+    /// The process, complete.
+    pub process: Process,
+    /// Where the terminal goes.
+    pub console: Option<OwnedFd>,
+    /// How many descriptors from 3 on the program gets.
+    pub preserve_fds: i32,
+    /// Where the pid is written.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// A container that is running, as exec needs it.
+#[derive(Debug)]
+pub struct Target {
+    /// Its state.
+    pub state: State,
+    /// Its specification.
+    pub spec: Spec,
+    init: OwnedFd,
+}
+
+impl Target {
+    /// Finds the container. It may be created only: its namespaces exist.
+    pub fn open(root: &Path, id: &ContainerId) -> Result<Target> {
+        let directory = Directory::open(root, id)?;
+        let state = directory.state()?;
+        let status = directory.status(&state);
+        if !matches!(status, ContainerState::Running | ContainerState::Created) {
+            bail!("exec in container {id}: it is {status}");
+        }
+        let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
+        let spec = directory.spec()?;
+        Ok(Target { state, spec, init })
+    }
+}
+
+impl Exec {
+    /// Starts the process; its program runs when this returns.
+    pub fn start(&self, target: &Target) -> Result<(i32, OwnedFd)> {
+        let flags = namespaces::to_join(&target.spec, target.state.pid)?;
+        let join = || {
+            setns(&target.init, flags)
+                .with_context(|| format!("setns(pidfd of {}, {flags:?})", target.state.pid))
+        };
+        let cgroup = Cgroup::open(target.state.cgroup.clone());
+        let plan = Plan {
+            new: CloneFlags::empty(),
+            cgroup: &cgroup,
+            between: Some(&join),
+        };
+        let child = spawn::spawn(&plan, |start| self.run(start, target, flags))?;
+        process::set_oom_score_adj(&self.process, child.pid)?;
+        child.channel.send(&FromParent::Mapped)?;
+        self.finish(child)
+    }
+
+    /// Waits for the child to be ready, and for the end of file that says its program runs.
+    fn finish(&self, child: Child) -> Result<(i32, OwnedFd)> {
+        let Some(FromChild::Ready) = child.receive()? else {
+            bail!("the process ended before its program ran")
+        };
+        process::set_rlimits(&self.process, child.pid)?;
+        if let Some(path) = &self.pid_file {
+            state::write_pid_file(path, child.pid)?;
+        }
+        child.channel.send(&FromParent::Proceed)?;
+        if let Some(message) = child.receive()? {
+            bail!("waiting for the program to run: got {message:?}");
+        }
+        let pid = child.pid;
+        Ok((pid, child.release()))
+    }
+
+    /// The child's life, in the container's namespaces from its first instruction.
+    fn run(&self, start: &Start, target: &Target, joined: CloneFlags) -> Result<Infallible> {
+        let user_namespace = joined.contains(CloneFlags::CLONE_NEWUSER);
+        nix::unistd::setsid().context("setsid")?;
+        if user_namespace {
+            become_root()?;
+        }
+        join_keyring(&target.state.id, true)?;
+        let terminal = self
+            .console
+            .as_ref()
+            .map(|socket| self.open_terminal(socket))
+            .transpose()?;
+        become_program_user(&self.process, terminal, user_namespace)?;
+        let program = Program::prepare(&self.process)?;
+        close_others(self.preserve_fds, &[start.channel.descriptor()])?;
+        start.channel.send(&FromChild::Ready)?;
+        start.channel.expect(FromParent::Proceed)?;
+        execute(&program)
+    }
+
+    fn open_terminal(&self, socket: &OwnedFd) -> Result<Terminal> {
+        let slash = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context("open /")?;
+        let terminal = Terminal::open(&Root::new(slash), &self.process)?;
+        terminal.send(socket.as_fd())?;
+        Ok(terminal)
+    }
+}
+
+/// No exec gets inheritable capabilities beyond those that ambient ones need: programs with file capabilities would be
+/// given them by an unprivileged user (CVE-2022-29162).
+pub fn limit_inheritable(process: &mut Process) {
+    let Some(mut sets) = process.capabilities().clone() else {
+        return;
+    };
+    if sets.inheritable().is_some() {
+        sets.set_inheritable(sets.ambient().clone());
+        log::debug("inheritable capabilities are limited to the ambient ones");
+    }
+    process.set_capabilities(Some(sets));
+}
+
+/// Adds capabilities to all sets but the inheritable and the ambient one.
+pub fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+    let mut sets = process
+        .capabilities()
+        .clone()
+        .unwrap_or_else(no_capabilities);
+    for name in names {
+        let quoted = serde_json::Value::String(name.to_ascii_uppercase());
+        let capability: oci_spec::runtime::Capability = serde_json::from_value(quoted)
+            .with_context(|| format!("--cap {name}: not a capability"))?;
+        let with = |set: &Option<std::collections::HashSet<_>>| {
+            let mut set = set.clone().unwrap_or_default();
+            set.insert(capability);
+            Some(set)
+        };
+        let (bounding, effective, permitted) = (
+            with(sets.bounding()),
+            with(sets.effective()),
+            with(sets.permitted()),
+        );
+        sets.set_bounding(bounding)
+            .set_effective(effective)
+            .set_permitted(permitted);
+    }
+    process.set_capabilities(Some(sets));
+    Ok(())
+}
+
+/// The type's own default grants three.
+fn no_capabilities() -> LinuxCapabilities {
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(None)
+        .set_effective(None)
+        .set_inheritable(None)
+        .set_permitted(None)
+        .set_ambient(None);
+    sets
+}

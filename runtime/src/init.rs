@@ -1,0 +1,270 @@
+//! The child's half of a create: from the clone to the container's program. [`Init::run`] is the whole of it, in order.
+//!
+//! This code runs in a fork of the runtime with the container's namespaces around it and the host's root beneath it. It
+//! never returns to the parent's code: it ends in `execve`, or with an error told to the parent.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result, ensure};
+use corten_proto::id::ContainerId;
+use nix::unistd::{Gid, Uid};
+use oci_spec::runtime::{ContainerState, Hook, Process, Spec};
+use rustix::fs::{Mode, OFlags};
+
+use crate::bundle::Bundle;
+use crate::console::Terminal;
+use crate::namespaces::{self, Namespaces};
+use crate::process::{self, Program};
+use crate::rootfs::{self, Rootfs, Sources, pivot};
+use crate::spawn::Start;
+use crate::state::State;
+use crate::sync::{FromChild, FromParent};
+use crate::sys::clone::exit_now;
+use crate::{hooks, log, sys};
+
+/// What init needs, made by the parent and inherited as memory and descriptors.
+#[derive(Debug)]
+pub struct Init<'a> {
+    /// The specification and where it came from.
+    pub bundle: &'a Bundle,
+    /// The namespaces to be in.
+    pub namespaces: &'a Namespaces,
+    /// Everything that has a path on the host, open.
+    pub sources: &'a Sources,
+    /// The state that hooks get.
+    pub state: &'a State,
+    /// The exec fifo, as a place.
+    pub fifo: &'a OwnedFd,
+    /// Where the terminal goes.
+    pub console: Option<&'a OwnedFd>,
+    /// How many descriptors from 3 on the program gets.
+    pub preserve_fds: i32,
+    /// Whether the session gets a keyring of its own.
+    pub new_keyring: bool,
+}
+
+impl Init<'_> {
+    /// The life of init, up to its program.
+    pub fn run(&self, start: &Start) -> Result<Infallible> {
+        let process = self.bundle.process()?;
+        nix::unistd::setsid().context("setsid")?;
+        self.enter_namespaces(start)?;
+        join_keyring(&self.state.id, self.new_keyring)?;
+        // Before anything of the container's is mounted: nobody can have put anything over this procfs, ever.
+        let proc = own_procfs()?;
+        let mut root = Rootfs::attach(&self.bundle.spec, self.sources)?;
+        root.mount_all()?;
+        root.furnish(process.cwd())?;
+        let terminal = self.open_terminal(&root, process)?;
+        // As late as possible: until here the parent has been busy moving us. The cgroup namespace's root is the
+        // cgroup we are in when it is made.
+        if !start.placed {
+            start.channel.expect(FromParent::Placed)?;
+        }
+        self.namespaces.unshare_cgroup()?;
+        self.create_hooks(start)?;
+        // After the hooks, which may still have something to mount; before the host's root is gone nothing runs that
+        // is the container's.
+        root.seal()?;
+        pivot::pivot(&root.root)?;
+        let spec = &self.bundle.spec;
+        namespaces::set_names(spec.hostname().as_deref(), spec.domainname().as_deref())?;
+        let sysctls = spec
+            .linux()
+            .iter()
+            .filter_map(|linux| linux.sysctl().as_ref())
+            .flatten();
+        process::set_sysctls(proc.as_fd(), sysctls)?;
+        become_program_user(process, terminal, self.namespaces.user())?;
+        let program = Program::prepare(process)?;
+        // Nothing of the runtime's stays open while init waits, perhaps for long.
+        let keep = [
+            start.channel.descriptor(),
+            self.fifo.as_raw_fd(),
+            proc.as_raw_fd(),
+        ];
+        close_others(self.preserve_fds, &keep)?;
+        start.channel.send(&FromChild::Ready)?;
+        start.channel.expect(FromParent::Proceed)?;
+        // From here on the parent is gone; whoever opens the fifo for reading hears of a failure.
+        let mut fifo = wait_for_start(&proc, self.fifo)?;
+        let Err(error) = self.start_hooks().and_then(|()| execute(&program));
+        log::best_effort(
+            "tell of the failure",
+            write!(fifo, "{error:#}").context("write to the exec fifo"),
+        );
+        exit_now(1)
+    }
+
+    /// Joins what exists, and becomes root of the user namespace if there is one.
+    fn enter_namespaces(&self, start: &Start) -> Result<()> {
+        if !start.between {
+            self.namespaces.join()?;
+            if self.namespaces.user() {
+                start.channel.expect(FromParent::Mapped)?;
+            }
+        }
+        if self.namespaces.user() {
+            become_root()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn open_terminal(&self, root: &Rootfs<'_>, process: &Process) -> Result<Option<Terminal>> {
+        let Some(socket) = self.console else {
+            return Ok(None);
+        };
+        let terminal = Terminal::open(&root.root, process)?;
+        if rootfs::dev::furnished(&self.bundle.spec) {
+            terminal.bind(&root.root)?;
+        }
+        terminal.send(socket.as_fd())?;
+        Ok(Some(terminal))
+    }
+
+    /// The hooks of a create: the parent runs those of the runtime's namespace, we run those of the container's.
+    fn create_hooks(&self, start: &Start) -> Result<()> {
+        if has_runtime_hooks(&self.bundle.spec) {
+            start.channel.send(&FromChild::RunHooks)?;
+            start.channel.expect(FromParent::HooksDone)?;
+        }
+        let create = self
+            .bundle
+            .spec
+            .hooks()
+            .as_ref()
+            .and_then(|hooks| hooks.create_container().as_deref());
+        self.run_hooks("createContainer", create, ContainerState::Creating)
+    }
+
+    fn start_hooks(&self) -> Result<()> {
+        let start = self
+            .bundle
+            .spec
+            .hooks()
+            .as_ref()
+            .and_then(|hooks| hooks.start_container().as_deref());
+        self.run_hooks("startContainer", start, ContainerState::Created)
+    }
+
+    fn run_hooks(
+        &self,
+        what: &'static str,
+        hooks: Option<&[Hook]>,
+        status: ContainerState,
+    ) -> Result<()> {
+        let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else {
+            return Ok(());
+        };
+        let mut state = self.state.oci(status);
+        // A process knows its own pid only as its namespace has it.
+        state.set_pid(Some(nix::unistd::getpid().as_raw()));
+        let cwd = if status == ContainerState::Creating {
+            self.bundle.path.as_path()
+        } else {
+            "/".as_ref()
+        };
+        hooks::run(hooks, &state, cwd).with_context(|| format!("hooks.{what}"))
+    }
+}
+
+/// The parent has hooks to run before the root is exchanged.
+pub fn has_runtime_hooks(spec: &Spec) -> bool {
+    runtime_hooks(spec)
+        .iter()
+        .any(|(_, hooks)| !hooks.is_empty())
+}
+
+/// The hooks that run in the runtime's namespace during create, and their names, in order.
+pub fn runtime_hooks(spec: &Spec) -> [(&'static str, &[Hook]); 2] {
+    let hooks = spec.hooks().as_ref();
+    #[allow(deprecated)]
+    // prestart is still what some callers send, and the specification demands it
+    let prestart = hooks
+        .and_then(|hooks| hooks.prestart().as_deref())
+        .unwrap_or_default();
+    let create = hooks
+        .and_then(|hooks| hooks.create_runtime().as_deref())
+        .unwrap_or_default();
+    [("prestart", prestart), ("createRuntime", create)]
+}
+
+/// Takes the user namespace's root for our identity: the host's ids may not be mapped in it.
+pub(crate) fn become_root() -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    nix::unistd::setresgid(gid, gid, gid).context("setresgid(0)")?;
+    nix::unistd::setresuid(uid, uid, uid).context("setresuid(0)")
+}
+
+/// A session keyring named for the container, as runc names it.
+pub(crate) fn join_keyring(id: &ContainerId, wanted: bool) -> Result<()> {
+    if !wanted {
+        return Ok(());
+    }
+    let name = CString::new(format!("_ses.{id}")).context("the id holds a NUL")?;
+    match sys::keyring::join_session(&name) {
+        // A kernel without keyrings, or a sandbox that forbids them: then there is none to share either.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        result => result.with_context(|| {
+            format!("keyctl(JOIN_SESSION_KEYRING, {name:?}); --no-new-keyring avoids it")
+        }),
+    }
+}
+
+/// A procfs that is mounted nowhere. Where that is refused (a user namespace in which part of /proc is covered) the
+/// host's, as long as it is one.
+fn own_procfs() -> Result<OwnedFd> {
+    let refused = match rootfs::mount::filesystem("proc", None, &[]) {
+        Ok(proc) => return Ok(proc),
+        Err(error) => error,
+    };
+    log::debug(format_args!("the host's procfs is used: {refused:#}"));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open /proc")?;
+    let kind = rustix::fs::fstatfs(&proc).context("fstatfs(/proc)")?.f_type;
+    ensure!(
+        i128::from(kind) == i128::from(libc::PROC_SUPER_MAGIC),
+        "/proc is not a procfs"
+    );
+    Ok(proc)
+}
+
+/// Standard streams, directory, and identity of the program.
+pub(crate) fn become_program_user(
+    process: &Process,
+    terminal: Option<Terminal>,
+    user_namespace: bool,
+) -> Result<()> {
+    terminal.map_or(Ok(()), Terminal::take)?;
+    process::own_stdio(process.user().uid())?;
+    // As root first: the user may not be able to search the way there. As the user where root cannot (NFS).
+    let entered = process::enter(process.cwd());
+    process::become_user(process, user_namespace)?;
+    entered.or_else(|_| process::enter(process.cwd()))
+}
+
+/// Closes every descriptor the program does not get, but for `keep` and the log, which execve closes.
+pub(crate) fn close_others(preserve_fds: i32, keep: &[i32]) -> Result<()> {
+    let keep: Vec<i32> = keep.iter().copied().chain(log::descriptor()).collect();
+    sys::fd::close_from_except(3 + preserve_fds, &keep).context("close_range")
+}
+
+/// Waits until somebody opens the fifo for reading.
+fn wait_for_start(proc: &OwnedFd, fifo: &OwnedFd) -> Result<File> {
+    let path = format!("self/fd/{}", fifo.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let fifo = rustix::io::retry_on_intr(|| rustix::fs::openat(proc, &path, flags, Mode::empty()))
+        .context("open the exec fifo")?;
+    Ok(fifo.into())
+}
+
+/// Hands over to the program.
+pub(crate) fn execute(program: &Program) -> Result<Infallible> {
+    process::reset_signals()?;
+    program.execute()
+}

@@ -1,0 +1,271 @@
+//! Which namespaces a container gets: new ones, and ones that exist.
+//!
+//! The order matters. A namespace belongs to the user namespace it was made in, and whoever enters a user namespace
+//! loses the right to enter namespaces of the one outside. So existing namespaces are joined first, the user namespace
+//! last of them, and only then are new ones made; a pid namespace takes effect for children only. Where that means joining
+//! something before the container's init is cloned, a process in between does it (see [`crate::spawn`]).
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns, unshare};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
+
+/// The namespaces of one container.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// To be made.
+    pub new: CloneFlags,
+    /// To be joined; the user namespace is the last.
+    join: Vec<Existing>,
+}
+
+/// A namespace that exists, held open.
+#[derive(Debug)]
+struct Existing {
+    flag: CloneFlags,
+    path: PathBuf,
+    file: OwnedFd,
+}
+
+impl Namespaces {
+    /// Reads the specification and opens the namespaces it names. No side effect.
+    pub fn open(spec: &Spec) -> Result<Namespaces> {
+        let mut namespaces = Namespaces {
+            new: CloneFlags::empty(),
+            join: Vec::new(),
+        };
+        for namespace in declared(spec) {
+            let flag = clone_flag(namespace.typ())?;
+            match namespace.path() {
+                Some(path) if !path.as_os_str().is_empty() => {
+                    namespaces.join.push(Existing::open(flag, path.clone())?)
+                }
+                _ => namespaces.new |= flag,
+            }
+        }
+        namespaces
+            .join
+            .sort_by_key(|existing| existing.flag == CloneFlags::CLONE_NEWUSER);
+        ensure!(
+            namespaces.new.contains(CloneFlags::CLONE_NEWNS),
+            "linux.namespaces: a new mount namespace is required: the root filesystem is built in it"
+        );
+        Ok(namespaces)
+    }
+
+    /// What the clone makes. The cgroup namespace is not of it: its root is the cgroup the process is in at that moment,
+    /// so that init makes it once it is in the container's.
+    pub fn cloned(&self) -> CloneFlags {
+        self.new.difference(CloneFlags::CLONE_NEWCGROUP)
+    }
+
+    /// The container has a user namespace that is not the runtime's.
+    pub fn user(&self) -> bool {
+        self.new.contains(CloneFlags::CLONE_NEWUSER) || self.joins(CloneFlags::CLONE_NEWUSER)
+    }
+
+    /// Something has to be joined before init is cloned.
+    pub fn join_before_clone(&self) -> bool {
+        let beside_new_user = self.new.contains(CloneFlags::CLONE_NEWUSER) && !self.join.is_empty();
+        self.joins(CloneFlags::CLONE_NEWPID)
+            || self.joins(CloneFlags::CLONE_NEWUSER)
+            || beside_new_user
+    }
+
+    /// Enters the namespaces that exist.
+    pub fn join(&self) -> Result<()> {
+        for existing in &self.join {
+            setns(&existing.file, existing.flag).with_context(|| {
+                format!(
+                    "join {}: setns({:?})",
+                    existing.path.display(),
+                    existing.flag
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Makes the cgroup namespace, if there is to be one.
+    pub fn unshare_cgroup(&self) -> Result<()> {
+        if self.new.contains(CloneFlags::CLONE_NEWCGROUP) {
+            unshare(CloneFlags::CLONE_NEWCGROUP).context("unshare(CLONE_NEWCGROUP)")?;
+        }
+        Ok(())
+    }
+
+    fn joins(&self, flag: CloneFlags) -> bool {
+        self.join.iter().any(|existing| existing.flag == flag)
+    }
+}
+
+impl Existing {
+    fn open(flag: CloneFlags, path: PathBuf) -> Result<Existing> {
+        let file =
+            File::open(&path).with_context(|| format!("open namespace {}", path.display()))?;
+        let stat =
+            rustix::fs::fstatfs(&file).with_context(|| format!("fstatfs({})", path.display()))?;
+        ensure!(
+            i128::from(stat.f_type) == i128::from(libc::NSFS_MAGIC),
+            "linux.namespaces: {} is not a namespace",
+            path.display()
+        );
+        Ok(Existing {
+            flag,
+            path,
+            file: file.into(),
+        })
+    }
+}
+
+/// The namespaces the specification lists.
+fn declared(spec: &Spec) -> &[LinuxNamespace] {
+    spec.linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default()
+}
+
+/// Every namespace kind a container has to itself, or shares with others but not with the host: what exec joins.
+///
+/// A namespace that turns out to be the caller's own is left out; joining one's own user namespace is an error.
+pub fn to_join(spec: &Spec, pid: i32) -> Result<CloneFlags> {
+    let mut flags = CloneFlags::empty();
+    for namespace in declared(spec) {
+        let name = proc_name(namespace.typ());
+        let inode = |of: &str| {
+            let path = format!("/proc/{of}/ns/{name}");
+            std::fs::metadata(&path)
+                .map(|meta| meta.ino())
+                .with_context(|| format!("stat {path}"))
+        };
+        if inode(&pid.to_string())? != inode("self")? {
+            flags |= clone_flag(namespace.typ())?;
+        }
+    }
+    Ok(flags)
+}
+
+/// init has a pid namespace to itself: when it ends, the kernel ends the others in it.
+pub fn own_pid_namespace(spec: &Spec) -> bool {
+    declared(spec).iter().any(|namespace| {
+        let new = namespace
+            .path()
+            .as_ref()
+            .is_none_or(|path| path.as_os_str().is_empty());
+        namespace.typ() == LinuxNamespaceType::Pid && new
+    })
+}
+
+/// Writes a new user namespace's id mappings, from outside and as root, so that no helper and no setgroups rule is in
+/// the way.
+pub fn write_mappings(spec: &Spec, pid: i32) -> Result<()> {
+    let linux = spec.linux().as_ref();
+    let uids = linux
+        .and_then(|linux| linux.uid_mappings().as_deref())
+        .unwrap_or_default();
+    let gids = linux
+        .and_then(|linux| linux.gid_mappings().as_deref())
+        .unwrap_or_default();
+    for (file, mappings) in [("gid_map", gids), ("uid_map", uids)] {
+        let path = format!("/proc/{pid}/{file}");
+        // One write: the kernel takes the whole map at once or not at all.
+        std::fs::write(&path, mapping_lines(mappings)).with_context(|| format!("write {path}"))?;
+    }
+    Ok(())
+}
+
+fn mapping_lines(mappings: &[LinuxIdMapping]) -> String {
+    mappings
+        .iter()
+        .map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size()))
+        .collect()
+}
+
+fn clone_flag(kind: LinuxNamespaceType) -> Result<CloneFlags> {
+    Ok(match kind {
+        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+        LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        LinuxNamespaceType::Time => bail!("linux.namespaces: type \"time\" is not supported"),
+    })
+}
+
+fn proc_name(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mnt",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "net",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
+/// Sets the host name and the NIS domain name of the uts namespace.
+pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<()> {
+    if let Some(name) = hostname {
+        nix::unistd::sethostname(name).with_context(|| format!("sethostname({name:?})"))?;
+    }
+    if let Some(name) = domainname {
+        let text = CString::new(name).with_context(|| format!("domainname {name:?}"))?;
+        rustix::system::setdomainname(text.as_bytes())
+            .with_context(|| format!("setdomainname({name:?})"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &str) -> Spec {
+        let text = format!(r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":{namespaces}}}}}"#);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn when_a_process_between_is_needed() {
+        let pid = r#"{"type":"pid","path":"/proc/self/ns/pid"}"#;
+        let net = r#"{"type":"network","path":"/proc/self/ns/net"}"#;
+        let user = r#"{"type":"user","path":"/proc/self/ns/user"}"#;
+        let (mount, new_user) = (r#"{"type":"mount"}"#, r#"{"type":"user"}"#);
+        for (list, between) in [
+            (mount.to_owned(), false),
+            (format!("{mount},{net}"), false),
+            (format!("{mount},{pid}"), true),
+            (format!("{user},{mount}"), true),
+            (format!("{mount},{new_user}"), false),
+            (format!("{mount},{new_user},{net}"), true),
+        ] {
+            let namespaces = Namespaces::open(&spec(&format!("[{list}]"))).unwrap();
+            assert_eq!(namespaces.join_before_clone(), between, "{list}");
+        }
+        let joined = Namespaces::open(&spec(&format!("[{user},{mount},{net}]"))).unwrap();
+        assert_eq!(joined.join.last().unwrap().flag, CloneFlags::CLONE_NEWUSER);
+        assert!(joined.user());
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for list in [
+            r#"[{"type":"pid"}]"#,
+            r#"[{"type":"mount"},{"type":"time"}]"#,
+            r#"[{"type":"mount"},{"type":"network","path":"/proc/self/status"}]"#,
+            r#"[{"type":"mount"},{"type":"network","path":"/nonexistent"}]"#,
+        ] {
+            assert!(Namespaces::open(&spec(list)).is_err(), "{list}");
+        }
+    }
+}

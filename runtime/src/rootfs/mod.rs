@@ -1,0 +1,324 @@
+//! The root filesystem of a container: mounts, devices, masks, and becoming `/`.
+//!
+//! In order, and in whose hands:
+//!
+//! | step | who | why there |
+//! |---|---|---|
+//! | [`Sources::open`]: copies of the root and of everything to be bound | the parent | as the host's root: a user namespace's root may not be able to reach the paths |
+//! | [`Rootfs::attach`]: cut the propagation, put the root over `/` | init | it is reachable by descriptor only; the host's paths still lead to the host |
+//! | [`Rootfs::mount_all`] | init | /proc, mqueue and sysfs show the namespaces of who mounts them |
+//! | [`Rootfs::furnish`], `/dev/console`, [`Rootfs::seal`] | init | after the mounts they lie on; what makes read-only comes last |
+//! | [`pivot::pivot`] | init | |
+//!
+//! Every mount is made detached and attached by descriptor; see [`mount`] and [`resolve`]. Nothing is ever mounted
+//! where the host could see it, so that there is nothing to unmount when a container ends or a create fails.
+//!
+//! Left out: idmapped mounts, `tmpcopyup`, mount labels. They are refused when the specification is checked.
+
+pub mod dev;
+pub mod mask;
+pub mod mount;
+pub mod options;
+pub mod pivot;
+pub mod resolve;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use oci_spec::runtime::{Linux, Mount, Spec};
+use rustix::fs::{CWD, FileType, Mode, fstat};
+use rustix::mount::{MoveMountFlags, move_mount};
+
+use crate::bundle::Bundle;
+use crate::cgroup::CgroupPaths;
+use options::{Bind, Options, Propagation};
+use resolve::Root;
+
+/// The mounts of a specification.
+pub fn spec_mounts(spec: &Spec) -> &[Mount] {
+    spec.mounts().as_deref().unwrap_or_default()
+}
+
+/// What the parent opens before there is an init: everything that has a path on the host.
+#[derive(Debug)]
+pub struct Sources {
+    root: OwnedFd,
+    mounts: Vec<Source>,
+    devices: Vec<dev::Device>,
+    null: OwnedFd,
+}
+
+/// Where a mount comes from.
+#[derive(Debug)]
+enum Source {
+    /// A filesystem of this kind, made in init's namespaces.
+    Filesystem(String),
+    /// A detached copy of a mount, attributes and all.
+    Bind(OwnedFd),
+    /// The container's own cgroups of the v1 hierarchies: a directory name and a detached copy each.
+    Cgroups(Vec<(String, OwnedFd)>),
+}
+
+impl Sources {
+    /// Opens the root and every source of a bind. `cgroup_namespace`: the container has one, and sees its own cgroup
+    /// as the root of the hierarchy.
+    pub fn open(
+        bundle: &Bundle,
+        cgroup: &CgroupPaths,
+        user_namespace: bool,
+        cgroup_namespace: bool,
+    ) -> Result<Sources> {
+        let root =
+            mount::copy_path(&bundle.rootfs, Bind::Recursive).context("the root filesystem")?;
+        let kind = FileType::from_raw_mode(fstat(&root).context("fstat of the root")?.st_mode);
+        ensure!(
+            kind == FileType::Directory,
+            "root.path: {} is not a directory",
+            bundle.rootfs.display()
+        );
+        let mut mounts = Vec::new();
+        for mount in spec_mounts(&bundle.spec) {
+            let source = Source::open(mount, bundle, cgroup, cgroup_namespace)
+                .with_context(|| format!("mount on {}", mount.destination().display()))?;
+            mounts.push(source);
+        }
+        let devices = dev::devices(&bundle.spec, user_namespace)?;
+        Ok(Sources {
+            root,
+            mounts,
+            devices,
+            null: mask::null_device()?,
+        })
+    }
+}
+
+impl Source {
+    fn open(
+        mount: &Mount,
+        bundle: &Bundle,
+        cgroup: &CgroupPaths,
+        cgroup_namespace: bool,
+    ) -> Result<Source> {
+        let mut options = mount_options(mount)?;
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        if options.bind.is_none() && kind == "bind" {
+            options.bind = Some(Bind::One);
+        }
+        if let Some(bind) = options.bind {
+            let source = mount.source().as_ref().context("a bind needs a source")?;
+            let copy = mount::copy_path(&bundle.path.join(source), bind)?;
+            let inherited = default_propagation(&bundle.spec);
+            options.propagation = options.propagation.or(inherited);
+            mount::set_options(copy.as_fd(), &options, 0)?;
+            return Ok(Source::Bind(copy));
+        }
+        match (kind, cgroup) {
+            ("", _) => anyhow::bail!("neither a type nor a bind"),
+            ("cgroup", CgroupPaths::V1(directories)) => {
+                let copy = |(name, path): (&String, &PathBuf)| {
+                    Ok((
+                        name.trim_start_matches("name=").to_owned(),
+                        cgroup_directory(path, &options)?,
+                    ))
+                };
+                Ok(Source::Cgroups(
+                    directories.iter().map(copy).collect::<Result<_>>()?,
+                ))
+            }
+            ("cgroup" | "cgroup2", CgroupPaths::V2(path)) if cgroup_namespace => {
+                Ok(Source::Bind(cgroup_directory(path, &options)?))
+            }
+            ("cgroup", CgroupPaths::V2(_)) => Ok(Source::Filesystem("cgroup2".to_owned())),
+            (kind, _) => Ok(Source::Filesystem(kind.to_owned())),
+        }
+    }
+}
+
+/// A copy of one cgroup directory: the same files as a mount made inside the container's cgroup namespace would show,
+/// but it can be made before the container is in its cgroup.
+fn cgroup_directory(path: &Path, options: &Options) -> Result<OwnedFd> {
+    let copy = mount::copy_path(path, Bind::One)?;
+    mount::set_options(copy.as_fd(), options, 0)?;
+    Ok(copy)
+}
+
+fn mount_options(mount: &Mount) -> Result<Options> {
+    Options::parse(mount.options().as_deref().unwrap_or_default())
+}
+
+fn linux(spec: &Spec) -> Option<&Linux> {
+    spec.linux().as_ref()
+}
+
+/// What `linux.rootfsPropagation` asks for.
+fn root_propagation(spec: &Spec) -> Option<Propagation> {
+    Propagation::parse(linux(spec)?.rootfs_propagation().as_deref()?)
+}
+
+/// The propagation of a bind that names none: that of the root; else a slave, so that what the host unmounts is
+/// unmounted here too and does not stay busy.
+fn default_propagation(spec: &Spec) -> Option<Propagation> {
+    Some(root_propagation(spec).unwrap_or(Propagation {
+        kind: libc::MS_SLAVE,
+        recursive: true,
+    }))
+}
+
+/// The root under construction, in init.
+#[derive(Debug)]
+pub struct Rootfs<'a> {
+    /// The root directory, from which every path is resolved.
+    pub root: Root,
+    spec: &'a Spec,
+    sources: &'a Sources,
+    /// Mounts to be made read-only once everything below them exists.
+    readonly: Vec<OwnedFd>,
+}
+
+impl<'a> Rootfs<'a> {
+    /// Cuts this mount namespace off from the host's and puts the container's root over `/`.
+    pub fn attach(spec: &'a Spec, sources: &'a Sources) -> Result<Rootfs<'a>> {
+        rustix::mount::mount_change(
+            "/",
+            rustix::mount::MountPropagationFlags::DOWNSTREAM
+                | rustix::mount::MountPropagationFlags::REC,
+        )
+        .context("mount(/, MS_REC | MS_SLAVE)")?;
+        let root = sources.root.try_clone().context("dup the root")?;
+        // Private, whatever its source was: the container's mounts below it must not appear on the host.
+        mount::set_propagation(
+            root.as_fd(),
+            Propagation {
+                kind: libc::MS_PRIVATE,
+                recursive: true,
+            },
+        )?;
+        move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .context("move_mount over /")?;
+        Ok(Rootfs {
+            root: Root::new(root),
+            spec,
+            sources,
+            readonly: Vec::new(),
+        })
+    }
+
+    /// Makes the mounts of the specification, in its order.
+    pub fn mount_all(&mut self) -> Result<()> {
+        for (mount, source) in spec_mounts(self.spec).iter().zip(&self.sources.mounts) {
+            self.mount(mount, source)
+                .with_context(|| format!("mount on {}", mount.destination().display()))?;
+        }
+        Ok(())
+    }
+
+    fn mount(&mut self, mount: &Mount, source: &Source) -> Result<()> {
+        match source {
+            Source::Bind(copy) => {
+                let stat = fstat(copy).context("fstat of the source")?;
+                let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                let place = if is_directory {
+                    self.root.directory(mount.destination(), true)?
+                } else {
+                    self.root.file(mount.destination())?
+                };
+                mount::attach(copy, place)
+            }
+            Source::Filesystem(kind) => self.mount_filesystem(mount, kind),
+            Source::Cgroups(directories) => self.mount_cgroups(mount, directories),
+        }
+    }
+
+    fn mount_filesystem(&mut self, mount: &Mount, kind: &str) -> Result<()> {
+        let options = mount_options(mount)?;
+        let source = mount
+            .source()
+            .as_ref()
+            .map(|source| source.to_string_lossy());
+        let made = mount::filesystem(kind, source.as_deref(), &options.filesystem)?;
+        // Later mounts and devices may need directories in it.
+        let later = if kind == "tmpfs" {
+            libc::MOUNT_ATTR_RDONLY
+        } else {
+            0
+        };
+        mount::set_options(made.as_fd(), &options, later)?;
+        let links = !matches!(kind, "proc" | "sysfs") && mount.destination() != Path::new("/dev");
+        mount::attach(&made, self.root.directory(mount.destination(), links)?)?;
+        if options.attributes.set & later != 0 {
+            self.readonly.push(made);
+        }
+        Ok(())
+    }
+
+    /// The v1 layout: a tmpfs with a directory for each hierarchy, and a link for each controller of several.
+    fn mount_cgroups(&mut self, mount: &Mount, directories: &[(String, OwnedFd)]) -> Result<()> {
+        let mut options = mount_options(mount)?;
+        options.filesystem = vec![("mode".to_owned(), Some("755".to_owned()))];
+        let made = mount::filesystem("tmpfs", Some("tmpfs"), &options.filesystem)?;
+        mount::set_options(made.as_fd(), &options, libc::MOUNT_ATTR_RDONLY)?;
+        mount::attach(&made, self.root.directory(mount.destination(), true)?)?;
+        let tmpfs = Root::new(made);
+        for (name, copy) in directories {
+            mount::attach(copy, tmpfs.directory(Path::new(name), false)?)
+                .with_context(|| name.clone())?;
+            for controller in name.split(',').filter(|controller| controller != name) {
+                rustix::fs::symlinkat(name.as_str(), &tmpfs, controller)
+                    .with_context(|| format!("link {controller}"))?;
+            }
+        }
+        if options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0 {
+            self.readonly
+                .push(tmpfs.as_fd().try_clone_to_owned().context("dup")?);
+        }
+        Ok(())
+    }
+
+    /// Devices and links of /dev, and the working directory.
+    pub fn furnish(&self, cwd: &Path) -> Result<()> {
+        // Modes are as given, whatever the caller's umask.
+        let umask = rustix::process::umask(Mode::empty());
+        for device in &self.sources.devices {
+            device.make(&self.root)?;
+        }
+        rustix::process::umask(umask);
+        if dev::furnished(self.spec) {
+            dev::make_links(&self.root)?;
+        }
+        self.root.directory(cwd, true).context("process.cwd")?;
+        Ok(())
+    }
+
+    /// Masks, makes read-only, and sets the root's propagation: from here on the root is as the container gets it.
+    pub fn seal(&self) -> Result<()> {
+        let paths = |of: Option<&'a Option<Vec<String>>>| {
+            of.and_then(|paths| paths.as_deref()).unwrap_or_default()
+        };
+        mask::readonly(
+            &self.root,
+            paths(linux(self.spec).map(Linux::readonly_paths)),
+        )?;
+        mask::mask(
+            &self.root,
+            paths(linux(self.spec).map(Linux::masked_paths)),
+            &self.sources.null,
+        )?;
+        for mount in &self.readonly {
+            mount::set_readonly(mount.as_fd(), false)?;
+        }
+        if self
+            .spec
+            .root()
+            .as_ref()
+            .and_then(oci_spec::runtime::Root::readonly)
+            == Some(true)
+        {
+            mount::set_readonly(self.root.as_fd(), false).context("make the root read-only")?;
+        }
+        root_propagation(self.spec).map_or(Ok(()), |propagation| {
+            mount::set_propagation(self.root.as_fd(), propagation)
+                .context("linux.rootfsPropagation")
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! Mounts by descriptor: made detached (`fsopen`, `open_tree`), given their attributes, and put in place with
+//! `move_mount` onto a directory that is a descriptor too. No path of the container's takes part in the mount itself.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::options::{Bind, Options, Propagation};
+use crate::sys::mount::{Attributes, mount_setattr};
+
+/// A filesystem of its own, detached: mounted nowhere yet. Attributes are not yet applied.
+pub fn filesystem(
+    kind: &str,
+    source: Option<&str>,
+    options: &[(String, Option<String>)],
+) -> Result<OwnedFd> {
+    let context =
+        fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen({kind:?})"))?;
+    let configure = || -> Result<OwnedFd> {
+        if let Some(source) = source {
+            fsconfig_set_string(&context, "source", source)
+                .with_context(|| format!("source={source}"))?;
+        }
+        for (key, value) in options {
+            match value {
+                Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str()),
+                None => fsconfig_set_flag(&context, key.as_str()),
+            }
+            .with_context(|| format!("fsconfig({key}={})", value.as_deref().unwrap_or_default()))?;
+        }
+        fsconfig_create(&context).context("fsconfig(CMD_CREATE)")?;
+        fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        )
+        .context("fsmount")
+    };
+    configure()
+        .map_err(|error| explain(context.as_fd(), &error))
+        .with_context(|| format!("make a {kind} filesystem"))
+}
+
+/// Adds what the kernel has to say about a failed filesystem context: one message a read, each `e text`.
+fn explain(context: BorrowedFd<'_>, error: &anyhow::Error) -> anyhow::Error {
+    let mut text = format!("{error:#}");
+    let Ok(copy) = context.try_clone_to_owned() else {
+        return anyhow!(text);
+    };
+    let mut log = File::from(copy);
+    let mut line = [0u8; 512];
+    while let Ok(length @ 1..) = log.read(&mut line) {
+        text.push_str("; kernel: ");
+        text.push_str(String::from_utf8_lossy(&line[..length]).trim());
+    }
+    anyhow!(text)
+}
+
+/// A copy of the mount at `path` of the host, detached.
+pub fn copy_path(path: &Path, bind: Bind) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if bind == Bind::Recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, path, flags).with_context(|| format!("open_tree({}, CLONE)", path.display()))
+}
+
+/// A copy of the mount beneath an open file or directory, detached; with everything mounted below.
+pub fn copy(place: impl AsFd) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(place, "", flags).context("open_tree(fd, CLONE)")
+}
+
+/// Puts a detached mount in place. Its descriptor names the mount as before.
+pub fn attach(mount: impl AsFd, place: impl AsFd) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", place, "", flags).context("move_mount")
+}
+
+/// Gives a mount the attributes of its options; `except` holds those for later.
+pub fn set_options(mount: BorrowedFd<'_>, options: &Options, except: u64) -> Result<()> {
+    let mut one = options.attributes;
+    one.set &= !except;
+    set_attributes(mount, false, one)?;
+    set_attributes(mount, true, options.recursive)?;
+    options
+        .propagation
+        .map_or(Ok(()), |propagation| set_propagation(mount, propagation))
+}
+
+/// Sets the propagation of a mount, or of all from it on.
+pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation) -> Result<()> {
+    let attributes = Attributes {
+        propagation: propagation.kind,
+        ..Attributes::default()
+    };
+    set_attributes(mount, propagation.recursive, attributes)
+}
+
+/// Makes a mount read-only, with `recursive` all below it too.
+pub fn set_readonly(mount: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    set_attributes(
+        mount,
+        recursive,
+        Attributes {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..Attributes::default()
+        },
+    )
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: Attributes) -> Result<()> {
+    if attributes.is_empty() {
+        return Ok(());
+    }
+    mount_setattr(mount, recursive, &attributes)
+        .with_context(|| format!("mount_setattr(recursive: {recursive}, {attributes:x?})"))
+}

@@ -1,0 +1,312 @@
+//! A container's directory under the runtime's root, and the OCI state machine.
+//!
+//! ```text
+//! ROOT/ID/             0700; its flock orders create, start and delete
+//!   state.json         State, replaced by rename
+//!   config.json        the specification as create read it: exec and the hooks of delete need it
+//!   exec.fifo          exists until start: init waits for somebody to open it for reading
+//! ```
+//! The status is not stored, it is read off: no pid yet is `creating`, a process that is gone is `stopped`, a fifo
+//! is `created`, else `running`. state.json is written before the cgroup is made, so that whatever a killed create leaves
+//! can be found and removed by `delete --force`.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use corten_proto::id::ContainerId;
+use oci_spec::runtime::{ContainerState, Spec};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::CgroupPaths;
+use crate::error::Error;
+
+/// The version of the OCI runtime specification this runtime follows.
+pub const OCI_VERSION: &str = "1.2.1";
+
+/// The name of the fifo in a container's directory.
+const EXEC_FIFO: &str = "exec.fifo";
+
+/// What state.json holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// Version of the specification, see [`OCI_VERSION`].
+    pub oci_version: String,
+    /// The container's id.
+    pub id: ContainerId,
+    /// Host pid of init, 0 while there is none.
+    pub pid: i32,
+    /// When init started, in clock ticks since boot (field 22 of /proc/PID/stat): with it a pid names one process.
+    pub start_time: u64,
+    /// Absolute path of the bundle.
+    pub bundle: PathBuf,
+    /// Absolute path of the root filesystem.
+    pub rootfs: PathBuf,
+    /// When create began, RFC 3339.
+    pub created: String,
+    /// Init is the first process of a pid namespace: when it ends, the kernel ends the rest.
+    pub own_pid_namespace: bool,
+    /// The annotations of the specification.
+    pub annotations: HashMap<String, String>,
+    /// Where the container's cgroups are.
+    pub cgroup: CgroupPaths,
+}
+
+impl State {
+    /// The state as hooks get it on their standard input.
+    pub fn oci(&self, status: ContainerState) -> oci_spec::runtime::State {
+        let mut state = oci_spec::runtime::State::default();
+        state.set_version(self.oci_version.clone());
+        state.set_id(self.id.to_string());
+        state.set_status(status);
+        state.set_pid((self.pid > 0 && status != ContainerState::Stopped).then_some(self.pid));
+        state.set_bundle(self.bundle.clone());
+        state.set_annotations(Some(self.annotations.clone()));
+        state
+    }
+}
+
+/// A container's directory.
+#[derive(Debug)]
+pub struct Directory {
+    id: ContainerId,
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+/// A directory just made, and locked; dropping it removes it again.
+#[derive(Debug)]
+pub struct Reserved(Option<Directory>);
+
+/// Reserves the id: makes the directory, which is what fails where the id is taken.
+pub fn reserve(root: &Path, id: &ContainerId) -> Result<Reserved> {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(0o700);
+    builder
+        .recursive(true)
+        .create(root)
+        .with_context(|| format!("create {}", root.display()))?;
+    let path = root.join(id.as_str());
+    match builder.recursive(false).create(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::Exists(id.clone()).into());
+        }
+        result => result.with_context(|| format!("create {}", path.display()))?,
+    }
+    let reserved = Reserved(Some(Directory::open(root, id)?));
+    reserved.directory().lock()?;
+    Ok(reserved)
+}
+
+impl Reserved {
+    /// The directory itself.
+    pub fn directory(&self) -> &Directory {
+        self.0.as_ref().expect("only keep and drop take it")
+    }
+
+    /// Keeps the directory; its lock is held until the value is dropped.
+    pub fn keep(mut self) -> Directory {
+        self.0.take().expect("only keep and drop take it")
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(directory) = self.0.take() {
+            crate::log::best_effort("undo the create", directory.remove());
+        }
+    }
+}
+
+impl Directory {
+    /// The directory of an existing container.
+    pub fn open(root: &Path, id: &ContainerId) -> Result<Directory> {
+        let path = root.join(id.as_str());
+        match rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Directory {
+                id: id.clone(),
+                path,
+                fd,
+            }),
+            Err(Errno::NOENT) => Err(Error::NotFound(id.clone()).into()),
+            Err(error) => Err(error).with_context(|| format!("open {}", path.display())),
+        }
+    }
+
+    /// Waits for its turn to change this container. The lock goes with the value, and with the process.
+    pub fn lock(&self) -> Result<()> {
+        rustix::fs::flock(&self.fd, FlockOperation::LockExclusive)
+            .with_context(|| format!("flock({})", self.path.display()))?;
+        // Whoever held the lock before may have deleted the container.
+        if self.path.exists() {
+            Ok(())
+        } else {
+            Err(Error::NotFound(self.id.clone()).into())
+        }
+    }
+
+    /// Replaces state.json.
+    pub fn write(&self, state: &State) -> Result<()> {
+        let text = serde_json::to_vec(state).context("encode the state")?;
+        let temporary = self.path.join("state.json.new");
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, self.path.join("state.json")))
+            .with_context(|| format!("write {}", temporary.display()))
+    }
+
+    /// Reads state.json; `None` where a create was killed before it wrote any.
+    pub fn read(&self) -> Result<Option<State>> {
+        let path = self.path.join("state.json");
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .with_context(|| format!("decode {}", path.display()))
+                .map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Reads state.json of a container that has one.
+    pub fn state(&self) -> Result<State> {
+        self.read()?
+            .with_context(|| format!("container {} is still being created", self.id))
+    }
+
+    /// Keeps the specification as create got it.
+    pub fn write_spec(&self, text: &[u8]) -> Result<()> {
+        let path = self.path.join("config.json");
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The specification as create got it.
+    pub fn spec(&self) -> Result<Spec> {
+        let path = self.path.join("config.json");
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))
+    }
+
+    /// Makes the fifo, and opens it as a place only: init opens it for writing through this descriptor.
+    pub fn make_fifo(&self) -> Result<OwnedFd> {
+        // Write permission for others: init may be a user that owns nothing here; the directory is 0700.
+        let mode = Mode::from_raw_mode(0o622);
+        rustix::fs::mknodat(&self.fd, EXEC_FIFO, rustix::fs::FileType::Fifo, mode, 0)
+            .and_then(|()| {
+                rustix::fs::openat(
+                    &self.fd,
+                    EXEC_FIFO,
+                    OFlags::PATH | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+            })
+            .with_context(|| format!("make {}/{EXEC_FIFO}", self.path.display()))
+    }
+
+    /// Opens the fifo for reading, which lets init go on, and takes its name away: from here on the container counts
+    /// as started.
+    pub fn open_fifo(&self) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fifo = rustix::fs::openat(&self.fd, EXEC_FIFO, flags, Mode::empty());
+        let removed = rustix::fs::unlinkat(&self.fd, EXEC_FIFO, rustix::fs::AtFlags::empty());
+        let what = || format!("open {}/{EXEC_FIFO}", self.path.display());
+        let fifo = fifo.with_context(what)?;
+        removed.with_context(what)?;
+        Ok(fifo.into())
+    }
+
+    /// The container's status, as its process and its fifo show it.
+    pub fn status(&self, state: &State) -> ContainerState {
+        if state.pid == 0 {
+            return ContainerState::Creating;
+        }
+        // The process first: a container that is started between the two looks is then created, which it just was.
+        if process_start(state.pid) != Some(state.start_time) {
+            return ContainerState::Stopped;
+        }
+        match rustix::fs::statat(&self.fd, EXEC_FIFO, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => ContainerState::Created,
+            Err(_gone) => ContainerState::Running,
+        }
+    }
+
+    /// Removes the directory: the id is free again.
+    pub fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.path).with_context(|| format!("remove {}", self.path.display()))
+    }
+}
+
+/// The ids under a root, in order.
+pub fn list(root: &Path) -> Result<Vec<ContainerId>> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("read {}", root.display()))?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry
+            .with_context(|| format!("read {}", root.display()))?
+            .file_name();
+        ids.extend(name.to_str().and_then(|name| name.parse().ok()));
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+/// When the process `pid` started, in clock ticks since boot; `None` where there is none, or only its zombie.
+pub fn process_start(pid: i32) -> Option<u64> {
+    let mut text = String::new();
+    File::open(format!("/proc/{pid}/stat"))
+        .ok()?
+        .read_to_string(&mut text)
+        .ok()?;
+    parse_stat(&text)
+}
+
+/// Field 22 of a stat line, unless field 3 says the process is dead. Field 2, the name, may hold anything.
+fn parse_stat(text: &str) -> Option<u64> {
+    let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Writes `pid` to `path` at once: a reader sees the whole number or no file.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let Some(name) = path.file_name() else {
+        bail!("pid file {}: not the name of a file", path.display())
+    };
+    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    let write = || {
+        File::create(&temporary)?.write_all(pid.to_string().as_bytes())?;
+        fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("write the pid file {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines() {
+        let line = |name: &str, state: &str| {
+            format!(
+                "7 ({name}) {state} 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 8192 1 1"
+            )
+        };
+        assert_eq!(parse_stat(&line("sh", "S")), Some(123_456));
+        assert_eq!(parse_stat(&line("a) Z (b", "R")), Some(123_456));
+        assert_eq!(parse_stat(&line("sh", "Z")), None);
+        assert_eq!(parse_stat("7 (sh) S 1"), None);
+        assert_eq!(parse_stat(""), None);
+        assert!(process_start(i32::try_from(std::process::id()).unwrap()).is_some());
+        assert_eq!(process_start(0), None);
+    }
+}
