@@ -11,6 +11,7 @@
 //! Nothing is read again while the server runs, except what other programs own: CNI configurations (`network`).
 
 mod load;
+mod rules;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -186,114 +187,6 @@ impl Config {
         }
         names
     }
-
-    /// Every broken rule: the key's path and what it must be.
-    fn broken_rules(&self) -> Vec<(Vec<String>, String)> {
-        let mut broken = Vec::new();
-        let mut rule = |holds: bool, key: &[&str], rule: &str| {
-            if !holds {
-                broken.push((
-                    key.iter().map(|&part| part.to_owned()).collect(),
-                    rule.to_owned(),
-                ));
-            }
-        };
-        for (key, path) in [
-            ("root", &self.root),
-            ("state", &self.state),
-            ("listen", &self.listen),
-            ("netns_dir", &self.netns_dir),
-        ] {
-            rule(
-                is_plain_absolute(path),
-                &[key],
-                "must be an absolute path without ..",
-            );
-        }
-        if let Some(shim) = &self.shim {
-            rule(
-                is_plain_absolute(shim),
-                &["shim"],
-                "must be an absolute path without ..",
-            );
-        }
-        let nested = self.root.starts_with(&self.state) || self.state.starts_with(&self.root);
-        rule(
-            !nested,
-            &["state"],
-            "must be neither inside root nor around it",
-        );
-        rule(
-            self.listen.as_os_str().len() <= MAX_SOCKET_PATH,
-            &["listen"],
-            "must be at most 107 bytes long, the kernel's limit for a socket (unix(7))",
-        );
-        rule(
-            (1..=64).contains(&self.worker_threads),
-            &["worker_threads"],
-            "must be 1 to 64",
-        );
-        rule(
-            self.runtime("").is_some(),
-            &["default_runtime"],
-            "must be the name of an entry of [runtimes], or corten",
-        );
-        let parent = Path::new(&self.cgroup_parent);
-        rule(
-            is_plain_absolute(parent),
-            &["cgroup_parent"],
-            "must be an absolute path without ..",
-        );
-        for (name, runtime) in &self.runtimes {
-            let path = is_plain_absolute(&runtime.path);
-            rule(
-                path,
-                &["runtimes", name, "path"],
-                "must be an absolute path without ..",
-            );
-            rule(
-                is_handler(name),
-                &["runtimes", name],
-                "must be named by a-z, 0-9, - and .",
-            );
-        }
-        let dirs = &self.cni.bin_dirs;
-        rule(
-            is_plain_absolute(&self.cni.conf_dir),
-            &["cni", "conf_dir"],
-            "must be absolute",
-        );
-        rule(
-            !dirs.is_empty() && dirs.iter().all(|dir| is_plain_absolute(dir)),
-            &["cni", "bin_dirs"],
-            "must be one or more absolute paths",
-        );
-        rule(
-            (1..=600).contains(&self.cni.timeout_s),
-            &["cni", "timeout_s"],
-            "must be 1 to 600",
-        );
-        broken
-    }
-}
-
-/// Longest path of a unix socket: sun_path without its NUL.
-const MAX_SOCKET_PATH: usize = 107;
-
-fn is_plain_absolute(path: &Path) -> bool {
-    use std::path::Component;
-    path.is_absolute()
-        && path
-            .components()
-            .all(|it| matches!(it, Component::Normal(_) | Component::RootDir))
-}
-
-/// What Kubernetes takes as a RuntimeClass handler: a DNS label or subdomain.
-fn is_handler(name: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = name.as_bytes();
-    bytes.iter().all(|&b| inner(b)) && edge(bytes.first()) && edge(bytes.last())
 }
 
 /// An executable installed with this one.
@@ -313,7 +206,7 @@ mod tests {
     fn the_printed_default_is_the_default() {
         let printed: Config = toml::from_str(DEFAULT_TEXT).unwrap();
         assert_eq!(printed, Config::default());
-        assert!(printed.broken_rules().is_empty());
+        assert!(rules::broken(&printed).is_empty());
     }
 
     #[test]
@@ -355,43 +248,5 @@ mod tests {
         config.default_runtime = "runc".into();
         assert_eq!(config.runtime(""), Some("/usr/sbin/runc".into()));
         assert_eq!(config.handlers(), ["a", "corten", "runc"]);
-    }
-
-    #[test]
-    fn rules() {
-        type Change = fn(&mut Config);
-        let cases: &[(Change, &str)] = &[
-            (|c| c.root = "var".into(), "root"),
-            (|c| c.root = "/var/../etc".into(), "root"),
-            (|c| c.state = "/var/lib/corten/state".into(), "state"),
-            (|c| c.root = c.state.clone(), "state"),
-            (
-                |c| c.listen = format!("/{}", "x".repeat(107)).into(),
-                "listen",
-            ),
-            (|c| c.worker_threads = 0, "worker_threads"),
-            (|c| c.default_runtime = "none".into(), "default_runtime"),
-            (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
-            (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
-            (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
-            (|c| c.shim = Some("shim".into()), "shim"),
-            (
-                |c| {
-                    c.runtimes
-                        .insert("Bad_Name".into(), Runtime { path: "/x".into() });
-                },
-                "runtimes.Bad_Name",
-            ),
-        ];
-        for (change, key) in cases {
-            let mut config = Config::default();
-            change(&mut config);
-            let broken: Vec<_> = config
-                .broken_rules()
-                .into_iter()
-                .map(|(key, _)| key.join("."))
-                .collect();
-            assert_eq!(broken, [*key]);
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::Table;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, DEFAULT_FILE};
+use super::{Config, DEFAULT_FILE, rules};
 
 /// One thing that is wrong, on one line: file, line, key, rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub(super) fn load(
     if !own_listen && config.listen == Config::default().listen {
         config.listen = config.state.join("corten.sock");
     }
-    let broken = config.broken_rules();
+    let broken = rules::broken(&config);
     if broken.is_empty() {
         return Ok(config);
     }

@@ -1,0 +1,158 @@
+//! What the values of a configuration must be, beyond their types. Pure.
+
+use std::path::{Component, Path};
+
+use super::{Config, OWN_RUNTIME};
+
+/// Longest path of a unix socket: sun_path without its NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+const PLAIN: &str = "must be an absolute path without ..";
+
+/// A key's path in the file, and what its value must be.
+pub(super) type Broken = (Vec<String>, String);
+
+/// Every broken rule.
+pub(super) fn broken(config: &Config) -> Vec<Broken> {
+    let mut rules = Rules(Vec::new());
+    rules.directories(config);
+    rules.cgroup_and_threads(config);
+    rules.runtimes(config);
+    rules.cni(config);
+    rules.0
+}
+
+struct Rules(Vec<Broken>);
+
+impl Rules {
+    fn check(&mut self, holds: bool, key: &[&str], rule: &str) {
+        if !holds {
+            let key = key.iter().map(|&part| part.to_owned()).collect();
+            self.0.push((key, rule.to_owned()));
+        }
+    }
+
+    fn directories(&mut self, config: &Config) {
+        let (root, state) = (&config.root, &config.state);
+        self.check(is_plain_absolute(root), &["root"], PLAIN);
+        self.check(is_plain_absolute(state), &["state"], PLAIN);
+        let nested = root.starts_with(state) || state.starts_with(root);
+        self.check(
+            !nested,
+            &["state"],
+            "must be neither inside root nor around it",
+        );
+        self.check(is_plain_absolute(&config.netns_dir), &["netns_dir"], PLAIN);
+        self.check(is_plain_absolute(&config.listen), &["listen"], PLAIN);
+        self.check(
+            config.listen.as_os_str().len() <= MAX_SOCKET_PATH,
+            &["listen"],
+            "must be at most 107 bytes long, the kernel's limit for a socket",
+        );
+    }
+
+    fn cgroup_and_threads(&mut self, config: &Config) {
+        let parent = Path::new(&config.cgroup_parent);
+        self.check(is_plain_absolute(parent), &["cgroup_parent"], PLAIN);
+        let threads = (1..=64).contains(&config.worker_threads);
+        self.check(threads, &["worker_threads"], "must be 1 to 64");
+    }
+
+    fn runtimes(&mut self, config: &Config) {
+        if let Some(shim) = &config.shim {
+            self.check(is_plain_absolute(shim), &["shim"], PLAIN);
+        }
+        let name = &config.default_runtime;
+        self.check(
+            name == OWN_RUNTIME || config.runtimes.contains_key(name),
+            &["default_runtime"],
+            "must be the name of an entry of [runtimes], or corten",
+        );
+        for (name, runtime) in &config.runtimes {
+            self.check(
+                is_plain_absolute(&runtime.path),
+                &["runtimes", name, "path"],
+                PLAIN,
+            );
+            let rule = "must be named by a-z, 0-9, - and ., as a RuntimeClass's handler";
+            self.check(is_handler(name), &["runtimes", name], rule);
+        }
+    }
+
+    fn cni(&mut self, config: &Config) {
+        let cni = &config.cni;
+        self.check(
+            is_plain_absolute(&cni.conf_dir),
+            &["cni", "conf_dir"],
+            PLAIN,
+        );
+        self.check(
+            !cni.bin_dirs.is_empty() && cni.bin_dirs.iter().all(|dir| is_plain_absolute(dir)),
+            &["cni", "bin_dirs"],
+            "must be one or more absolute paths without ..",
+        );
+        self.check(
+            (1..=600).contains(&cni.timeout_s),
+            &["cni", "timeout_s"],
+            "must be 1 to 600",
+        );
+    }
+}
+
+fn is_plain_absolute(path: &Path) -> bool {
+    path.is_absolute()
+        && path
+            .components()
+            .all(|it| matches!(it, Component::Normal(_) | Component::RootDir))
+}
+
+/// What Kubernetes takes as a RuntimeClass handler: a DNS label or subdomain.
+fn is_handler(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    bytes.iter().all(|&b| inner(b)) && edge(bytes.first()) && edge(bytes.last())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Runtime;
+    use super::*;
+
+    #[test]
+    fn each_rule_blames_its_key() {
+        type Change = fn(&mut Config);
+        let cases: &[(Change, &str)] = &[
+            (|c| c.root = "var".into(), "root"),
+            (|c| c.root = "/var/../etc".into(), "root"),
+            (|c| c.state = "/var/lib/corten/state".into(), "state"),
+            (|c| c.root = c.state.clone(), "state"),
+            (
+                |c| c.listen = format!("/{}", "x".repeat(107)).into(),
+                "listen",
+            ),
+            (|c| c.worker_threads = 0, "worker_threads"),
+            (|c| c.default_runtime = "none".into(), "default_runtime"),
+            (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
+            (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
+            (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
+            (|c| c.shim = Some("shim".into()), "shim"),
+            (
+                |c| {
+                    c.runtimes
+                        .insert("Bad_Name".into(), Runtime { path: "/x".into() });
+                },
+                "runtimes.Bad_Name",
+            ),
+        ];
+        for (change, key) in cases {
+            let mut config = Config::default();
+            change(&mut config);
+            let keys: Vec<_> = broken(&config)
+                .into_iter()
+                .map(|(key, _)| key.join("."))
+                .collect();
+            assert_eq!(keys, [*key]);
+        }
+    }
+}
