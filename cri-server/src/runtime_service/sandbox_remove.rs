@@ -9,7 +9,7 @@ use corten_proto::cri::RemovePodSandboxResponse;
 use super::sandbox_stop::unmount_if_mounted;
 use crate::error::Error;
 use crate::node::{Node, blocking, remove_file, remove_tree};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, Status};
 use crate::shim;
 
 /// How long a shim may take to end after its shutdown.
@@ -38,9 +38,15 @@ impl Node {
     /// Undoes whatever there is of a sandbox that has no containers: the record last, so that what fails can be
     /// repeated, by the kubelet or by the next start.
     pub(crate) async fn discard_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
-        self.end_infra(sandbox).await?;
+        // A stop has done the rest already; a run that failed has not been stopped.
+        let stopped = sandbox.status() == Status::Stopped;
+        if !stopped {
+            self.end_infra(sandbox).await?;
+        }
         self.end_shim(sandbox).await?;
-        self.remove_network(sandbox).await?;
+        if !stopped {
+            self.remove_network(sandbox).await?;
+        }
         let directory = self.paths.sandbox(sandbox.id());
         let record = self.paths.sandbox_record(sandbox.id());
         blocking(move || {
