@@ -54,7 +54,10 @@ struct Client {
     socket: OwnedFd,
     token: Token,
     queue: VecDeque<Vec<u8>>,
+    /// Bytes in `queue`.
     queued: usize,
+    /// The loop waits for room to send.
+    blocked: bool,
     subscribed: bool,
 }
 
@@ -98,6 +101,7 @@ impl Clients {
             token,
             queue: VecDeque::new(),
             queued: 0,
+            blocked: false,
             subscribed: false,
         };
         self.by_id.insert(id, client);
@@ -162,11 +166,9 @@ impl Clients {
         let Some(client) = self.by_id.get_mut(&id) else {
             return;
         };
-        let sent = client.flush();
-        let more = client.queued > 0;
+        let sent = client.flush().and_then(|()| client.watch_writable(poll));
         let fits = client.queued <= MAX_QUEUED;
-        let watched = poll.set_writable(client.token, &client.socket, more);
-        if let Err(error) = sent.and(watched) {
+        if let Err(error) = sent {
             eprintln!("corten-shim: client dropped: {error:#}");
             self.remove(id, poll);
         } else if !fits {
@@ -184,6 +186,16 @@ impl Clients {
 }
 
 impl Client {
+    /// Waits for room to send as long as something waits to be sent.
+    fn watch_writable(&mut self, poll: &Poll) -> Result<()> {
+        let blocked = !self.queue.is_empty();
+        if blocked != self.blocked {
+            poll.set_writable(self.token, &self.socket, blocked)?;
+            self.blocked = blocked;
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<()> {
         while let Some(packet) = self.queue.front() {
             match rustix::net::send(&self.socket, packet, SendFlags::NOSIGNAL) {
@@ -224,7 +236,8 @@ fn receive(socket: &OwnedFd) -> Result<Received, rustix::io::Errno> {
             shim::MAX_PACKET
         )));
     }
-    if message.flags.contains(ReturnFlags::CTRUNC) {
+    // Alignment may leave room for one more than was asked for.
+    if message.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
         return Ok(Received::Refused(format!(
             "packet with more than {MAX_FDS} descriptors"
         )));

@@ -146,17 +146,18 @@ impl Location {
             .context("a parsed path has a file name")?;
         // Without NONBLOCK the open of a FIFO somebody put there would wait for its reader.
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |flags| {
+        let open = |flags, mode| {
             open_beneath(
                 &directory,
                 Path::new(name),
                 flags,
-                Mode::from_bits_retain(0o640),
+                Mode::from_bits_retain(mode),
             )
         };
-        let (file, made) = match open(flags | OFlags::CREATE | OFlags::EXCL) {
+        let (file, made) = match open(flags | OFlags::CREATE | OFlags::EXCL, 0o640) {
             Ok(file) => (file, true),
-            Err(Errno::EEXIST) => (open(flags).with_context(|| self.opening())?, false),
+            // openat2 refuses a mode where nothing is made.
+            Err(Errno::EEXIST) => (open(flags, 0).with_context(|| self.opening())?, false),
             Err(errno) => return Err(errno).with_context(|| self.opening()),
         };
         let kind = FileType::from_raw_mode(
@@ -228,7 +229,8 @@ fn make_beneath(mut directory: OwnedFd, path: &Path) -> Result<OwnedFd> {
         match rustix::fs::mkdirat(&directory, name, Mode::from_bits_retain(0o755)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => {
-                return Err(errno).with_context(|| format!("mkdirat(.., {}, 0755)", path.display()));
+                return Err(errno)
+                    .with_context(|| format!("mkdirat(.., {}, 0755)", path.display()));
             }
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -421,7 +423,8 @@ mod tests {
         let f = |text: &str| ('F', text.as_bytes().to_vec());
         let p = |text: &str| ('P', text.as_bytes().to_vec());
         let long = "x".repeat(MAX_CONTENT);
-        let cases: &[(&[&str], Vec<(char, Vec<u8>)>)] = &[
+        type Case<'a> = (&'a [&'a str], Vec<(char, Vec<u8>)>);
+        let cases: &[Case<'_>] = &[
             (&[], vec![]),
             (&["a\n"], vec![f("a")]),
             (&["a\nb\n"], vec![f("a"), f("b")]),

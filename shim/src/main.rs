@@ -79,13 +79,17 @@ fn detach() -> Result<()> {
     std::env::set_current_dir("/").context("chdir(/)")?;
     // Log directories are 0755 for the kubelet's readers; all other modes are given exactly where files are made.
     umask(Mode::from_bits_truncate(0o022));
-    // Without its shim a pod loses its output and its exits, so the kernel should look elsewhere first. Lowering the
-    // score takes CAP_SYS_RESOURCE. Containers get theirs from their spec.
-    best_effort(
-        "write(/proc/self/oom_score_adj, -999)",
-        std::fs::write("/proc/self/oom_score_adj", "-999"),
-    );
+    lower_oom_score();
     Ok(())
+}
+
+/// Without its shim a pod loses its output and its exits, so the kernel should look elsewhere first. Lowering the score
+/// takes CAP_SYS_RESOURCE; where that is missing it stays as inherited. Containers get theirs from their spec.
+fn lower_oom_score() {
+    match std::fs::write("/proc/self/oom_score_adj", "-999") {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        result => best_effort("write(/proc/self/oom_score_adj, -999)", result),
+    }
 }
 
 /// Reports the failure of a step the shim can do without.

@@ -22,7 +22,7 @@ use crate::runtime::Invocation;
 
 /// Longest a call of the runtime may take before it is killed. A healthy one takes well under a second; hooks of a
 /// container may take longer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What a known child is to the shim.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Children {
 
     /// Reaps whoever else has ended. A known child can be among them, if it ended since its pidfd was asked.
     pub(crate) fn reap_any(&mut self, poll: &mut Poll) -> Result<Option<(Option<Child>, Ended)>> {
-        match rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
             Ok(Some((pid, status))) => {
                 let ended = Ended::new(status.exit_status(), status.terminating_signal());

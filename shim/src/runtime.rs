@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
@@ -163,41 +163,27 @@ impl Runtime {
 }
 
 impl Invocation {
-    /// Why the call failed, in one line: the runtime's own words where it left any. `last_words` is what it wrote to
-    /// the container's stderr, for a call that had it.
-    pub(crate) fn failure(&self, ended: Ended, last_words: &str) -> String {
+    /// What the ended call comes to: the pid it has named, if it was to name one, or why it failed, in one line and in
+    /// the runtime's own words where it left any. `last_words` is what it wrote to the container's stderr, for a call
+    /// that had it. The call's files are gone afterwards.
+    pub(crate) fn finish(self, ended: Ended, last_words: &str) -> Result<Option<i32>, String> {
+        if ended.code == 0 {
+            let pid = self.pid_file.as_deref().map(read_pid).transpose();
+            return pid.map_err(|cause| format!("runtime {}: {cause:#}", self.verb));
+        }
         let logged = fs::read(&self.log).ok().and_then(|log| last_error(&log));
         let text = logged
             .or_else(|| self.printed().filter(|text| !text.trim().is_empty()))
             .unwrap_or_else(|| last_words.to_owned());
         let text = one_line(&text);
-        match (text.is_empty(), ended.signal) {
+        Err(match (text.is_empty(), ended.signal) {
             (false, _) => format!("runtime {}: {text}", self.verb),
             (true, 0) => format!(
                 "runtime {}: exit code {} and no error text",
                 self.verb, ended.code
             ),
             (true, signal) => format!("runtime {}: ended by signal {signal}", self.verb),
-        }
-    }
-
-    /// The pid the runtime wrote to its pid file.
-    pub(crate) fn pid(&self) -> Result<i32> {
-        let path = self
-            .pid_file
-            .as_ref()
-            .context("a call without a pid file")?;
-        let text = fs::read_to_string(path).with_context(|| format!("read({})", path.display()))?;
-        let pid: i32 = text
-            .trim()
-            .parse()
-            .with_context(|| format!("{}: {text:?}", path.display()))?;
-        anyhow::ensure!(
-            pid > 1,
-            "{}: {pid} is no pid of a container",
-            path.display()
-        );
-        Ok(pid)
+        })
     }
 
     fn printed(&self) -> Option<String> {
@@ -224,6 +210,21 @@ impl Drop for Invocation {
             }
         }
     }
+}
+
+/// The pid in a pid file.
+fn read_pid(path: &Path) -> Result<i32> {
+    let text = fs::read_to_string(path).with_context(|| format!("read({})", path.display()))?;
+    let pid: i32 = text
+        .trim()
+        .parse()
+        .with_context(|| format!("{}: {text:?}", path.display()))?;
+    ensure!(
+        pid > 1,
+        "{}: {pid} is no pid of a container",
+        path.display()
+    );
+    Ok(pid)
 }
 
 /// The `msg` of the last line of level `error` or worse.

@@ -17,7 +17,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -401,11 +400,6 @@ impl Service {
         {
             self.shut_down = true;
         }
-    }
-
-    /// The bundle of a container, for a call of the runtime.
-    pub(crate) fn bundle(&self, id: &ContainerId) -> Option<PathBuf> {
-        Some(self.containers.get(id)?.bundle.clone())
     }
 }
 

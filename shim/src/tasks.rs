@@ -16,8 +16,8 @@ use crate::container::{Pending, Removal, State, Task};
 use crate::events::{Outcome, Requester};
 use crate::oom;
 use crate::process::{Ended, Process, kill_tree};
-use crate::reaper::{Call, Child, ExecId, Operation, Role};
-use crate::runtime::{Invocation, Verb};
+use crate::reaper::{CALL_TIMEOUT, Call, Child, ExecId, Operation, Role};
+use crate::runtime::Verb;
 use crate::service::{Service, error, failed, wrong_state};
 
 impl Service {
@@ -125,26 +125,31 @@ impl Service {
             overdue,
             ..
         } = call;
-        let result = match (ended.code, overdue) {
-            (0, _) => Ok(()),
-            (_, true) => Err("runtime: no answer for 120 s; killed".to_owned()),
-            (_, false) => Err(invocation.failure(ended, &self.last_words(&id, &operation))),
+        let result = invocation.finish(ended, &self.last_words(&id, &operation));
+        let result = if overdue {
+            Err(format!(
+                "runtime: no answer for {} s; killed",
+                CALL_TIMEOUT.as_secs()
+            ))
+        } else {
+            result
         };
+        let done = result.clone().map(drop);
         let outcome = match operation {
-            Operation::Create => self.create_ended(&id, &invocation, ended, result, requester),
+            Operation::Create => self.create_ended(&id, ended, result, requester),
             Operation::UndoCreate(cause) => {
                 self.forget(&id);
-                Some(Err(error(Code::Failed, with_cause(&cause, result))))
+                Some(Err(error(Code::Failed, with_cause(&cause, done))))
             }
-            Operation::Start => Some(self.start_ended(&id, result)),
-            Operation::Kill => Some(self.kill_ended(&id, result)),
-            Operation::Delete => self.delete_ended(&id, result, requester),
+            Operation::Start => Some(self.start_ended(&id, done)),
+            Operation::Kill => Some(self.kill_ended(&id, done)),
+            Operation::Delete => self.delete_ended(&id, done, requester),
             Operation::Exec { exec_id, killed } => {
                 let id = ExecId {
                     container: id.clone(),
                     exec_id,
                 };
-                Some(self.exec_begun(id, &invocation, killed, result))
+                Some(self.exec_begun(id, killed, result))
             }
         };
         if let (Some(outcome), Some(requester)) = (outcome, requester) {
@@ -165,24 +170,21 @@ impl Service {
     fn create_ended(
         &mut self,
         id: &ContainerId,
-        invocation: &Invocation,
         ended: Ended,
-        result: Result<(), String>,
+        result: Result<Option<i32>, String>,
         from: Option<Requester>,
     ) -> Option<Outcome> {
-        let cause = match result {
-            Ok(()) => match self.adopt_init(id, invocation) {
-                Ok(pid) => return Some(Ok(reply::Result::Created(shim::Created { pid }))),
-                Err(cause) => format!("create container {id}: {cause:#}"),
-            },
+        let cause = match result.map(|pid| self.adopt_init(id, pid)) {
+            Ok(Ok(pid)) => return Some(Ok(reply::Result::Created(shim::Created { pid }))),
+            Ok(Err(cause)) => format!("create container {id}: {cause:#}"),
             // A runtime that says it failed has undone its work, and an id it refused may be somebody else's.
-            Err(cause) if ended.signal == 0 => {
+            Err(cause) if ended.signal == 0 && ended.code != 0 => {
                 self.forget(id);
                 return Some(Err(error(Code::Failed, cause)));
             }
             Err(cause) => cause,
         };
-        let bundle = self.bundle(id)?;
+        let bundle = self.containers.get(id)?.bundle.clone();
         let undo = Operation::UndoCreate(cause.clone());
         if let Err(also) = self.begin_call(&Verb::Delete, &bundle, id, undo, from) {
             self.forget(id);
@@ -195,8 +197,8 @@ impl Service {
     }
 
     /// Takes over the init that `create` has left waiting for its start.
-    fn adopt_init(&mut self, id: &ContainerId, invocation: &Invocation) -> Result<i32> {
-        let pid = invocation.pid()?;
+    fn adopt_init(&mut self, id: &ContainerId, pid: Option<i32>) -> Result<i32> {
+        let pid = pid.context("create names a pid")?;
         let process = Process::open(pid)?;
         let container = self
             .containers
@@ -276,19 +278,21 @@ impl Service {
     fn exec_begun(
         &mut self,
         id: ExecId,
-        invocation: &Invocation,
         killed: bool,
-        result: Result<(), String>,
+        result: Result<Option<i32>, String>,
     ) -> Outcome {
-        result.map_err(|cause| error(Code::Failed, cause))?;
-        let pid = invocation.pid().map_err(failed)?;
-        let process = Process::open(pid).map_err(failed)?;
+        let pid = result.map_err(|cause| error(Code::Failed, cause))?;
+        self.adopt_exec(id, pid, killed).map_err(failed)
+    }
+
+    fn adopt_exec(&mut self, id: ExecId, pid: Option<i32>, killed: bool) -> Result<reply::Result> {
+        let pid = pid.context("exec names a pid")?;
+        let process = Process::open(pid)?;
         if killed {
-            kill_tree(&process).map_err(failed)?;
+            kill_tree(&process)?;
         }
         self.children
-            .adopt(process, Role::Exec(id), &mut self.poll)
-            .map_err(failed)?;
+            .adopt(process, Role::Exec(id), &mut self.poll)?;
         Ok(reply::Result::ExecStarted(shim::ExecStarted { pid }))
     }
 }

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use corten_proto::exit::ExitRecord;
 use corten_proto::shim::{
-    self, Connect, Create, Delete, Event, Exit, Kill, Message, Request, Start, event, message, reply, request::Call,
+    self, Connect, Create, Delete, Event, Exit, Kill, Message, Request, Start, event, message,
+    reply, request::Call,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv,
-    sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
+    listen, recv, sendmsg, socket,
 };
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -52,8 +53,15 @@ impl Shim {
     /// Where the shim cannot be started.
     pub fn start_with(runtime: &Path, args: &[&str]) -> Shim {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let marker = format!("shimtest-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let dir = tempfile::Builder::new().prefix(&marker).tempdir().expect("temporary directory");
+        let marker = format!(
+            "shimtest-{}-{}-",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = tempfile::Builder::new()
+            .prefix(&marker)
+            .tempdir()
+            .expect("temporary directory");
         let log = File::create(dir.path().join("shim.log")).expect("shim.log");
         let listener = listener(&dir.path().join("shim.sock"));
         // The shell moves the socket to descriptor 3; doing it here would need unsafe code between fork and exec.
@@ -131,7 +139,12 @@ impl Shim {
     /// # Panics
     /// If it does not end.
     pub fn wait(&mut self) -> bool {
-        eventually("the shim ends", || self.process.try_wait().expect("wait").map(|status| status.success()))
+        eventually("the shim ends", || {
+            self.process
+                .try_wait()
+                .expect("wait")
+                .map(|status| status.success())
+        })
     }
 
     /// Ends the shim as a server does, and checks that it goes.
@@ -140,7 +153,9 @@ impl Shim {
     /// If it refuses, or does not go.
     pub fn shut_down(mut self) {
         let mut client = self.connect();
-        client.call(Call::Shutdown(shim::Shutdown {})).expect("shutdown");
+        client
+            .call(Call::Shutdown(shim::Shutdown {}))
+            .expect("shutdown");
         assert!(self.wait(), "{}", self.log());
     }
 }
@@ -151,11 +166,19 @@ impl Drop for Shim {
             drop(self.process.kill());
             drop(self.process.wait());
         }
-        let containers = fs::read_dir(self.dir().join("runtime")).into_iter().flatten().flatten();
+        let containers = fs::read_dir(self.dir().join("runtime"))
+            .into_iter()
+            .flatten()
+            .flatten();
         for container in containers {
             let mut delete = Command::new(&self.runtime);
             delete.arg("--root").arg(self.dir().join("runtime"));
-            drop(delete.args(["delete", "--force"]).arg(container.file_name()).output());
+            drop(
+                delete
+                    .args(["delete", "--force"])
+                    .arg(container.file_name())
+                    .output(),
+            );
         }
     }
 }
@@ -197,7 +220,10 @@ impl Bundle {
 
     /// What the container has written to one stream, put together from its log.
     pub fn output(&self, stream: &str) -> Vec<u8> {
-        let records = self.records().into_iter().filter(|record| record.stream == stream);
+        let records = self
+            .records()
+            .into_iter()
+            .filter(|record| record.stream == stream);
         records.flat_map(|record| record.text()).collect()
     }
 
@@ -249,13 +275,23 @@ impl Record {
 /// On a line that is no record.
 pub fn records(path: &Path) -> Vec<Record> {
     let log = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(log.is_empty() || log.ends_with(b"\n"), "the last record of {} is torn", path.display());
-    log.split_inclusive(|b| *b == b'\n').map(|line| record(&line[..line.len() - 1])).collect()
+    assert!(
+        log.is_empty() || log.ends_with(b"\n"),
+        "the last record of {} is torn",
+        path.display()
+    );
+    log.split_inclusive(|b| *b == b'\n')
+        .map(|line| record(&line[..line.len() - 1]))
+        .collect()
 }
 
 fn record(line: &[u8]) -> Record {
     let mut fields = line.splitn(4, |b| *b == b' ');
-    let mut field = || fields.next().unwrap_or_else(|| panic!("torn: {}", String::from_utf8_lossy(line)));
+    let mut field = || {
+        fields
+            .next()
+            .unwrap_or_else(|| panic!("torn: {}", String::from_utf8_lossy(line)))
+    };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (time, stream, kind, content) = (text(field()), text(field()), field(), field());
     assert!(time.len() == 30 && time.ends_with('Z'), "{time}");
@@ -281,10 +317,18 @@ pub struct Client {
 pub type Outcome = Result<reply::Result, shim::Error>;
 
 impl Client {
-    fn connect(path: &Path) -> Client {
+    /// Connects to the socket at `path`.
+    ///
+    /// # Panics
+    /// Where nobody listens.
+    pub fn connect(path: &Path) -> Client {
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("socket");
-        connect(socket.as_raw_fd(), &UnixAddr::new(path).expect("short path")).expect("connect");
+        connect(
+            socket.as_raw_fd(),
+            &UnixAddr::new(path).expect("short path"),
+        )
+        .expect("connect");
         Client {
             socket,
             seq: 0,
@@ -329,7 +373,14 @@ impl Client {
         let rights = [ControlMessage::ScmRights(&fds)];
         let control = if fds.is_empty() { &[] } else { &rights[..] };
         let data = [IoSlice::new(packet)];
-        sendmsg::<()>(self.socket.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None).expect("sendmsg");
+        sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &data,
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+        .expect("sendmsg");
     }
 
     /// The answer to request `seq`.
@@ -339,7 +390,12 @@ impl Client {
     pub fn wait(&mut self, seq: u64) -> Outcome {
         loop {
             if let Some(index) = self.replies.iter().position(|reply| reply.seq == seq) {
-                return match self.replies.swap_remove(index).result.expect("a reply has a result") {
+                return match self
+                    .replies
+                    .swap_remove(index)
+                    .result
+                    .expect("a reply has a result")
+                {
                     reply::Result::Error(error) => Err(error),
                     result => Ok(result),
                 };
@@ -457,7 +513,9 @@ impl Client {
         let message = Message::decode(&packet[..length]).expect("a message");
         match message.kind.expect("a known kind of message") {
             message::Kind::Reply(reply) => self.replies.push(reply),
-            message::Kind::Event(Event { kind }) => self.events.push_back(kind.expect("a known event")),
+            message::Kind::Event(Event { kind }) => {
+                self.events.push_back(kind.expect("a known event"))
+            }
         }
         true
     }
@@ -487,9 +545,18 @@ pub fn read_back(file: &mut File) -> String {
 }
 
 fn listener(path: &Path) -> OwnedFd {
-    let listener =
-        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).expect("socket");
-    bind(listener.as_raw_fd(), &UnixAddr::new(path).expect("short path")).expect("bind");
+    let listener = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .expect("socket");
+    bind(
+        listener.as_raw_fd(),
+        &UnixAddr::new(path).expect("short path"),
+    )
+    .expect("bind");
     listen(&listener, Backlog::new(16).expect("valid backlog")).expect("listen");
     listener
 }

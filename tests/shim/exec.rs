@@ -1,0 +1,217 @@
+//! Execs: their descriptors, exit codes, and the end of one with all its descendants.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use corten_proto::shim::error::Code;
+use corten_proto::shim::{Exec, Exit, KillExec, event, reply, request::Call};
+use corten_tests::shim::{Bundle, Client, PATIENCE, Shim, eventually, read_back};
+use serde_json::json;
+
+use crate::with_shims;
+
+/// A process document for a line of shell.
+fn process(shim: &Shim, script: &str) -> PathBuf {
+    let document = json!({
+        "user": { "uid": 0, "gid": 0 },
+        "args": ["/bin/busybox", "sh", "-c", script],
+        "env": ["PATH=/bin"],
+        "cwd": "/",
+    });
+    let path = shim.dir().join("process.json");
+    fs::write(&path, document.to_string()).expect("process.json");
+    path
+}
+
+fn request(bundle: &Bundle, exec_id: &str, process: &std::path::Path) -> Call {
+    Call::Exec(Exec {
+        container_id: bundle.id.clone(),
+        exec_id: exec_id.into(),
+        process: process.display().to_string(),
+    })
+}
+
+/// Runs an exec with its output in files, up to its answer.
+fn begin(
+    shim: &Shim,
+    client: &mut Client,
+    bundle: &Bundle,
+    exec_id: &str,
+    script: &str,
+) -> (i32, File, File) {
+    let process = process(shim, script);
+    let null = File::open("/dev/null").expect("null");
+    let files =
+        [tempfile::tempfile(), tempfile::tempfile()].map(|file| file.expect("temporary file"));
+    let fds = [null.as_fd(), files[0].as_fd(), files[1].as_fd()];
+    let seq = client.send_fds(request(bundle, exec_id, &process), &fds);
+    let pid = match client.wait(seq) {
+        Ok(reply::Result::ExecStarted(started)) => started.pid,
+        other => panic!("exec: {other:?}"),
+    };
+    let [stdout, stderr] = files;
+    (pid, stdout, stderr)
+}
+
+fn exit(client: &mut Client, exec_id: &str) -> Exit {
+    match client.event(PATIENCE).expect("an exit in time") {
+        event::Kind::ExecExited(exited) => {
+            assert_eq!(exited.exec_id, exec_id);
+            exited.exit.expect("an exit")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs a test with a container that does nothing.
+fn with_container(test: impl Fn(&Shim, &mut Client, &Bundle)) {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle("c", "exec sleep 1000", |_| {});
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        test(shim, client, &bundle);
+        assert_eq!(bundle.extra_files(), [] as [String; 0]);
+        client.delete(&bundle.id).expect("delete");
+    });
+}
+
+#[test]
+fn output_goes_to_the_descriptors_and_the_code_comes_back() {
+    with_container(|shim, client, bundle| {
+        let (pid, mut stdout, mut stderr) =
+            begin(shim, client, bundle, "e", "echo out; echo err >&2; exit 5");
+        assert!(pid > 1);
+        assert_eq!(exit(client, "e").code, 5);
+        assert_eq!(
+            (
+                read_back(&mut stdout).as_str(),
+                read_back(&mut stderr).as_str()
+            ),
+            ("out\n", "err\n")
+        );
+        assert_eq!(
+            bundle.records(),
+            [],
+            "an exec's output is not the container's"
+        );
+        // The id is free again.
+        begin(shim, client, bundle, "e", "kill -15 $$");
+        assert_eq!(
+            (exit(client, "e").code, client.event(Duration::ZERO)),
+            (143, None)
+        );
+    });
+}
+
+#[test]
+fn an_exec_is_killed_with_its_descendants() {
+    with_container(|shim, client, bundle| {
+        let script = "sleep 1001 & sh -c 'sleep 1002 & sleep 1003' & echo started; wait";
+        let (pid, mut stdout, _) = begin(shim, client, bundle, "e", script);
+        eventually("it has children", || {
+            (read_back(&mut stdout) == "started\n").then_some(())
+        });
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+        std::thread::sleep(Duration::from_millis(200));
+        let kill = || {
+            Call::KillExec(KillExec {
+                container_id: bundle.id.clone(),
+                exec_id: "e".into(),
+            })
+        };
+        client.call(kill()).expect("kill");
+        assert_eq!(exit(client, "e").signal, 9);
+        client.call(kill()).expect("it is over, which is no error");
+        let path = cgroup
+            .lines()
+            .find_map(|line| line.split_once(":pids:"))
+            .expect("a pids cgroup")
+            .1;
+        let procs = PathBuf::from(format!("/sys/fs/cgroup/pids{path}/cgroup.procs"));
+        eventually("init alone is left", || {
+            (fs::read_to_string(&procs).ok()?.lines().count() == 1).then_some(())
+        });
+    });
+}
+
+#[test]
+fn an_exec_that_cannot_run_says_why() {
+    with_container(|shim, client, bundle| {
+        let null = File::open("/dev/null").expect("null");
+        let fds = [null.as_fd(); 3];
+        let process = shim.dir().join("process.json");
+        fs::write(
+            &process,
+            json!({ "args": ["/no/such/program"], "cwd": "/", "user": {"uid": 0, "gid": 0} })
+                .to_string(),
+        )
+        .expect("process.json");
+        let seq = client.send_fds(request(bundle, "e", &process), &fds);
+        let refused = client.wait(seq).expect_err("no such program");
+        assert_eq!(refused.code(), Code::Failed);
+        assert!(
+            refused.message.contains("/no/such/program"),
+            "{}",
+            refused.message
+        );
+        assert!(!refused.message.contains('\n'));
+        for count in [0, 2] {
+            let seq = client.send_fds(request(bundle, "e", &process), &fds[..count]);
+            assert_eq!(
+                client.wait(seq).expect_err("too few descriptors").code(),
+                Code::Invalid
+            );
+        }
+    });
+}
+
+#[test]
+fn an_exec_needs_a_running_container() {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle("c", "exit 0", |_| {});
+        client.create(bundle.create());
+        let null = File::open("/dev/null").expect("null");
+        let process = process(shim, "true");
+        let seq = client.send_fds(request(&bundle, "e", &process), &[null.as_fd(); 3]);
+        assert_eq!(
+            client.wait(seq).expect_err("not started").code(),
+            Code::WrongState
+        );
+        client.start(&bundle.id);
+        client.exit(&bundle.id);
+        let seq = client.send_fds(request(&bundle, "e", &process), &[null.as_fd(); 3]);
+        assert_eq!(
+            client.wait(seq).expect_err("exited").code(),
+            Code::WrongState
+        );
+        client.delete(&bundle.id).expect("delete");
+        let seq = client.send_fds(request(&bundle, "e", &process), &[null.as_fd(); 3]);
+        assert_eq!(client.wait(seq).expect_err("gone").code(), Code::NotFound);
+    });
+}
+
+#[test]
+fn many_execs_at_once_all_end() {
+    with_container(|shim, client, bundle| {
+        let process = process(shim, "exit 4");
+        let null = File::open("/dev/null").expect("null");
+        let ids: Vec<String> = (0..12).map(|n| format!("e{n}")).collect();
+        let sent: Vec<u64> = ids
+            .iter()
+            .map(|id| client.send_fds(request(bundle, id, &process), &[null.as_fd(); 3]))
+            .collect();
+        for seq in sent {
+            client.wait(seq).expect("exec");
+        }
+        for _ in &ids {
+            match client.event(PATIENCE).expect("an exit in time") {
+                event::Kind::ExecExited(exited) => {
+                    assert_eq!(exited.exit.map(|exit| exit.code), Some(4))
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}

@@ -1,0 +1,103 @@
+//! Exits: when nobody is connected, with output held open, out of memory, with many orphans.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use corten_proto::shim::container::State;
+use corten_tests::shim::eventually;
+use serde_json::json;
+
+use crate::with_shims;
+
+#[test]
+fn an_exit_while_nobody_is_connected_is_on_disk_and_in_the_next_answer() {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle("c", "sleep 0.3; exit 7", |_| {});
+        let mut gone = shim.connect();
+        gone.create(bundle.create());
+        gone.start(&bundle.id);
+        drop(gone);
+        let mut later = shim.connect();
+        let held = eventually("the exit is reported", || {
+            let held = later.subscribe();
+            (held[0].state() == State::Exited).then_some(held)
+        });
+        let record = bundle.exit_record();
+        assert_eq!(record.code, 7);
+        assert_eq!(held[0].exit, Some(record.exit()));
+        assert_eq!(
+            (held[0].pid, held[0].started_at),
+            (record.pid, record.started_at)
+        );
+        client.exit(&bundle.id);
+        client.delete(&bundle.id).expect("delete");
+    });
+}
+
+/// In a pod with one pid namespace an orphan outlives its container's init and keeps the pipe.
+#[test]
+fn an_orphan_that_holds_the_output_does_not_hold_up_the_exit() {
+    with_shims(|shim, client| {
+        let script = "(sh -c 'while :; do echo orphan; sleep 0.1; done' &); echo init";
+        let bundle = shim.bundle("c", script, |c| {
+            let namespaces = c["linux"]["namespaces"].as_array_mut().expect("a list");
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        });
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        let began = Instant::now();
+        let exit = client.exit(&bundle.id);
+        assert_eq!(exit.code, 0);
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            began.elapsed()
+        );
+        client.delete(&bundle.id).expect("delete");
+        let output = String::from_utf8(bundle.output("stdout")).expect("text");
+        assert!(
+            output.contains("init\n") && output.matches("orphan").count() > 2,
+            "{output}"
+        );
+    });
+}
+
+#[test]
+fn an_oom_kill_is_told_from_a_kill() {
+    with_shims(|shim, client| {
+        let limit = |c: &mut serde_json::Value| {
+            c["linux"]["resources"] = json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
+        };
+        // tail keeps its last line in memory, and /dev/zero has one without end.
+        let bundle = shim.bundle("oom", "exec tail /dev/zero", limit);
+        let exit = client.run(&bundle);
+        assert_eq!((exit.signal, exit.oom_killed), (9, true));
+        assert!(bundle.exit_record().oom_killed);
+        let bundle = shim.bundle("kill", "kill -9 $$; sleep 1000", |c| {
+            limit(c);
+            let namespaces = c["linux"]["namespaces"].as_array_mut().expect("a list");
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        });
+        let exit = client.run(&bundle);
+        assert_eq!((exit.signal, exit.oom_killed), (9, false));
+    });
+}
+
+#[test]
+fn orphans_of_the_pod_are_reaped() {
+    with_shims(|shim, client| {
+        let script = "for i in 1 2 3 4 5 6 7 8 9; do (sh -c 'sleep 0.1' &); done; sleep 0.5";
+        let bundle = shim.bundle("c", script, |c| {
+            let namespaces = c["linux"]["namespaces"].as_array_mut().expect("a list");
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        });
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        client.exit(&bundle.id);
+        client.delete(&bundle.id).expect("delete");
+        let children = format!("/proc/{0}/task/{0}/children", shim.pid());
+        eventually("the shim has no child left", || {
+            fs::read_to_string(&children).ok()?.is_empty().then_some(())
+        });
+    });
+}

@@ -1,0 +1,271 @@
+//! The log: format, long lines, bytes, reopening, where it may be, and what happens when it cannot be written.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use corten_proto::shim::error::Code;
+use corten_proto::shim::{ReopenLog, request::Call};
+use corten_tests::shim::{eventually, records};
+
+use crate::with_shims;
+
+const MAX_CONTENT: usize = 16 * 1024;
+
+#[test]
+fn lines_of_both_streams_in_the_format_of_cri() {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle(
+            "c",
+            r"echo out; echo err >&2; printf 'a\r\n\n'; printf tail",
+            |_| {},
+        );
+        client.run(&bundle);
+        let records = bundle.records();
+        let seen = |stream| {
+            let of_stream = records.iter().filter(move |record| record.stream == stream);
+            of_stream
+                .map(|record| (record.full, record.content.as_slice()))
+                .collect::<Vec<_>>()
+        };
+        let expected: [(bool, &[u8]); 4] = [
+            (true, b"out"),
+            (true, b"a\r"),
+            (true, b""),
+            (false, b"tail"),
+        ];
+        assert_eq!(seen("stdout"), expected);
+        assert_eq!(seen("stderr"), [(true, b"err".as_slice())]);
+        assert!(
+            records.windows(2).all(|pair| pair[0].time <= pair[1].time),
+            "{records:?}"
+        );
+        let mode = |path: &Path| fs::metadata(path).expect("stat").permissions().mode() & 0o7777;
+        assert_eq!(mode(&bundle.log_path()), 0o640);
+        assert_eq!(
+            mode(bundle.log_path().parent().expect("a directory")),
+            0o755
+        );
+    });
+}
+
+#[test]
+fn long_lines_are_cut_at_16_kib() {
+    with_shims(|shim, client| {
+        let script = "head -c 16384 /dev/zero | tr '\\0' a; echo; head -c 40000 /dev/zero | tr '\\0' b; echo c";
+        let bundle = shim.bundle("c", script, |_| {});
+        client.run(&bundle);
+        let records = bundle.records();
+        let shape: Vec<(bool, usize)> = records
+            .iter()
+            .map(|record| (record.full, record.content.len()))
+            .collect();
+        let rest = 40001 - 2 * MAX_CONTENT;
+        assert_eq!(
+            shape,
+            [
+                (true, MAX_CONTENT),
+                (false, MAX_CONTENT),
+                (false, MAX_CONTENT),
+                (true, rest)
+            ]
+        );
+    });
+}
+
+#[test]
+fn bytes_come_through_unchanged() {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle("c", "cat /bin/busybox", |_| {});
+        client.run(&bundle);
+        assert!(
+            bundle.output("stdout") == fs::read("/bin/busybox").expect("busybox"),
+            "output differs"
+        );
+    });
+}
+
+#[test]
+fn reopening_while_output_is_heavy_loses_and_tears_nothing() {
+    with_shims(|shim, client| {
+        let last = 60_000;
+        let bundle = shim.bundle(
+            "c",
+            &format!("i=0; while [ $i -lt {last} ]; do echo line $i; i=$((i+1)); done"),
+            |_| {},
+        );
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        let mut text = Vec::new();
+        for rotation in 0..20 {
+            let rotated = bundle.log_path().with_extension(format!("log.{rotation}"));
+            fs::rename(bundle.log_path(), &rotated).expect("rename");
+            client
+                .call(Call::ReopenLog(ReopenLog {
+                    id: bundle.id.clone(),
+                }))
+                .expect("reopen");
+            assert!(
+                bundle.log_path().exists(),
+                "the new file is there at the answer"
+            );
+            text.extend(
+                records(&rotated)
+                    .into_iter()
+                    .flat_map(|record| record.text()),
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        client.exit(&bundle.id);
+        text.extend(bundle.output("stdout"));
+        client.delete(&bundle.id).expect("delete");
+        let expected: String = (0..last).map(|i| format!("line {i}\n")).collect();
+        assert!(text == expected.as_bytes(), "output differs");
+    });
+}
+
+#[test]
+fn a_reopen_that_fails_leaves_the_old_file_in_use() {
+    with_shims(|shim, client| {
+        let script = "trap 'echo after; exit 0' TERM; echo before; while :; do sleep 0.05; done";
+        let bundle = shim.bundle("c", script, |_| {});
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        eventually("output", || {
+            (!bundle.output("stdout").is_empty()).then_some(())
+        });
+        let rotated = bundle.log_path().with_extension("old");
+        fs::rename(bundle.log_path(), &rotated).expect("rename");
+        fs::create_dir(bundle.log_path()).expect("mkdir");
+        let refused = client
+            .call(Call::ReopenLog(ReopenLog {
+                id: bundle.id.clone(),
+            }))
+            .expect_err("a directory");
+        assert_eq!(refused.code(), Code::Failed);
+        assert!(refused.message.contains("0.log: EISDIR"), "{}", refused.message);
+        client.kill(&bundle.id, 15).expect("kill");
+        client.exit(&bundle.id);
+        client.delete(&bundle.id).expect("delete");
+        let text: Vec<u8> = records(&rotated)
+            .into_iter()
+            .flat_map(|record| record.text())
+            .collect();
+        assert_eq!(text, b"before\nafter\n");
+    });
+}
+
+#[test]
+fn a_log_outside_its_directory_is_refused_and_nothing_is_made() {
+    with_shims(|shim, client| {
+        let outside = shim.dir().join("outside");
+        fs::create_dir(&outside).expect("mkdir");
+        let logs = shim.dir().join("logs");
+        fs::create_dir(&logs).expect("mkdir");
+        symlink(&outside, logs.join("link")).expect("symlink");
+        symlink(outside.join("file"), logs.join("file")).expect("symlink");
+        nix::unistd::mkfifo(&logs.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        let bundle = shim.bundle("c", "echo x", |_| {});
+        for (path, code) in [
+            ("../outside/0.log", Code::Invalid),
+            ("/tmp/0.log", Code::Invalid),
+            ("a/../../0.log", Code::Invalid),
+            ("link/0.log", Code::Failed),
+            ("file", Code::Failed),
+            ("fifo", Code::Failed),
+        ] {
+            let mut create = bundle.create();
+            create.log_path = path.into();
+            let refused = client.call(Call::Create(create)).expect_err(path);
+            assert_eq!(refused.code(), code, "{path}: {}", refused.message);
+            assert_eq!(
+                fs::read_dir(&outside).expect("outside").count(),
+                0,
+                "{path}"
+            );
+        }
+        assert_eq!(client.subscribe(), []);
+        assert_eq!(bundle.extra_files(), [] as [String; 0]);
+    });
+}
+
+#[test]
+fn a_log_that_exists_is_appended_to() {
+    with_shims(|shim, client| {
+        for text in ["first", "second"] {
+            let bundle = shim.bundle("c", &format!("echo {text}"), |_| {});
+            client.run(&bundle);
+            fs::remove_dir_all(&bundle.path).expect("remove the bundle");
+        }
+        let log = shim.dir().join("logs").join(format!("{}c", shim.marker())).join("0.log");
+        let text: Vec<u8> = records(&log).into_iter().flat_map(|record| record.text()).collect();
+        assert_eq!(text, b"first\nsecond\n");
+    });
+}
+
+#[test]
+fn no_log_is_asked_for() {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle("c", "head -c 1000000 /dev/zero", |_| {});
+        let mut create = bundle.create();
+        create.log_path.clear();
+        client.create(create);
+        client.start(&bundle.id);
+        assert_eq!(client.exit(&bundle.id).code, 0);
+        client.delete(&bundle.id).expect("delete");
+        assert!(!shim.dir().join("logs").exists());
+    });
+}
+
+/// A full disk: the container goes on, what is lost is counted, and the log never holds half a record.
+#[test]
+fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
+    with_shims(|shim, client| {
+        let logs = shim.dir().join("logs");
+        fs::create_dir(&logs).expect("mkdir");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+            .arg(&logs)
+            .status();
+        assert!(
+            mounted.is_ok_and(|status| status.success()),
+            "mount a small tmpfs"
+        );
+        let script =
+            "i=0; while [ $i -lt 4000 ]; do echo a line of some length, number $i; i=$((i+1)); done
+            echo full >&2; while [ ! -e /go ]; do sleep 0.05; done; echo again";
+        let bundle = shim.bundle("c", script, |_| {});
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        eventually("the disk is full", || {
+            shim.log().contains("output is dropped").then_some(())
+        });
+        // All that was read before is dropped; then there is room again.
+        std::thread::sleep(Duration::from_millis(500));
+        let before = bundle.output("stdout");
+        fs::write(bundle.log_path(), "").expect("truncate");
+        fs::write(bundle.path.join("rootfs/go"), "").expect("go");
+        assert_eq!(
+            client.exit(&bundle.id).code,
+            0,
+            "the container was not held up"
+        );
+        let after = bundle.records();
+        client.delete(&bundle.id).expect("delete");
+        assert!(
+            Command::new("umount")
+                .arg(&logs)
+                .status()
+                .is_ok_and(|status| status.success())
+        );
+        assert!(before.starts_with(b"a line of some length, number 0\n"));
+        let text = String::from_utf8(after[0].content.clone()).expect("text");
+        assert!(text.contains("bytes of output lost"), "{text}");
+        assert_eq!(after[1].content, b"again");
+        let log = shim.log();
+        assert!(log.contains("works again"), "{log}");
+        fs::write(shim.dir().join("shim.log"), "").expect("these complaints were wanted");
+    });
+}
