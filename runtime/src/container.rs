@@ -90,7 +90,9 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     state.pid = child.pid;
     state.start_time = state::process_start(child.pid).context("init has ended")?;
     serve(&child, bundle, &state)?;
-    process::set_rlimits(bundle.process()?, child.pid)?;
+    if process::sets_limits_from_outside()? {
+        process::set_rlimits(bundle.process()?, Some(child.pid))?;
+    }
     directory.write(&state)?;
     if let Some(path) = &request.pid_file {
         state::write_pid_file(path, child.pid)?;

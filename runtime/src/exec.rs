@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::Cgroup;
 use crate::console::Terminal;
 use crate::error::Error;
-use crate::init::{become_program_user, become_root, close_others, execute, join_keyring};
+use crate::init::{become_program_user, become_root, execute, join_keyring};
 use crate::process::Program;
 use crate::rootfs::resolve::Root;
 use crate::spawn::{self, Child, Plan, Start};
@@ -87,7 +87,9 @@ impl Exec {
         let Some(FromChild::Ready) = child.receive()? else {
             bail!("the process ended before its program ran")
         };
-        process::set_rlimits(&self.process, child.pid)?;
+        if process::sets_limits_from_outside()? {
+            process::set_rlimits(&self.process, Some(child.pid))?;
+        }
         if let Some(path) = &self.pid_file {
             state::write_pid_file(path, child.pid)?;
         }
@@ -112,9 +114,9 @@ impl Exec {
             .as_ref()
             .map(|socket| self.open_terminal(socket))
             .transpose()?;
-        become_program_user(&self.process, terminal, user_namespace)?;
+        let keep = [start.channel.descriptor()];
+        become_program_user(&self.process, terminal, user_namespace, self.preserve_fds, &keep)?;
         let program = Program::prepare(&self.process)?;
-        close_others(self.preserve_fds, &[start.channel.descriptor()])?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
         execute(&program)

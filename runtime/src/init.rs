@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, ensure};
 use corten_proto::id::ContainerId;
@@ -79,15 +79,10 @@ impl Init<'_> {
             .filter_map(|linux| linux.sysctl().as_ref())
             .flatten();
         process::set_sysctls(proc.as_fd(), sysctls)?;
-        become_program_user(process, terminal, self.namespaces.user())?;
-        let program = Program::prepare(process)?;
         // Nothing of the runtime's stays open while init waits, perhaps for long.
-        let keep = [
-            start.channel.descriptor(),
-            self.fifo.as_raw_fd(),
-            proc.as_raw_fd(),
-        ];
-        close_others(self.preserve_fds, &keep)?;
+        let keep = [start.channel.descriptor(), self.fifo.as_raw_fd(), proc.as_raw_fd()];
+        become_program_user(process, terminal, self.namespaces.user(), self.preserve_fds, &keep)?;
+        let program = Program::prepare(process)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
         // From here on the parent is gone; whoever opens the fifo for reading hears of a failure.
@@ -234,23 +229,32 @@ fn own_procfs() -> Result<OwnedFd> {
     Ok(proc)
 }
 
-/// Standard streams, directory, and identity of the program.
+/// Standard streams, directory, descriptors, limits and identity of the program. `keep` is what the runtime itself still
+/// needs open.
 pub(crate) fn become_program_user(
     process: &Process,
     terminal: Option<Terminal>,
     user_namespace: bool,
+    preserve_fds: i32,
+    keep: &[RawFd],
 ) -> Result<()> {
     terminal.map_or(Ok(()), Terminal::take)?;
     process::own_stdio(process.user().uid())?;
     // As root first: the user may not be able to search the way there. As the user where root cannot (NFS).
     let entered = process::enter(process.cwd());
+    // Before the limits: with few descriptors allowed, the numbers below the limit have to be free.
+    close_others(preserve_fds, keep)?;
+    // Before the identity, with which goes the right to raise any.
+    if !process::sets_limits_from_outside()? {
+        process::set_rlimits(process, None)?;
+    }
     process::become_user(process, user_namespace)?;
     entered.or_else(|_| process::enter(process.cwd()))
 }
 
 /// Closes every descriptor the program does not get, but for `keep` and the log, which execve closes.
-pub(crate) fn close_others(preserve_fds: i32, keep: &[i32]) -> Result<()> {
-    let keep: Vec<i32> = keep.iter().copied().chain(log::descriptor()).collect();
+fn close_others(preserve_fds: i32, keep: &[RawFd]) -> Result<()> {
+    let keep: Vec<RawFd> = keep.iter().copied().chain(log::descriptor()).collect();
     sys::fd::close_from_except(3 + preserve_fds, &keep).context("close_range")
 }
 

@@ -17,6 +17,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
+use rustix::thread::CapabilitySet;
 
 use crate::capabilities::{self, Capabilities};
 use crate::log;
@@ -224,39 +225,40 @@ pub fn reset_signals() -> Result<()> {
         .context("sigprocmask")
 }
 
-/// Sets the resource limits of a process from outside. A limit that may not be raised that far (no CAP_SYS_RESOURCE)
-/// is raised as far as it goes.
-pub fn set_rlimits(process: &Process, pid: i32) -> Result<()> {
+/// This process may raise any limit of any process, and does so for the container's from outside: in a user namespace
+/// that one could not do it itself. Without the capability each process can set its own limits only.
+pub fn sets_limits_from_outside() -> Result<bool> {
+    Ok(capabilities::grantable(false)?.contains(CapabilitySet::SYS_RESOURCE))
+}
+
+/// Sets the resource limits of `pid`, or of this process. A limit that may not be raised that far is raised as far as
+/// it goes.
+pub fn set_rlimits(process: &Process, pid: Option<i32>) -> Result<()> {
     for limit in process.rlimits().iter().flatten() {
-        set_rlimit(limit, pid).with_context(|| format!("prlimit({pid}, {})", limit.typ()))?;
+        let target = pid.and_then(Pid::from_raw);
+        set_rlimit(limit, target).with_context(|| format!("prlimit({pid:?}, {})", limit.typ()))?;
     }
     Ok(())
 }
 
-fn set_rlimit(limit: &PosixRlimit, pid: i32) -> Result<()> {
+fn set_rlimit(limit: &PosixRlimit, target: Option<Pid>) -> Result<()> {
     let resource = resource(limit.typ())?;
-    let target = Pid::from_raw(pid);
     // The largest value means no limit, there and here.
     let bound = |value: u64| (value != u64::MAX).then_some(value);
     let (soft, hard) = (limit.soft(), limit.hard());
-    let wanted = Rlimit {
-        current: bound(soft),
-        maximum: bound(hard),
-    };
-    let before = match rustix::process::prlimit(target, resource, wanted) {
-        Err(Errno::PERM) => rustix::process::getrlimit(resource),
+    let wanted = Rlimit { current: bound(soft), maximum: bound(hard) };
+    match rustix::process::prlimit(target, resource, wanted) {
+        Err(Errno::PERM) if target.is_none() => {}
         result => return result.map(drop).map_err(Into::into),
-    };
+    }
+    let before = rustix::process::getrlimit(resource);
     let possible = before.maximum.unwrap_or(u64::MAX).min(hard);
     log::warn(format_args!(
         "process.rlimits: {} {soft}:{hard} is more than may be set without CAP_SYS_RESOURCE: {possible} instead",
         limit.typ()
     ));
-    let clamped = Rlimit {
-        current: bound(soft.min(possible)),
-        maximum: bound(possible),
-    };
-    rustix::process::prlimit(target, resource, clamped)?;
+    let clamped = Rlimit { current: bound(soft.min(possible)), maximum: bound(possible) };
+    rustix::process::setrlimit(resource, clamped)?;
     Ok(())
 }
 
