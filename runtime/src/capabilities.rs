@@ -18,8 +18,9 @@ use anyhow::{Context, Result};
 use oci_spec::runtime::{Capability, LinuxCapabilities};
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
-    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities,
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
+    clear_ambient_capability_set, configure_capability_in_ambient_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities,
 };
 
 /// The five sets a container's process gets.
@@ -39,28 +40,73 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// The sets that the spec asks for, less what cannot be: what `grantable` lacks, effective ones that are not permitted,
-    /// ambient ones that are not both permitted and inheritable. Each capability left out is a warning.
+    /// ambient ones that are not both permitted and inheritable. What is left out is a warning.
     ///
     /// A spec without capabilities gets none, as with runc.
-    pub fn from_spec(spec: Option<&LinuxCapabilities>, grantable: CapabilitySet) -> (Capabilities, Vec<String>) {
+    pub fn from_spec(
+        spec: Option<&LinuxCapabilities>,
+        grantable: CapabilitySet,
+    ) -> (Capabilities, Vec<String>) {
         let mut warnings = Vec::new();
-        let mut set = |name: &str, asked: Option<&Option<HashSet<Capability>>>, limit: CapabilitySet, why: &str| {
-            let asked = asked.and_then(Option::as_ref).map_or(CapabilitySet::empty(), bits);
-            warnings.extend(
-                (asked - limit)
-                    .iter_names()
-                    .map(|(capability, _)| format!("process.capabilities.{name}: CAP_{capability}: {why}: left out")),
-            );
+        let mut set = |name: &str,
+                       asked: Option<&Option<HashSet<Capability>>>,
+                       limit: CapabilitySet,
+                       why: &str| {
+            let asked = asked
+                .and_then(Option::as_ref)
+                .map_or(CapabilitySet::empty(), bits);
+            let missing = asked - limit;
+            if !missing.is_empty() {
+                let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+                let names = names.join(", ");
+                warnings.push(format!(
+                    "process.capabilities.{name}: {names}: {why}: left out"
+                ));
+            }
             asked & limit
         };
         let lacking = "this runtime or this kernel does not have it";
-        let bounding = set("bounding", spec.map(LinuxCapabilities::bounding), grantable, lacking);
-        let permitted = set("permitted", spec.map(LinuxCapabilities::permitted), grantable, lacking);
-        let inheritable = set("inheritable", spec.map(LinuxCapabilities::inheritable), grantable, lacking);
-        let effective = set("effective", spec.map(LinuxCapabilities::effective), permitted, "not permitted");
+        let bounding = set(
+            "bounding",
+            spec.map(LinuxCapabilities::bounding),
+            grantable,
+            lacking,
+        );
+        let permitted = set(
+            "permitted",
+            spec.map(LinuxCapabilities::permitted),
+            grantable,
+            lacking,
+        );
+        let inheritable = set(
+            "inheritable",
+            spec.map(LinuxCapabilities::inheritable),
+            grantable,
+            lacking,
+        );
+        let effective = set(
+            "effective",
+            spec.map(LinuxCapabilities::effective),
+            permitted,
+            "not permitted",
+        );
         let both = permitted & inheritable;
-        let ambient = set("ambient", spec.map(LinuxCapabilities::ambient), both, "not permitted and inheritable");
-        (Capabilities { bounding, effective, permitted, inheritable, ambient }, warnings)
+        let ambient = set(
+            "ambient",
+            spec.map(LinuxCapabilities::ambient),
+            both,
+            "not permitted and inheritable",
+        );
+        (
+            Capabilities {
+                bounding,
+                effective,
+                permitted,
+                inheritable,
+                ambient,
+            },
+            warnings,
+        )
     }
 
     /// Drops from the bounding set what the container is not to have: first, while CAP_SETPCAP is effective.
@@ -76,7 +122,9 @@ impl Capabilities {
                 Ok(()) => {}
                 // The first number this kernel does not know.
                 Err(Errno::INVAL) => break,
-                Err(error) => return Err(error).with_context(|| format!("prctl(PR_CAPBSET_DROP, {number})")),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("prctl(PR_CAPBSET_DROP, {number})"));
+                }
             }
         }
         Ok(())
@@ -97,7 +145,8 @@ impl Capabilities {
         set_capabilities(None, sets).with_context(|| format!("capset({sets:?})"))?;
         // The runtime's own ambient set; what is no longer inheritable has left it by itself.
         if !self.inheritable.is_empty() {
-            clear_ambient_capability_set().context("prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)")?;
+            clear_ambient_capability_set()
+                .context("prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)")?;
         }
         for one in each(self.ambient) {
             configure_capability_in_ambient_set(one, true)
@@ -125,7 +174,9 @@ fn known_to_kernel() -> Result<CapabilitySet> {
         match capability_is_in_bounding_set(nth(number)) {
             Ok(_) => return Ok(CapabilitySet::from_bits_retain((1 << (number + 1)) - 1)),
             Err(Errno::INVAL) => {}
-            Err(error) => return Err(error).with_context(|| format!("prctl(PR_CAPBSET_READ, {number})")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("prctl(PR_CAPBSET_READ, {number})"));
+            }
         }
     }
     Ok(CapabilitySet::empty())
@@ -136,7 +187,9 @@ fn nth(number: u32) -> CapabilitySet {
 }
 
 fn each(set: CapabilitySet) -> impl Iterator<Item = CapabilitySet> {
-    (0..u64::BITS).map(nth).filter(move |&one| set.contains(one))
+    (0..u64::BITS)
+        .map(nth)
+        .filter(move |&one| set.contains(one))
 }
 
 fn bits(capabilities: &HashSet<Capability>) -> CapabilitySet {
@@ -145,7 +198,8 @@ fn bits(capabilities: &HashSet<Capability>) -> CapabilitySet {
 
 fn bit(capability: &Capability) -> CapabilitySet {
     // Display is the kernel's name without CAP_, which is rustix's name for the bit; the test holds them together.
-    CapabilitySet::from_name(&capability.to_string()).expect("both crates name every capability of Linux")
+    CapabilitySet::from_name(&capability.to_string())
+        .expect("both crates name every capability of Linux")
 }
 
 #[cfg(test)]
@@ -162,7 +216,8 @@ mod tests {
     fn every_name_has_its_bit() {
         for number in 0..CAPABILITY_LIMIT {
             let (name, _) = nth(number).iter_names().next().unwrap();
-            let capability: Capability = serde_json::from_value(json!(format!("CAP_{name}"))).unwrap();
+            let capability: Capability =
+                serde_json::from_value(json!(format!("CAP_{name}"))).unwrap();
             assert_eq!(bit(&capability), nth(number), "{name}");
         }
     }
@@ -185,20 +240,36 @@ mod tests {
                 json!({"bounding": same, "permitted": same, "effective": ["CAP_KILL"], "inheritable": same}),
                 chown,
                 [chown, none, chown, chown, none],
-                vec!["bounding: CAP_KILL", "permitted: CAP_KILL", "inheritable: CAP_KILL", "effective: CAP_KILL"],
+                vec![
+                    "bounding: KILL",
+                    "permitted: KILL",
+                    "inheritable: KILL",
+                    "effective: KILL",
+                ],
             ),
             (
                 json!({"permitted": ["CAP_CHOWN"], "inheritable": same, "ambient": same}),
                 all,
                 [none, none, chown, chown | kill, chown],
-                vec!["ambient: CAP_KILL"],
+                vec!["ambient: KILL"],
             ),
         ] {
             let (got, told) = Capabilities::from_spec(Some(&spec(sets.clone())), grantable);
-            let got = [got.bounding, got.effective, got.permitted, got.inheritable, got.ambient];
+            let got = [
+                got.bounding,
+                got.effective,
+                got.permitted,
+                got.inheritable,
+                got.ambient,
+            ];
             assert_eq!(got, expected, "{sets}");
             assert_eq!(told.len(), warnings.len(), "{sets}: {told:?}");
-            assert!(told.iter().zip(&warnings).all(|(told, word)| told.contains(word)), "{sets}: {told:?}");
+            assert!(
+                told.iter()
+                    .zip(&warnings)
+                    .all(|(told, word)| told.contains(word)),
+                "{sets}: {told:?}"
+            );
         }
         assert_eq!(Capabilities::from_spec(None, all).0.permitted, none);
     }

@@ -29,9 +29,15 @@ pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     warnings.extend(version(spec.version())?);
     root(spec, bundle)?;
-    let process = spec.process().as_ref().ok_or_else(|| anyhow!("process: missing"))?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| anyhow!("process: missing"))?;
     warnings.extend(validate_process(process)?);
-    let linux = spec.linux().as_ref().ok_or_else(|| anyhow!("linux: missing"))?;
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or_else(|| anyhow!("linux: missing"))?;
     warnings.extend(linux::linux(linux)?);
     linux::names(spec, linux)?;
     linux::process_ids(process, linux)?;
@@ -39,7 +45,11 @@ pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
         warnings.extend(check_mount(mount, &format!("mounts[{index}]"))?);
     }
     spec.hooks().as_ref().map_or(Ok(()), hooks)?;
-    let annotated = spec.annotations().iter().flatten().all(|(key, _)| !key.is_empty());
+    let annotated = spec
+        .annotations()
+        .iter()
+        .flatten()
+        .all(|(key, _)| !key.is_empty());
     ensure!(annotated, "annotations: \"\": a key must not be empty");
     Ok(warnings)
 }
@@ -54,7 +64,9 @@ fn version(version: &str) -> Result<Option<String>> {
     let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok());
     let (major, minor) = (number().ok_or_else(refuse)?, number().ok_or_else(refuse)?);
     // `1.0.0-rc.1+build`: of a pre-release only the number counts here.
-    let patch = parts.next().and_then(|patch| patch.split(['-', '+']).next()?.parse::<u32>().ok());
+    let patch = parts
+        .next()
+        .and_then(|patch| patch.split(['-', '+']).next()?.parse::<u32>().ok());
     ensure!(major == 1 && patch.is_some(), refuse());
     Ok((minor > LAST_MINOR).then(|| {
         format!("ociVersion: {version}: this runtime knows 1.0 to 1.{LAST_MINOR}; what is newer is ignored")
@@ -62,28 +74,51 @@ fn version(version: &str) -> Result<Option<String>> {
 }
 
 fn root(spec: &Spec, bundle: &Path) -> Result<()> {
-    let root = spec.root().as_ref().ok_or_else(|| anyhow!("root: missing"))?;
+    let root = spec
+        .root()
+        .as_ref()
+        .ok_or_else(|| anyhow!("root: missing"))?;
     let path = root.path();
     ensure!(!path.as_os_str().is_empty(), "root.path: missing");
-    let metadata = std::fs::metadata(bundle.join(path)).with_context(|| format!("root.path: {path:?}"))?;
-    ensure!(metadata.is_dir(), "root.path: {path:?}: must be a directory");
+    let metadata =
+        std::fs::metadata(bundle.join(path)).with_context(|| format!("root.path: {path:?}"))?;
+    ensure!(
+        metadata.is_dir(),
+        "root.path: {path:?}: must be a directory"
+    );
     Ok(())
 }
 
 fn check_mount(mount: &Mount, at: &str) -> Result<Option<String>> {
     let destination = mount.destination();
-    ensure!(!destination.as_os_str().is_empty(), "{at}.destination: missing");
+    ensure!(
+        !destination.as_os_str().is_empty(),
+        "{at}.destination: missing"
+    );
     without_nul(&destination.to_string_lossy(), &format!("{at}.destination"))?;
     let options = mount.options().as_deref().unwrap_or_default();
-    let bind = crate::rootfs::options::Options::parse(options).with_context(|| format!("{at}.options"))?.bind;
+    let bind = crate::rootfs::options::Options::parse(options)
+        .with_context(|| format!("{at}.options"))?
+        .bind;
     let kind = mount.typ().as_deref().unwrap_or_default();
-    ensure!(bind.is_some() || !kind.is_empty(), "{at}.type: missing, and no bind or rbind among {at}.options");
+    ensure!(
+        bind.is_some() || !kind.is_empty(),
+        "{at}.type: missing, and no bind or rbind among {at}.options"
+    );
     if bind.is_some() || kind == "bind" {
-        let source = mount.source().as_ref().is_some_and(|source| !source.as_os_str().is_empty());
+        let source = mount
+            .source()
+            .as_ref()
+            .is_some_and(|source| !source.as_os_str().is_empty());
         ensure!(source, "{at}.source: missing: a bind needs one");
     }
-    let root = destination.components().all(|part| matches!(part, Component::RootDir | Component::CurDir));
-    ensure!(!root, "{at}.destination: {destination:?}: the root is root.path's");
+    let root = destination
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::CurDir));
+    ensure!(
+        !root,
+        "{at}.destination: {destination:?}: the root is root.path's"
+    );
     Ok(destination.is_relative().then(|| {
         format!("{at}.destination: {destination:?}: should be absolute; taken as relative to the container's root")
     }))
@@ -113,7 +148,10 @@ fn check_hook(hook: &Hook, at: &str) -> Result<()> {
     for entry in hook.env().iter().flatten() {
         environment_entry(entry, &format!("{at}.env"))?;
     }
-    hook.timeout().map(crate::hooks::timeout).transpose().with_context(|| at.to_owned())?;
+    hook.timeout()
+        .map(crate::hooks::timeout)
+        .transpose()
+        .with_context(|| at.to_owned())?;
     Ok(())
 }
 
@@ -180,11 +218,19 @@ mod tests {
         all.map_err(|error| format!("{error:#}"))
     }
 
-    /// Every change must be refused in words that begin with the field's path and hold `rule`.
-    pub(super) fn refused(table: &[(&str, Value, &str, &str)]) {
-        for (pointer, value, path, rule) in table {
-            let error = check(&[(pointer, value.clone())]).expect_err(&format!("{pointer} {value}"));
-            assert!(error.starts_with(path) && error.contains(rule), "{pointer} {value}: {error}");
+    /// Rows of `pointer | value | path | rule`: the change must be refused in words that begin with the field's path and
+    /// hold the rule.
+    pub(super) fn refused(table: &str) {
+        for row in table.trim().lines() {
+            let cells: Vec<&str> = row.split(" | ").map(str::trim).collect();
+            let [pointer, value, path, rule] = cells[..] else {
+                panic!("not a row: {row}")
+            };
+            let error = check(&[(pointer, serde_json::from_str(value).unwrap())]).expect_err(row);
+            assert!(
+                error.starts_with(path) && error.contains(rule),
+                "{row}: {error}"
+            );
         }
     }
 
@@ -192,12 +238,24 @@ mod tests {
     fn the_minimal_document() {
         assert_eq!(check(&[]), Ok(vec![]));
         // Unknown properties are for others.
-        assert_eq!(check(&[("/process/invention", json!(1)), ("/org.example", json!({}))]), Ok(vec![]));
+        assert_eq!(
+            check(&[
+                ("/process/invention", json!(1)),
+                ("/org.example", json!({}))
+            ]),
+            Ok(vec![])
+        );
     }
 
     #[test]
     fn versions() {
-        for (text, warns) in [("1.0.0", false), ("1.0.2-dev", false), ("1.3.0", false), ("1.4.0", true), ("1.12.0+x", true)] {
+        for (text, warns) in [
+            ("1.0.0", false),
+            ("1.0.2-dev", false),
+            ("1.3.0", false),
+            ("1.4.0", true),
+            ("1.12.0+x", true),
+        ] {
             let warnings = check(&[("/ociVersion", json!(text))]).unwrap();
             assert_eq!(!warnings.is_empty(), warns, "{text}: {warnings:?}");
         }
@@ -210,58 +268,114 @@ mod tests {
 
     #[test]
     fn top_level_fields_refused() {
-        refused(&[
-            ("/root", Value::Null, "root", "missing"),
-            ("/root/path", json!(""), "root.path", "missing"),
-            ("/root/path", json!("no-such-directory"), "root.path: \"no-such-directory\"", "No such file"),
-            ("/root/path", json!("/proc/version"), "root.path", "must be a directory"),
-            ("/process", Value::Null, "process", "missing"),
-            ("/linux", Value::Null, "linux", "missing"),
-            ("/annotations", json!({"": "x"}), "annotations", "empty"),
-        ]);
+        refused(
+            r#"
+            /root        | null                | root                             | missing
+            /root/path   | ""                  | root.path                        | missing
+            /root/path   | "no-such-directory" | root.path: "no-such-directory"   | No such file
+            /root/path   | "/proc/version"     | root.path: "/proc/version"       | must be a directory
+            /process     | null                | process                          | missing
+            /linux       | null                | linux                            | missing
+            /annotations | {"": "x"}           | annotations                      | empty
+            "#,
+        );
     }
 
     #[test]
     fn mounts() {
         let mounts = |mount: Value| ("/mounts", json!([mount]));
         for (mount, warns) in [
-            (json!({"destination": "/tmp", "type": "tmpfs", "options": ["nosuid", "size=1m"]}), false),
-            (json!({"destination": "/a", "source": "/b", "options": ["rbind", "rro"]}), false),
-            (json!({"destination": "/a", "source": "b", "type": "bind"}), false),
+            (
+                json!({"destination": "/tmp", "type": "tmpfs", "options": ["nosuid", "size=1m"]}),
+                false,
+            ),
+            (
+                json!({"destination": "/a", "source": "/b", "options": ["rbind", "rro"]}),
+                false,
+            ),
+            (
+                json!({"destination": "/a", "source": "b", "type": "bind"}),
+                false,
+            ),
             (json!({"destination": "data", "type": "tmpfs"}), true),
         ] {
             let warnings = check(&[mounts(mount.clone())]).unwrap();
             assert_eq!(!warnings.is_empty(), warns, "{mount}: {warnings:?}");
         }
         for (mount, path, rule) in [
-            (json!({"destination": "", "type": "tmpfs"}), "mounts[0].destination", "missing"),
-            (json!({"destination": "/", "type": "tmpfs"}), "mounts[0].destination", "root.path"),
-            (json!({"destination": "/a\u{0}b", "type": "tmpfs"}), "mounts[0].destination", "NUL"),
+            (
+                json!({"destination": "", "type": "tmpfs"}),
+                "mounts[0].destination",
+                "missing",
+            ),
+            (
+                json!({"destination": "/", "type": "tmpfs"}),
+                "mounts[0].destination",
+                "root.path",
+            ),
+            (
+                json!({"destination": "/a\u{0}b", "type": "tmpfs"}),
+                "mounts[0].destination",
+                "NUL",
+            ),
             (json!({"destination": "/a"}), "mounts[0].type", "missing"),
-            (json!({"destination": "/a", "options": ["bind"]}), "mounts[0].source", "missing"),
-            (json!({"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}), "mounts[0].options", "tmpcopyup"),
-            (json!({"type": "tmpfs"}), "mounts[0]", "missing field `destination`"),
+            (
+                json!({"destination": "/a", "options": ["bind"]}),
+                "mounts[0].source",
+                "missing",
+            ),
+            (
+                json!({"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}),
+                "mounts[0].options",
+                "tmpcopyup",
+            ),
+            (
+                json!({"type": "tmpfs"}),
+                "mounts[0]",
+                "missing field `destination`",
+            ),
         ] {
             let error = check(&[mounts(mount.clone())]).unwrap_err();
-            assert!(error.starts_with(path) && error.contains(rule), "{mount}: {error}");
+            assert!(
+                error.starts_with(path) && error.contains(rule),
+                "{mount}: {error}"
+            );
         }
     }
 
     #[test]
     fn hooks_of_every_kind() {
-        for name in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"] {
-            let hook = |hook: Value| check(&[("/hooks", json!({name: [{"path": "/bin/true"}, hook]}))]);
-            assert_eq!(hook(json!({"path": "/x", "args": ["x"], "env": ["A="], "timeout": 1})), Ok(vec![]));
+        for name in [
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "startContainer",
+            "poststart",
+            "poststop",
+        ] {
+            let hook =
+                |hook: Value| check(&[("/hooks", json!({name: [{"path": "/bin/true"}, hook]}))]);
+            assert_eq!(
+                hook(json!({"path": "/x", "args": ["x"], "env": ["A="], "timeout": 1})),
+                Ok(vec![])
+            );
             for (bad, field, rule) in [
                 (json!({"path": "x"}), ".path", "absolute"),
                 (json!({"path": ""}), ".path", "absolute"),
                 (json!({"path": "/x", "timeout": 0}), "", "greater than zero"),
-                (json!({"path": "/x", "timeout": -5}), "", "greater than zero"),
+                (
+                    json!({"path": "/x", "timeout": -5}),
+                    "",
+                    "greater than zero",
+                ),
                 (json!({"path": "/x", "env": ["A"]}), ".env", "NAME=VALUE"),
                 (json!({"path": "/x", "args": ["a\u{0}"]}), ".args", "NUL"),
             ] {
                 let error = hook(bad.clone()).unwrap_err();
-                assert!(error.starts_with(&format!("hooks.{name}[1]{field}")) && error.contains(rule), "{bad}: {error}");
+                assert!(
+                    error.starts_with(&format!("hooks.{name}[1]{field}")) && error.contains(rule),
+                    "{bad}: {error}"
+                );
             }
         }
     }

@@ -42,13 +42,28 @@ pub(super) struct Policy {
 }
 
 const fn char_device(major: u32, minor: Option<u32>) -> Exception {
-    Exception { kind: Kind::Char, major: Some(major), minor, access: ALL }
+    Exception {
+        kind: Kind::Char,
+        major: Some(major),
+        minor,
+        access: ALL,
+    }
 }
 
 /// What every container may use. Making nodes is allowed for all: a node alone opens nothing.
 const DEFAULT: [Exception; 10] = [
-    Exception { kind: Kind::Char, major: None, minor: None, access: MKNOD },
-    Exception { kind: Kind::Block, major: None, minor: None, access: MKNOD },
+    Exception {
+        kind: Kind::Char,
+        major: None,
+        minor: None,
+        access: MKNOD,
+    },
+    Exception {
+        kind: Kind::Block,
+        major: None,
+        minor: None,
+        access: MKNOD,
+    },
     char_device(1, Some(3)), // null
     char_device(1, Some(5)), // zero
     char_device(1, Some(7)), // full
@@ -62,11 +77,19 @@ const DEFAULT: [Exception; 10] = [
 impl Policy {
     /// The policy of a container, from `linux.resources.devices` and `linux.devices`.
     pub(super) fn new(rules: &[LinuxDeviceCgroup], devices: &[LinuxDevice]) -> Result<Policy> {
-        let mut policy = Policy { default_allow: false, exceptions: Vec::new() };
+        let mut policy = Policy {
+            default_allow: false,
+            exceptions: Vec::new(),
+        };
         for (index, rule) in rules.iter().enumerate() {
             let path = format!("linux.resources.devices[{index}]");
             match parse_rule(rule, &path)? {
-                None => policy = Policy { default_allow: rule.allow(), exceptions: Vec::new() },
+                None => {
+                    policy = Policy {
+                        default_allow: rule.allow(),
+                        exceptions: Vec::new(),
+                    }
+                }
                 Some(exception) => policy.change(rule.allow(), exception, &path)?,
             }
         }
@@ -83,7 +106,16 @@ impl Policy {
             };
             let major = number(Some(device.major()), &format!("{path}.major"))?;
             let minor = number(Some(device.minor()), &format!("{path}.minor"))?;
-            policy.change(true, Exception { kind, major, minor, access: ALL }, &path)?;
+            policy.change(
+                true,
+                Exception {
+                    kind,
+                    major,
+                    minor,
+                    access: ALL,
+                },
+                &path,
+            )?;
         }
         policy.prune();
         Ok(policy)
@@ -97,7 +129,9 @@ impl Policy {
     /// Allows or denies what `rule` names.
     fn change(&mut self, allow: bool, rule: Exception, path: &str) -> Result<()> {
         if allow != self.default_allow {
-            let same = |e: &&mut Exception| (e.kind, e.major, e.minor) == (rule.kind, rule.major, rule.minor);
+            let same = |e: &&mut Exception| {
+                (e.kind, e.major, e.minor) == (rule.kind, rule.major, rule.minor)
+            };
             match self.exceptions.iter_mut().find(same) {
                 Some(exception) => exception.access |= rule.access,
                 None => self.exceptions.push(rule),
@@ -110,7 +144,10 @@ impl Policy {
             if rule.covers(exception) {
                 exception.access &= !common;
             } else if common != 0 && rule.overlaps(exception) {
-                bail!("{path}: a part of \"{}\", which an earlier rule names as a whole: neither kernel interface can say that", exception.line());
+                bail!(
+                    "{path}: a part of \"{}\", which an earlier rule names as a whole: neither kernel interface can say that",
+                    exception.line()
+                );
             }
         }
         self.exceptions.retain(|exception| exception.access != 0);
@@ -121,15 +158,23 @@ impl Policy {
     fn prune(&mut self) {
         let all = self.exceptions.clone();
         self.exceptions.retain(|one| {
-            !all.iter().any(|other| other != one && other.covers(one) && one.access & !other.access == 0)
+            !all.iter()
+                .any(|other| other != one && other.covers(one) && one.access & !other.access == 0)
         });
     }
 
     /// The policy as (file, line) writes of a v1 devices cgroup that has no children.
     pub(super) fn v1_lines(&self) -> (&'static str, &'static str, Vec<String>) {
-        let (default, exceptions) =
-            if self.default_allow { ("devices.allow", "devices.deny") } else { ("devices.deny", "devices.allow") };
-        (default, exceptions, self.exceptions.iter().map(Exception::line).collect())
+        let (default, exceptions) = if self.default_allow {
+            ("devices.allow", "devices.deny")
+        } else {
+            ("devices.deny", "devices.allow")
+        };
+        (
+            default,
+            exceptions,
+            self.exceptions.iter().map(Exception::line).collect(),
+        )
     }
 
     /// The policy as a program of type BPF_PROG_TYPE_CGROUP_DEVICE: the kernel runs it at each use of a device and takes
@@ -184,7 +229,11 @@ impl Exception {
             .filter(|(bit, _)| self.access & bit != 0)
             .map(|(_, letter)| letter)
             .collect();
-        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+        format!(
+            "{kind} {}:{} {access}",
+            number(self.major),
+            number(self.minor)
+        )
     }
 
     /// The instructions that answer for this exception, or fall through to the next.
@@ -206,11 +255,20 @@ impl Exception {
             });
         }
         // The kernel's numbers have 12 and 20 bits, so that the cast keeps them; larger ones match nothing either way.
-        tests.extend(self.major.map(|major| I::skip_unless_equal(MAJOR, major.cast_signed())));
-        tests.extend(self.minor.map(|minor| I::skip_unless_equal(MINOR, minor.cast_signed())));
+        tests.extend(
+            self.major
+                .map(|major| I::skip_unless_equal(MAJOR, major.cast_signed())),
+        );
+        tests.extend(
+            self.minor
+                .map(|minor| I::skip_unless_equal(MINOR, minor.cast_signed())),
+        );
         let length = tests.len() + 2;
-        let mut block: Vec<I> =
-            tests.into_iter().enumerate().map(|(at, test)| test.skipping(length - at - 1)).collect();
+        let mut block: Vec<I> = tests
+            .into_iter()
+            .enumerate()
+            .map(|(at, test)| test.skipping(length - at - 1))
+            .collect();
         block.extend([I::set32(RESULT, i32::from(!default_allow)), I::exit()]);
         block
     }
@@ -224,7 +282,10 @@ fn parse_rule(rule: &LinuxDeviceCgroup, path: &str) -> Result<Option<Exception>>
     let kind = match rule.typ().unwrap_or_default() {
         LinuxDeviceType::A => {
             let everything = major.is_none() && minor.is_none() && (access == ALL || access == 0);
-            ensure!(everything, "{path}: \"{rule}\": a rule of type a is about every device and access");
+            ensure!(
+                everything,
+                "{path}: \"{rule}\": a rule of type a is about every device and access"
+            );
             return Ok(None);
         }
         LinuxDeviceType::B => Kind::Block,
@@ -232,7 +293,12 @@ fn parse_rule(rule: &LinuxDeviceCgroup, path: &str) -> Result<Option<Exception>>
         LinuxDeviceType::P => bail!("{path}.type: \"p\": a fifo is no device"),
     };
     ensure!(access != 0, "{path}.access: \"\": must name r, w or m");
-    Ok(Some(Exception { kind, major, minor, access }))
+    Ok(Some(Exception {
+        kind,
+        major,
+        minor,
+        access,
+    }))
 }
 
 /// A device number; -1, which runc writes for "any", and nothing are `None`.
@@ -272,7 +338,10 @@ mod tests {
         let defaults: Vec<String> = DEFAULT.iter().map(Exception::line).collect();
         let (default, _, lines) = policy.v1_lines();
         let own = lines.into_iter().filter(|line| !defaults.contains(line));
-        std::iter::once(default.to_owned()).chain(own).collect::<Vec<_>>().join(", ")
+        std::iter::once(default.to_owned())
+            .chain(own)
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     #[test]
@@ -280,9 +349,21 @@ mod tests {
         let nothing = json!([]);
         for (rules, devices, lines) in [
             (json!([]), &nothing, "devices.deny"),
-            (json!([{"allow": false, "access": "rwm"}]), &nothing, "devices.deny"),
-            (json!([{"allow": true, "access": "rwm"}]), &nothing, "devices.allow"),
-            (json!([{"allow": true, "type": "a", "major": -1, "minor": -1, "access": "rwm"}]), &nothing, "devices.allow"),
+            (
+                json!([{"allow": false, "access": "rwm"}]),
+                &nothing,
+                "devices.deny",
+            ),
+            (
+                json!([{"allow": true, "access": "rwm"}]),
+                &nothing,
+                "devices.allow",
+            ),
+            (
+                json!([{"allow": true, "type": "a", "major": -1, "minor": -1, "access": "rwm"}]),
+                &nothing,
+                "devices.allow",
+            ),
             (
                 json!([{"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"},
                        {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "m"}]),
@@ -314,30 +395,56 @@ mod tests {
                 "devices.deny, c 10:* rwm, b 8:0 rwm",
             ),
         ] {
-            assert_eq!(own_lines(&policy(&rules, devices).unwrap()), lines, "{rules} {devices}");
+            assert_eq!(
+                own_lines(&policy(&rules, devices).unwrap()),
+                lines,
+                "{rules} {devices}"
+            );
         }
-        assert!(policy(&json!([{"allow": true}]), &nothing).unwrap().allows_all());
+        assert!(
+            policy(&json!([{"allow": true}]), &nothing)
+                .unwrap()
+                .allows_all()
+        );
         assert!(!policy(&nothing, &nothing).unwrap().allows_all());
     }
 
     #[test]
     fn rules_refused() {
         for (rule, word) in [
-            (json!({"allow": true, "type": "a", "access": "r"}), "every device"),
-            (json!({"allow": true, "type": "a", "major": 1, "access": "rwm"}), "every device"),
+            (
+                json!({"allow": true, "type": "a", "access": "r"}),
+                "every device",
+            ),
+            (
+                json!({"allow": true, "type": "a", "major": 1, "access": "rwm"}),
+                "every device",
+            ),
             (json!({"allow": true, "type": "c", "access": ""}), ".access"),
             (json!({"allow": true, "type": "c", "access": "rx"}), "'x'"),
             (json!({"allow": true, "type": "p", "access": "r"}), "fifo"),
-            (json!({"allow": true, "type": "c", "major": -2, "access": "r"}), ".major: -2"),
-            (json!({"allow": true, "type": "c", "minor": 4_294_967_296_i64, "access": "r"}), ".minor"),
+            (
+                json!({"allow": true, "type": "c", "major": -2, "access": "r"}),
+                ".major: -2",
+            ),
+            (
+                json!({"allow": true, "type": "c", "minor": 4_294_967_296_i64, "access": "r"}),
+                ".minor",
+            ),
         ] {
             let error = policy(&json!([rule]), &json!([])).unwrap_err().to_string();
-            assert!(error.starts_with("linux.resources.devices[0]") && error.contains(word), "{rule}: {error}");
+            assert!(
+                error.starts_with("linux.resources.devices[0]") && error.contains(word),
+                "{rule}: {error}"
+            );
         }
         let hole = json!([{"allow": true, "type": "c", "major": 10, "access": "rwm"},
                           {"allow": false, "type": "c", "major": 10, "minor": 1, "access": "w"}]);
         let error = policy(&hole, &json!([])).unwrap_err().to_string();
-        assert!(error.contains("devices[1]") && error.contains("c 10:* rwm"), "{error}");
+        assert!(
+            error.contains("devices[1]") && error.contains("c 10:* rwm"),
+            "{error}"
+        );
     }
 
     /// Runs a program as the kernel would. Enough of the machine for what `program` makes; anything else panics.
@@ -346,11 +453,22 @@ mod tests {
         let mut registers = [0u32; 7];
         let mut at = 0;
         loop {
-            let Instruction { code, offset, immediate, .. } = program[at];
+            let Instruction {
+                code,
+                offset,
+                immediate,
+                ..
+            } = program[at];
             let (to, from) = program[at].registers();
             let value = immediate.cast_unsigned();
             at += 1;
-            let mut skip_if = |condition: bool| at += if condition { usize::try_from(offset).unwrap() } else { 0 };
+            let mut skip_if = |condition: bool| {
+                at += if condition {
+                    usize::try_from(offset).unwrap()
+                } else {
+                    0
+                }
+            };
             match code {
                 0x61 => registers[to] = context[usize::try_from(offset).unwrap() / 4],
                 0xbc => registers[to] = registers[from],
@@ -381,40 +499,55 @@ mod tests {
             &json!([]),
         );
         for (policy, cases) in [
-            (confined.unwrap(), vec![
-                ((C, 1, 3, r | w), true),      // null
-                ((C, 1, 1, r), false),         // mem
-                ((C, 1, 1, m), true),          // its node
-                ((C, 1, 1, m | r), false),     // both at once: no exception has both
-                ((C, 136, 77, r | w), true),   // a terminal
-                ((B, 8, 5, r), true),
-                ((B, 8, 5, r | w), false),
-                ((B, 9, 5, r), false),
-                ((C, 10, 200, r | w), true),
-                ((B, 10, 200, r), false),
-            ]),
-            (open.unwrap(), vec![
-                ((B, 8, 0, r), true),
-                ((B, 8, 0, w), false),
-                ((B, 8, 0, r | w), false),     // any of it is denied
-                ((B, 8, 1, w), true),
-                ((C, 8, 0, w), true),
-            ]),
+            (
+                confined.unwrap(),
+                vec![
+                    ((C, 1, 3, r | w), true),    // null
+                    ((C, 1, 1, r), false),       // mem
+                    ((C, 1, 1, m), true),        // its node
+                    ((C, 1, 1, m | r), false),   // both at once: no exception has both
+                    ((C, 136, 77, r | w), true), // a terminal
+                    ((B, 8, 5, r), true),
+                    ((B, 8, 5, r | w), false),
+                    ((B, 9, 5, r), false),
+                    ((C, 10, 200, r | w), true),
+                    ((B, 10, 200, r), false),
+                ],
+            ),
+            (
+                open.unwrap(),
+                vec![
+                    ((B, 8, 0, r), true),
+                    ((B, 8, 0, w), false),
+                    ((B, 8, 0, r | w), false), // any of it is denied
+                    ((B, 8, 1, w), true),
+                    ((C, 8, 0, w), true),
+                ],
+            ),
         ] {
             let program = policy.program();
             for ((kind, major, minor, access), allowed) in cases {
                 let is = run(&program, kind, major, minor, access);
-                assert_eq!(is, allowed, "{policy:?}: kind {kind} {major}:{minor} access {access}");
+                assert_eq!(
+                    is, allowed,
+                    "{policy:?}: kind {kind} {major}:{minor} access {access}"
+                );
             }
         }
     }
 
     #[test]
     fn the_smallest_programs() {
-        let all = policy(&json!([{"allow": true}]), &json!([])).unwrap().program();
+        let all = policy(&json!([{"allow": true}]), &json!([]))
+            .unwrap()
+            .program();
         assert_eq!(all.len(), 8);
         assert!(run(&all, 1, 8, 0, 7));
-        let nothing = Policy { default_allow: false, exceptions: Vec::new() }.program();
+        let nothing = Policy {
+            default_allow: false,
+            exceptions: Vec::new(),
+        }
+        .program();
         assert!(!run(&nothing, 2, 1, 3, 2));
     }
 }

@@ -42,12 +42,19 @@ impl Directory {
 
     /// Another descriptor of the directory.
     pub(super) fn descriptor(&self) -> Result<OwnedFd> {
-        self.fd.try_clone().with_context(|| format!("duplicate the descriptor of {}", self.path.display()))
+        self.fd
+            .try_clone()
+            .with_context(|| format!("duplicate the descriptor of {}", self.path.display()))
     }
 
     /// The whole of a control file; the bare errno for those who tell one from another.
     pub(super) fn try_read(&self, file: &str) -> Result<String, Errno> {
-        let fd = openat(&self.fd, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let fd = openat(
+            &self.fd,
+            file,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let mut text = Vec::with_capacity(4096);
         while rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut text))? > 0 {
             text.reserve(4096);
@@ -58,26 +65,38 @@ impl Directory {
 
     /// The whole of a control file.
     pub(super) fn read(&self, file: &str) -> Result<String> {
-        self.try_read(file).with_context(|| format!("read {}/{file}", self.path.display()))
+        self.try_read(file)
+            .with_context(|| format!("read {}/{file}", self.path.display()))
     }
 
     /// Writes a control file in one call, as the kernel parses it; the bare errno for those who tell one from another.
     pub(super) fn try_write(&self, file: &str, value: &str) -> Result<(), Errno> {
-        let fd = openat(&self.fd, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let fd = openat(
+            &self.fd,
+            file,
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         rustix::io::retry_on_intr(|| rustix::io::write(&fd, value.as_bytes()))?;
         Ok(())
     }
 
     /// Writes a control file in one call.
     pub(super) fn write(&self, file: &str, value: &str) -> Result<()> {
-        self.try_write(file, value).with_context(|| format!("write {value:?} to {}/{file}", self.path.display()))
+        self.try_write(file, value)
+            .with_context(|| format!("write {value:?} to {}/{file}", self.path.display()))
     }
 
     /// Writes lines to a control file that takes one line per call.
     pub(super) fn write_lines(&self, file: &str, lines: &[String]) -> Result<()> {
         let path = || format!("{}/{file}", self.path.display());
-        let fd = openat(&self.fd, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| format!("open {}", path()))?;
+        let fd = openat(
+            &self.fd,
+            file,
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .with_context(|| format!("open {}", path()))?;
         for line in lines {
             rustix::io::retry_on_intr(|| rustix::io::write(&fd, line.as_bytes()))
                 .with_context(|| format!("write {line:?} to {}", path()))?;
@@ -88,11 +107,14 @@ impl Directory {
     /// The cgroups directly below this one. One that goes meanwhile is left out.
     pub(super) fn children(&self) -> Result<Vec<Directory>> {
         // A directory's link count is two and one for each directory in it: mostly there is none, and no need to look.
-        let links = fstat(&self.fd).with_context(|| format!("fstat {}", self.path.display()))?.st_nlink;
+        let links = fstat(&self.fd)
+            .with_context(|| format!("fstat {}", self.path.display()))?
+            .st_nlink;
         if links <= 2 {
             return Ok(Vec::new());
         }
-        let entries = Dir::read_from(&self.fd).with_context(|| format!("list {}", self.path.display()))?;
+        let entries =
+            Dir::read_from(&self.fd).with_context(|| format!("list {}", self.path.display()))?;
         let mut children = Vec::new();
         for entry in entries {
             let entry = entry.with_context(|| format!("list {}", self.path.display()))?;
@@ -117,10 +139,17 @@ impl Directory {
             Ok(text) => text,
             // Removed since it was opened; and a threaded v2 cgroup lists its processes in its domain's root.
             Err(Errno::NODEV | Errno::NOENT | Errno::OPNOTSUPP) => String::new(),
-            Err(error) => return Err(error).with_context(|| format!("read {}/cgroup.procs", self.path.display())),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("read {}/cgroup.procs", self.path.display()));
+            }
         };
         // 0 stands for a process that our pid namespace does not show.
-        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
+        pids.extend(
+            text.lines()
+                .filter_map(|line| line.parse::<i32>().ok())
+                .filter(|&pid| pid > 0),
+        );
         for child in self.children()? {
             child.collect_processes(pids)?;
         }

@@ -33,8 +33,13 @@ const V1: Freezer = Freezer {
 };
 
 /// v2: of every cgroup, Linux 5.2.
-const V2: Freezer =
-    Freezer { file: "cgroup.freeze", freeze: "1", thaw: "0", state_file: "cgroup.events", frozen: "frozen 1" };
+const V2: Freezer = Freezer {
+    file: "cgroup.freeze",
+    freeze: "1",
+    thaw: "0",
+    state_file: "cgroup.events",
+    frozen: "frozen 1",
+};
 
 impl Cgroup {
     /// Stops every process until [`Cgroup::thaw`]. If they do not stop in time they run on, and it is an error.
@@ -47,12 +52,19 @@ impl Cgroup {
         loop {
             // Again each time: on v1 a process that forked while freezing is caught by another write.
             directory.write(freezer.file, freezer.freeze)?;
-            if directory.read(freezer.state_file)?.lines().any(|line| line == freezer.frozen) {
+            if directory
+                .read(freezer.state_file)?
+                .lines()
+                .any(|line| line == freezer.frozen)
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 self.thaw()?;
-                bail!("freeze {}: not frozen after {FREEZE_TIMEOUT:?}", directory.path.display());
+                bail!(
+                    "freeze {}: not frozen after {FREEZE_TIMEOUT:?}",
+                    directory.path.display()
+                );
             }
             sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -69,13 +81,19 @@ impl Cgroup {
 
     /// Sends a signal to every process in the container's cgroup and below it. None there is fine.
     pub fn kill(&self, signal: i32) -> Result<()> {
-        let Some(directory) = self.signal_directory()? else { return Ok(()) };
+        let Some(directory) = self.signal_directory()? else {
+            return Ok(());
+        };
         if signal == libc::SIGKILL && self.is_v2() {
             match directory.try_write("cgroup.kill", "1") {
                 Ok(()) | Err(Errno::NODEV) => return Ok(()),
                 // Before Linux 5.14; the kernel says EOPNOTSUPP for a threaded cgroup.
                 Err(Errno::NOENT | Errno::OPNOTSUPP) => {}
-                Err(error) => return Err(error).with_context(|| format!("write 1 to {}/cgroup.kill", directory.path.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| {
+                        format!("write 1 to {}/cgroup.kill", directory.path.display())
+                    });
+                }
             }
         }
         if directory.processes()?.is_empty() {
@@ -83,22 +101,32 @@ impl Cgroup {
         }
         // Held while they are counted: one that forks would else leave a child behind the list.
         let held = Held::hold(self);
-        let sent = directory.processes().and_then(|pids| signal_each(&pids, signal));
+        let sent = directory
+            .processes()
+            .and_then(|pids| signal_each(&pids, signal));
         held.release()?;
         sent
     }
 
     /// The directory and files to freeze by; none where the cgroup is gone or no freezer is mounted.
     fn freezer(&self) -> Result<Option<(&Directory, Freezer)>> {
-        let (controller, freezer) = if self.is_v2() { ("", V2) } else { ("freezer", V1) };
-        Ok(self.controller(controller)?.map(|directory| (directory, freezer)))
+        let (controller, freezer) = if self.is_v2() {
+            ("", V2)
+        } else {
+            ("freezer", V1)
+        };
+        Ok(self
+            .controller(controller)?
+            .map(|directory| (directory, freezer)))
     }
 }
 
 /// Sends a signal to each of these processes; one that is gone is fine.
 pub(super) fn signal_each(pids: &[i32], signal: i32) -> Result<()> {
     for &pid in pids {
-        let Some(raw) = Pid::from_raw(pid) else { continue };
+        let Some(raw) = Pid::from_raw(pid) else {
+            continue;
+        };
         match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(process) => crate::signal::send(process, signal).map(drop)?,
             Err(Errno::SRCH) => {}

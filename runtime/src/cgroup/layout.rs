@@ -94,22 +94,34 @@ fn parse_memberships(text: &str) -> impl Iterator<Item = (&str, &str)> {
 
 /// Puts together what the two files say; reads `mountinfo` no further than it must.
 fn detect(memberships: &str, mountinfo: impl BufRead) -> Result<Layout> {
-    let mut wanted: Vec<&str> = parse_memberships(memberships).map(|(name, _)| name).collect();
+    let mut wanted: Vec<&str> = parse_memberships(memberships)
+        .map(|(name, _)| name)
+        .collect();
     // A named hierarchy has no controllers: with nothing but those beside it, v2 has them all.
-    let v1 = wanted.iter().any(|name| !name.is_empty() && !name.starts_with("name="));
+    let v1 = wanted
+        .iter()
+        .any(|name| !name.is_empty() && !name.starts_with("name="));
     wanted.retain(|name| name.is_empty() != v1);
     let mut found = Vec::new();
     let mut lines = mountinfo.lines();
     while !wanted.is_empty() {
         let Some(line) = lines.next() else { break };
         let line = line.context("read /proc/self/mountinfo")?;
-        let Some(mount) = parse_mount(&line) else { continue };
+        let Some(mount) = parse_mount(&line) else {
+            continue;
+        };
         if mount.v2 == v1 {
             continue;
         }
-        let Some(at) = wanted.iter().position(|name| mount.holds(name)) else { continue };
+        let Some(at) = wanted.iter().position(|name| mount.holds(name)) else {
+            continue;
+        };
         let name = wanted.swap_remove(at).to_owned();
-        found.push(Hierarchy { name, mount_point: mount.point, root: mount.root });
+        found.push(Hierarchy {
+            name,
+            mount_point: mount.point,
+            root: mount.root,
+        });
     }
     match (v1, found.pop()) {
         (false, Some(one)) => Ok(Layout::V2(one)),
@@ -134,7 +146,10 @@ impl CgroupMount<'_> {
     /// Whether this is the hierarchy called `name`. Its controllers stand among the filesystem's options, maybe in
     /// another order.
     fn holds(&self, name: &str) -> bool {
-        self.v2 || name.split(',').all(|part| has_controller(self.super_options, part))
+        self.v2
+            || name
+                .split(',')
+                .all(|part| has_controller(self.super_options, part))
     }
 }
 
@@ -149,7 +164,12 @@ fn parse_mount(line: &str) -> Option<CgroupMount<'_>> {
     };
     let super_options = filesystem.nth(1)?;
     let mut fields = mount.split(' ').skip(3).map(unescape);
-    Some(CgroupMount { v2, root: fields.next()?, point: fields.next()?, super_options })
+    Some(CgroupMount {
+        v2,
+        root: fields.next()?,
+        point: fields.next()?,
+        super_options,
+    })
 }
 
 /// Undoes mountinfo's escapes: space, tab, line feed and backslash stand as `\` and three octal digits.
@@ -158,7 +178,9 @@ fn unescape(field: &str) -> PathBuf {
     let mut rest = field;
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
-        let code = rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let code = rest
+            .get(at + 1..at + 4)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         // The kernel escapes these four alone, all of them ASCII.
         out.push(code.map_or('\\', char::from));
         rest = &rest[at + if code.is_some() { 4 } else { 1 }..];
@@ -172,7 +194,11 @@ mod tests {
     use super::*;
 
     fn hierarchy(name: &str, mount_point: &str, root: &str) -> Hierarchy {
-        Hierarchy { name: name.into(), mount_point: mount_point.into(), root: root.into() }
+        Hierarchy {
+            name: name.into(),
+            mount_point: mount_point.into(),
+            root: root.into(),
+        }
     }
 
     const HYBRID_MOUNTS: &str = "\
@@ -215,9 +241,19 @@ mod tests {
                 Layout::V2(hierarchy("", "/sys/fs/c g", "/docker/x")),
             ),
         ] {
-            assert_eq!(detect(memberships, mountinfo.as_bytes()).unwrap(), layout, "{what}");
+            assert_eq!(
+                detect(memberships, mountinfo.as_bytes()).unwrap(),
+                layout,
+                "{what}"
+            );
         }
-        assert!(detect("0::/\n", "21 1 254:0 / / rw - ext4 /dev/vda rw\n".as_bytes()).is_err());
+        assert!(
+            detect(
+                "0::/\n",
+                "21 1 254:0 / / rw - ext4 /dev/vda rw\n".as_bytes()
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -245,7 +281,10 @@ mod tests {
     #[test]
     fn directories_of_memberships() {
         let part = hierarchy("memory", "/m", "/docker/x");
-        assert_eq!(part.directory(Path::new("/docker/x/y")), Some("/m/y".into()));
+        assert_eq!(
+            part.directory(Path::new("/docker/x/y")),
+            Some("/m/y".into())
+        );
         assert_eq!(part.directory(Path::new("/docker/xy")), None);
         let whole = hierarchy("memory", "/m", "/");
         assert_eq!(whole.directory(Path::new("/a:b")), Some("/m/a:b".into()));
@@ -254,7 +293,13 @@ mod tests {
 
     #[test]
     fn mountinfo_escapes() {
-        for (field, path) in [("/a", "/a"), ("/a\\040b\\134", "/a b\\"), ("\\", "\\"), ("\\9x", "\\9x"), ("\\04", "\\04")] {
+        for (field, path) in [
+            ("/a", "/a"),
+            ("/a\\040b\\134", "/a b\\"),
+            ("\\", "\\"),
+            ("\\9x", "\\9x"),
+            ("\\04", "\\04"),
+        ] {
             assert_eq!(unescape(field), Path::new(path), "{field}");
         }
     }

@@ -55,7 +55,10 @@ impl CgroupPaths {
             CgroupPaths::V1(paths) => (Some(paths), None),
             CgroupPaths::V2(path) => (None, Some(path)),
         };
-        let v1 = v1.into_iter().flatten().map(|(name, path)| (name.as_str(), path.as_path()));
+        let v1 = v1
+            .into_iter()
+            .flatten()
+            .map(|(name, path)| (name.as_str(), path.as_path()));
         v1.chain(v2.map(|path| ("", path.as_path())))
     }
 }
@@ -77,19 +80,39 @@ pub fn check(linux: &Linux) -> Result<()> {
     let v2 = matches!(layout, Layout::V2(_));
     for write in writes(linux, v2)?.iter().filter(|write| !write.optional) {
         let known = available.iter().any(|name| *name == write.controller);
-        ensure!(known, "linux.resources: {} = {}: this machine has no {} cgroup controller", write.file, write.value, write.controller);
+        ensure!(
+            known,
+            "linux.resources: {} = {}: this machine has no {} cgroup controller",
+            write.file,
+            write.value,
+            write.controller
+        );
     }
     let confined = !policy(linux)?.allows_all();
     let can_confine = v2 || available.iter().any(|name| name == "devices");
-    ensure!(can_confine || !confined, "linux.resources.devices: this machine has no devices cgroup controller");
+    ensure!(
+        can_confine || !confined,
+        "linux.resources.devices: this machine has no devices cgroup controller"
+    );
     Ok(())
 }
 
 fn available_controllers(layout: &Layout) -> Result<Vec<String>> {
-    let split = |text: &str, separator: char| text.trim().split(separator).map(str::to_owned).collect::<Vec<_>>();
+    let split = |text: &str, separator: char| {
+        text.trim()
+            .split(separator)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     match layout {
-        Layout::V1(all) => Ok(all.iter().flat_map(|hierarchy| split(&hierarchy.name, ',')).collect()),
-        Layout::V2(one) => Ok(split(&Directory::existing(&one.mount_point)?.read("cgroup.controllers")?, ' ')),
+        Layout::V1(all) => Ok(all
+            .iter()
+            .flat_map(|hierarchy| split(&hierarchy.name, ','))
+            .collect()),
+        Layout::V2(one) => Ok(split(
+            &Directory::existing(&one.mount_point)?.read("cgroup.controllers")?,
+            ' ',
+        )),
     }
 }
 
@@ -102,8 +125,14 @@ fn writes(linux: &Linux, v2: bool) -> Result<Vec<Write>> {
 }
 
 fn policy(linux: &Linux) -> Result<Policy> {
-    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
-    Policy::new(rules.unwrap_or_default(), linux.devices().as_deref().unwrap_or_default())
+    let rules = linux
+        .resources()
+        .as_ref()
+        .and_then(|resources| resources.devices().as_deref());
+    Policy::new(
+        rules.unwrap_or_default(),
+        linux.devices().as_deref().unwrap_or_default(),
+    )
 }
 
 impl Cgroup {
@@ -111,16 +140,21 @@ impl Cgroup {
     pub fn plan(path: Option<&Path>, id: &ContainerId) -> Result<Cgroup> {
         let below = place::location(path, id)?;
         Ok(Cgroup::open(match layout()? {
-            Layout::V1(all) => {
-                CgroupPaths::V1(all.iter().map(|h| (h.name.clone(), h.mount_point.join(&below))).collect())
-            }
+            Layout::V1(all) => CgroupPaths::V1(
+                all.iter()
+                    .map(|h| (h.name.clone(), h.mount_point.join(&below)))
+                    .collect(),
+            ),
             Layout::V2(one) => CgroupPaths::V2(one.mount_point.join(&below)),
         }))
     }
 
     /// The cgroups at `paths`, from a saved state. They need not exist any more.
     pub fn open(paths: CgroupPaths) -> Cgroup {
-        Cgroup { paths, open: OnceLock::new() }
+        Cgroup {
+            paths,
+            open: OnceLock::new(),
+        }
     }
 
     /// The cgroups that a process is in, for reading what they say. They may be more than that process's own: never to be
@@ -128,16 +162,20 @@ impl Cgroup {
     pub fn of_process(pid: i32) -> Result<Cgroup> {
         let memberships = layout::memberships(pid)?;
         let directory = |hierarchy: &Hierarchy| {
-            let (_, path) = memberships.iter().find(|(name, _)| *name == hierarchy.name)?;
+            let (_, path) = memberships
+                .iter()
+                .find(|(name, _)| *name == hierarchy.name)?;
             hierarchy.directory(path)
         };
         let paths = match layout()? {
-            Layout::V1(all) => {
-                CgroupPaths::V1(all.iter().filter_map(|h| Some((h.name.clone(), directory(h)?))).collect())
-            }
-            Layout::V2(one) => CgroupPaths::V2(
-                directory(one).ok_or_else(|| anyhow!("the cgroup of process {pid} is outside what is mounted here"))?,
+            Layout::V1(all) => CgroupPaths::V1(
+                all.iter()
+                    .filter_map(|h| Some((h.name.clone(), directory(h)?)))
+                    .collect(),
             ),
+            Layout::V2(one) => CgroupPaths::V2(directory(one).ok_or_else(|| {
+                anyhow!("the cgroup of process {pid} is outside what is mounted here")
+            })?),
         };
         Ok(Cgroup::open(paths))
     }
@@ -183,7 +221,12 @@ impl Cgroup {
     /// Writes one limit; the inner result is the kernel's answer.
     fn write(&self, write: &Write) -> Result<Result<(), Errno>> {
         let Some(directory) = self.controller(&write.controller)? else {
-            ensure!(write.optional, "{}: there is no {} cgroup", describe(write), write.controller);
+            ensure!(
+                write.optional,
+                "{}: there is no {} cgroup",
+                describe(write),
+                write.controller
+            );
             return Ok(Ok(()));
         };
         match directory.try_write(&write.file, &write.value) {
@@ -202,13 +245,19 @@ impl Cgroup {
             if policy.allows_all() {
                 return Ok(());
             }
-            let program = crate::sys::bpf::load_device_program(&policy.program()).context("bpf(BPF_PROG_LOAD, CGROUP_DEVICE)")?;
-            let directory = self.controller("")?.ok_or_else(|| anyhow!("the container has no cgroup"))?;
+            let program = crate::sys::bpf::load_device_program(&policy.program())
+                .context("bpf(BPF_PROG_LOAD, CGROUP_DEVICE)")?;
+            let directory = self
+                .controller("")?
+                .ok_or_else(|| anyhow!("the container has no cgroup"))?;
             return crate::sys::bpf::attach_device_program(directory.as_fd(), program.as_fd())
                 .with_context(|| format!("bpf(BPF_PROG_ATTACH, {})", directory.path.display()));
         }
         let Some(directory) = self.controller("devices")? else {
-            ensure!(policy.allows_all(), "confine devices: there is no devices cgroup");
+            ensure!(
+                policy.allows_all(),
+                "confine devices: there is no devices cgroup"
+            );
             return Ok(());
         };
         let (default, exceptions, lines) = policy.v1_lines();
@@ -222,9 +271,15 @@ impl Cgroup {
     /// does something else.
     pub fn add(&self, pid: i32) -> Result<()> {
         let directories = self.directories()?;
-        ensure!(directories.len() == self.paths.iter().count(), "a cgroup of the container is gone: {:?}", self.paths);
+        ensure!(
+            directories.len() == self.paths.iter().count(),
+            "a cgroup of the container is gone: {:?}",
+            self.paths
+        );
         let pid = pid.to_string();
-        directories.iter().try_for_each(|(_, directory)| directory.write("cgroup.procs", &pid))
+        directories
+            .iter()
+            .try_for_each(|(_, directory)| directory.write("cgroup.procs", &pid))
     }
 
     /// The directory for `CLONE_INTO_CGROUP`, on v2.
@@ -247,12 +302,20 @@ impl Cgroup {
     /// On v2 from memory.events, not memory.events.local: that one misses a victim in a cgroup that the container made
     /// for itself, though the limit it died of was the container's.
     pub fn oom_kills(&self) -> Result<u64> {
-        let Some(directory) = self.controller("memory")? else { return Ok(0) };
-        let file = if self.is_v2() { "memory.events" } else { "memory.oom_control" };
+        let Some(directory) = self.controller("memory")? else {
+            return Ok(0);
+        };
+        let file = if self.is_v2() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         match directory.try_read(file) {
             Ok(text) => Ok(keyed_value(&text, "oom_kill").unwrap_or(0)),
             Err(Errno::NOENT) if self.is_v2() => Ok(0),
-            Err(error) => Err(error).with_context(|| format!("read {}/{file}", directory.path.display())),
+            Err(error) => {
+                Err(error).with_context(|| format!("read {}/{file}", directory.path.display()))
+            }
         }
     }
 
@@ -275,7 +338,11 @@ impl Cgroup {
     /// The directory with this controller's files; on v2 always the same.
     fn controller(&self, controller: &str) -> Result<Option<&Directory>> {
         let has = |hierarchy: &str| self.is_v2() || layout::has_controller(hierarchy, controller);
-        Ok(self.directories()?.iter().find(|(hierarchy, _)| has(hierarchy)).map(|(_, directory)| directory))
+        Ok(self
+            .directories()?
+            .iter()
+            .find(|(hierarchy, _)| has(hierarchy))
+            .map(|(_, directory)| directory))
     }
 
     /// The directory whose processes get signals: on v1 the freezer's, so that they can be held meanwhile, or any.
@@ -291,7 +358,13 @@ fn describe(write: &Write) -> String {
 
 /// The number on the line `KEY NUMBER`.
 fn keyed_value(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 #[cfg(test)]
@@ -300,9 +373,15 @@ mod tests {
 
     #[test]
     fn paths_are_saved_as_they_are() {
-        let v1 = CgroupPaths::V1(BTreeMap::from([("cpu,cpuacct".to_owned(), PathBuf::from("/c/x"))]));
+        let v1 = CgroupPaths::V1(BTreeMap::from([(
+            "cpu,cpuacct".to_owned(),
+            PathBuf::from("/c/x"),
+        )]));
         let v2 = CgroupPaths::V2("/c/x".into());
-        for (paths, json) in [(v1, r#"{"v1":{"cpu,cpuacct":"/c/x"}}"#), (v2, r#"{"v2":"/c/x"}"#)] {
+        for (paths, json) in [
+            (v1, r#"{"v1":{"cpu,cpuacct":"/c/x"}}"#),
+            (v2, r#"{"v2":"/c/x"}"#),
+        ] {
             assert_eq!(serde_json::to_string(&paths).unwrap(), json);
             assert_eq!(serde_json::from_str::<CgroupPaths>(json).unwrap(), paths);
         }

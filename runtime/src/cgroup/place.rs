@@ -9,8 +9,8 @@ use corten_proto::id::ContainerId;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-use super::directory::{self, Directory};
 use super::Cgroup;
+use super::directory::{self, Directory};
 use super::freezer::signal_each;
 
 /// The cgroup that those containers are in whose spec does not say where. It goes with the last of them.
@@ -28,8 +28,15 @@ pub(super) fn location(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf>
 /// What `linux.cgroupsPath` says of it; `None` where it is for us to choose.
 pub(super) fn asked(path: Option<&Path>) -> Result<Option<PathBuf>> {
     // Go programs write an absent path as an empty one.
-    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
-    let colons = path.as_os_str().as_encoded_bytes().iter().filter(|&&byte| byte == b':').count();
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
+        return Ok(None);
+    };
+    let colons = path
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .filter(|&&byte| byte == b':')
+        .count();
     ensure!(
         path.is_absolute() || colons != 2,
         "linux.cgroupsPath: {path:?}: slice:prefix:name needs the systemd cgroup driver, which is not built"
@@ -42,7 +49,10 @@ pub(super) fn asked(path: Option<&Path>) -> Result<Option<PathBuf>> {
             _ => bail!("linux.cgroupsPath: {path:?}: must not hold . or .."),
         }
     }
-    ensure!(!location.as_os_str().is_empty(), "linux.cgroupsPath: {path:?}: the root cgroup is not a container's");
+    ensure!(
+        !location.as_os_str().is_empty(),
+        "linux.cgroupsPath: {path:?}: the root cgroup is not a container's"
+    );
     Ok(Some(location))
 }
 
@@ -57,7 +67,10 @@ pub struct Created<'a> {
 
 impl<'a> Created<'a> {
     pub(super) fn new(cgroup: &'a Cgroup) -> Self {
-        Created { cgroup, made: Vec::new() }
+        Created {
+            cgroup,
+            made: Vec::new(),
+        }
     }
 
     /// The container is to have them.
@@ -71,7 +84,11 @@ impl<'a> Created<'a> {
             return Ok(());
         }
         let processes = Directory::existing(path)?.processes()?;
-        ensure!(processes.is_empty(), "cgroup {} has processes already: {processes:?}", path.display());
+        ensure!(
+            processes.is_empty(),
+            "cgroup {} has processes already: {processes:?}",
+            path.display()
+        );
         Ok(())
     }
 
@@ -86,13 +103,20 @@ impl<'a> Created<'a> {
                 }
                 Err(Errno::EXIST) => return Ok(false),
                 Err(Errno::NOENT) => {
-                    let parent = path.parent().with_context(|| format!("cgroup {} has no parent", path.display()))?;
+                    let parent = path
+                        .parent()
+                        .with_context(|| format!("cgroup {} has no parent", path.display()))?;
                     self.make_all(parent)?;
                 }
-                Err(error) => return Err(error).with_context(|| format!("mkdir {}", path.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("mkdir {}", path.display()));
+                }
             }
         }
-        bail!("mkdir {}: its parent is removed again and again", path.display())
+        bail!(
+            "mkdir {}: its parent is removed again and again",
+            path.display()
+        )
     }
 }
 
@@ -101,7 +125,10 @@ impl Drop for Created<'_> {
         if self.made.is_empty() {
             return;
         }
-        crate::log::best_effort("empty the container's cgroups", self.cgroup.kill(libc::SIGKILL));
+        crate::log::best_effort(
+            "empty the container's cgroups",
+            self.cgroup.kill(libc::SIGKILL),
+        );
         let deadline = Instant::now() + REMOVAL_TIMEOUT;
         for path in self.made.iter().rev() {
             // A parent that somebody else uses by now stays.
@@ -122,7 +149,9 @@ pub(super) fn inherit_cpuset(path: &Path) -> Result<()> {
         if !directory.read(file)?.trim().is_empty() {
             continue;
         }
-        let parent = path.parent().with_context(|| format!("{}/{file} is empty", path.display()))?;
+        let parent = path
+            .parent()
+            .with_context(|| format!("{}/{file} is empty", path.display()))?;
         // A parent that somebody made with mkdir alone has none either.
         inherit_cpuset(parent)?;
         let value = Directory::existing(parent)?.read(file)?;
@@ -141,12 +170,18 @@ pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> 
     let listed = |text: &str, name: &str| text.split_ascii_whitespace().any(|word| word == name);
     let has = Directory::existing(path)?.read("cgroup.controllers")?;
     let offered = Directory::existing(mount_point)?.read("cgroup.controllers")?;
-    let missing: Vec<&str> =
-        V2_CONTROLLERS.into_iter().filter(|name| listed(&offered, name) && !listed(&has, name)).collect();
+    let missing: Vec<&str> = V2_CONTROLLERS
+        .into_iter()
+        .filter(|name| listed(&offered, name) && !listed(&has, name))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let mut above: Vec<&Path> = path.ancestors().skip(1).take_while(|dir| dir.starts_with(mount_point)).collect();
+    let mut above: Vec<&Path> = path
+        .ancestors()
+        .skip(1)
+        .take_while(|dir| dir.starts_with(mount_point))
+        .collect();
     above.reverse();
     for parent in above {
         let directory = Directory::existing(parent)?;
@@ -156,7 +191,12 @@ pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> 
             match directory.try_write("cgroup.subtree_control", &format!("+{name}")) {
                 Ok(()) | Err(Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP) => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("enable {name} in {}/cgroup.subtree_control", parent.display()));
+                    return Err(error).with_context(|| {
+                        format!(
+                            "enable {name} in {}/cgroup.subtree_control",
+                            parent.display()
+                        )
+                    });
                 }
             }
         }
@@ -168,12 +208,18 @@ impl Cgroup {
     /// Kills what is left in the container's cgroups and removes them, with those the container made below. What is gone
     /// already is fine.
     pub fn delete(&self) -> Result<()> {
-        let busy: Vec<&Path> =
-            self.paths.iter().map(|(_, path)| path).filter(|path| directory::remove(path).is_err()).collect();
+        let busy: Vec<&Path> = self
+            .paths
+            .iter()
+            .map(|(_, path)| path)
+            .filter(|path| directory::remove(path).is_err())
+            .collect();
         if !busy.is_empty() {
-            self.kill(libc::SIGKILL).context("empty the container's cgroups")?;
+            self.kill(libc::SIGKILL)
+                .context("empty the container's cgroups")?;
             let deadline = Instant::now() + REMOVAL_TIMEOUT;
-            busy.into_iter().try_for_each(|path| remove_tree_by(path, deadline))?;
+            busy.into_iter()
+                .try_for_each(|path| remove_tree_by(path, deadline))?;
         }
         self.remove_own_parent();
         Ok(())
@@ -182,7 +228,9 @@ impl Cgroup {
     /// Removes /corten if this was the last container in it.
     fn remove_own_parent(&self) {
         for (_, path) in self.paths.iter() {
-            let parent = path.parent().filter(|parent| parent.file_name().is_some_and(|name| name == OWN_PARENT));
+            let parent = path
+                .parent()
+                .filter(|parent| parent.file_name().is_some_and(|name| name == OWN_PARENT));
             if let Some(parent) = parent
                 && directory::remove(parent).is_err()
             {
@@ -202,7 +250,8 @@ fn remove_tree_by(path: &Path, deadline: Instant) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let left = Directory::open(path)?.map_or(Ok(Vec::new()), |directory| directory.processes())?;
+        let left =
+            Directory::open(path)?.map_or(Ok(Vec::new()), |directory| directory.processes())?;
         ensure!(
             Instant::now() < deadline,
             "remove cgroup {}: {error:#} after {REMOVAL_TIMEOUT:?}; processes in it: {left:?}",
@@ -216,8 +265,12 @@ fn remove_tree_by(path: &Path, deadline: Instant) -> Result<()> {
 
 /// One attempt, from the leaves up.
 fn remove_tree(path: &Path) -> Result<()> {
-    let Err(error) = directory::remove(path) else { return Ok(()) };
-    let Some(directory) = Directory::open(path)? else { return Ok(()) };
+    let Err(error) = directory::remove(path) else {
+        return Ok(());
+    };
+    let Some(directory) = Directory::open(path)? else {
+        return Ok(());
+    };
     for child in directory.children()? {
         // The container may have frozen a v1 cgroup of its own; a frozen process does not die of SIGKILL there.
         let _not_a_freezer = child.try_write("freezer.state", "THAWED");
@@ -250,7 +303,10 @@ mod tests {
                 Ok(expected) => assert_eq!(result.unwrap(), Path::new(expected), "{path:?}"),
                 Err(word) => {
                     let error = result.unwrap_err().to_string();
-                    assert!(error.starts_with("linux.cgroupsPath: ") && error.contains(word), "{path:?}: {error}");
+                    assert!(
+                        error.starts_with("linux.cgroupsPath: ") && error.contains(word),
+                        "{path:?}: {error}"
+                    );
                 }
             }
         }

@@ -38,7 +38,10 @@ const UNSUPPORTED: [(&str, &str); 29] = [
     ("linux.resources.blockIO", "block IO limits"),
     ("linux.resources.network", "network priorities"),
     ("linux.resources.rdma", "RDMA limits"),
-    ("linux.resources.memory.kernel", "kernel memory limits, which Linux has not had since 5.16"),
+    (
+        "linux.resources.memory.kernel",
+        "kernel memory limits, which Linux has not had since 5.16",
+    ),
     ("solaris", "Solaris"),
     ("windows", "Windows"),
     ("freebsd", "FreeBSD"),
@@ -65,11 +68,17 @@ pub fn parse_process(json: &[u8]) -> Result<Parsed<Process>> {
 
 /// `at` is the path of the document's root within a specification.
 fn parse<T: DeserializeOwned>(json: &[u8], at: &str) -> Result<Parsed<T>> {
-    let mut document: Value = serde_json::from_slice(json).map_err(|error| anyhow!("not valid JSON: {error}"))?;
+    let mut document: Value =
+        serde_json::from_slice(json).map_err(|error| anyhow!("not valid JSON: {error}"))?;
     // The types would take an array for the fields in their order.
-    ensure!(document.is_object(), "document: {document}: must be an object");
+    ensure!(
+        document.is_object(),
+        "document: {document}: must be an object"
+    );
     for (path, what) in UNSUPPORTED {
-        let Some(path) = below(path, at) else { continue };
+        let Some(path) = below(path, at) else {
+            continue;
+        };
         if let Some((place, value)) = find(&document, path, at) {
             bail!("{place}: {value}: {what}: not supported by this runtime");
         }
@@ -78,31 +87,58 @@ fn parse<T: DeserializeOwned>(json: &[u8], at: &str) -> Result<Parsed<T>> {
         "" => document.pointer_mut("/process/capabilities"),
         _ => document.pointer_mut("/capabilities"),
     };
-    let warnings = capabilities.map(drop_unknown_capabilities).unwrap_or_default();
+    let warnings = capabilities
+        .map(drop_unknown_capabilities)
+        .unwrap_or_default();
     let value = serde_path_to_error::deserialize(document).map_err(|error| {
         let path = error.path().to_string();
-        let place = [at, &path].into_iter().filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>();
-        anyhow!("{}: {}", if place.is_empty() { "document".to_owned() } else { place.join(".") }, error.inner())
+        let place = [at, &path]
+            .into_iter()
+            .filter(|part| !part.is_empty() && *part != ".")
+            .collect::<Vec<_>>();
+        anyhow!(
+            "{}: {}",
+            if place.is_empty() {
+                "document".to_owned()
+            } else {
+                place.join(".")
+            },
+            error.inner()
+        )
     })?;
     Ok(Parsed { value, warnings })
 }
 
 /// The rest of `path` below `at`.
 fn below<'a>(path: &'a str, at: &str) -> Option<&'a str> {
-    if at.is_empty() { Some(path) } else { path.strip_prefix(at)?.strip_prefix('.') }
+    if at.is_empty() {
+        Some(path)
+    } else {
+        path.strip_prefix(at)?.strip_prefix('.')
+    }
 }
 
 /// The first field at `path` that asks for something, with its full path.
 fn find<'v>(value: &'v Value, path: &str, at: &str) -> Option<(String, &'v Value)> {
-    let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
-    let (name, each) = name.strip_suffix("[]").map_or((name, false), |name| (name, true));
+    let (name, rest) = path
+        .split_once('.')
+        .map_or((path, None), |(name, rest)| (name, Some(rest)));
+    let (name, each) = name
+        .strip_suffix("[]")
+        .map_or((name, false), |name| (name, true));
     let field = value.get(name)?;
-    let place = if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    let place = if at.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{at}.{name}")
+    };
     match rest {
         None => asks(field, name).then_some((place, field)),
         Some(rest) if each => {
             let elements = field.as_array()?.iter().enumerate();
-            elements.into_iter().find_map(|(index, element)| find(element, rest, &format!("{place}[{index}]")))
+            elements
+                .into_iter()
+                .find_map(|(index, element)| find(element, rest, &format!("{place}[{index}]")))
         }
         Some(rest) => find(field, rest, &place),
     }
@@ -126,13 +162,21 @@ fn asks(value: &Value, name: &str) -> bool {
 fn drop_unknown_capabilities(sets: &mut Value) -> Vec<String> {
     let mut warnings = Vec::new();
     for (set, names) in sets.as_object_mut().into_iter().flatten() {
-        let Some(names) = names.as_array_mut() else { continue };
+        let Some(names) = names.as_array_mut() else {
+            continue;
+        };
         names.retain(|name| {
             // What is no string is for the types to refuse.
-            let Some(text) = name.as_str() else { return true };
-            let known = text.strip_prefix("CAP_").is_some_and(|name| CapabilitySet::from_name(name).is_some());
+            let Some(text) = name.as_str() else {
+                return true;
+            };
+            let known = text
+                .strip_prefix("CAP_")
+                .is_some_and(|name| CapabilitySet::from_name(name).is_some());
             if !known {
-                warnings.push(format!("process.capabilities.{set}: {text:?}: no such capability: left out"));
+                warnings.push(format!(
+                    "process.capabilities.{set}: {text:?}: no such capability: left out"
+                ));
             }
             known
         });
@@ -152,36 +196,72 @@ mod tests {
         for (path, what) in UNSUPPORTED {
             let place = path.replace("[]", "[1]");
             let pointer = format!("/{}", place.replace("[1]", "/1").replace('.', "/"));
-            for (value, refused) in
-                [(json!({"x": 1}), true), (json!("x"), true), (json!([1]), true), (json!(""), false), (json!([]), false)]
-            {
+            for (value, refused) in [
+                (json!({"x": 1}), true),
+                (json!("x"), true),
+                (json!([1]), true),
+                (json!(""), false),
+                (json!([]), false),
+            ] {
                 let mut document = minimal();
                 if path.starts_with("mounts") {
                     document["mounts"] = json!([{"destination": "/a", "type": "tmpfs"}, {"destination": "/b", "type": "tmpfs"}]);
                 }
                 set(&mut document, &pointer, value.clone());
-                let asked = parse_spec(document.to_string().as_bytes()).map_err(|error| format!("{error:#}"));
-                let refusal = asked.as_ref().err().is_some_and(|error| {
-                    error.starts_with(&format!("{place}: {value}: {what}"))
-                });
+                let asked = parse_spec(document.to_string().as_bytes())
+                    .map_err(|error| format!("{error:#}"));
+                let refusal = asked
+                    .as_ref()
+                    .err()
+                    .is_some_and(|error| error.starts_with(&format!("{place}: {value}: {what}")));
                 assert_eq!(refusal, refused, "{path} {value}: {:?}", asked.err());
             }
         }
         let rdt = check(&[("/linux/intelRdt", json!({}))]).unwrap_err();
         assert!(rdt.starts_with("linux.intelRdt: {}"), "{rdt}");
-        assert_eq!(check(&[("/linux/resources/blockIO", json!({})), ("/linux/resources/memory/kernel", json!(0))]), Ok(vec![]));
+        assert_eq!(
+            check(&[
+                ("/linux/resources/blockIO", json!({})),
+                ("/linux/resources/memory/kernel", json!(0))
+            ]),
+            Ok(vec![])
+        );
     }
 
     #[test]
     fn failures_say_where() {
         for (pointer, value, message) in [
-            ("/process/user/uid", json!(4_294_967_296_u64), "process.user.uid: invalid value: integer `4294967296`, expected u32"),
+            (
+                "/process/user/uid",
+                json!(4_294_967_296_u64),
+                "process.user.uid: invalid value: integer `4294967296`, expected u32",
+            ),
             ("/process/user/uid", json!(-1), "process.user.uid: "),
-            ("/process/args", json!("sh"), "process.args: invalid type: string"),
-            ("/process/rlimits", json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]), "process.rlimits[0].type: unknown variant `RLIMIT_X`"),
-            ("/linux/namespaces", json!([{"type": "bogus"}]), "linux.namespaces[0].type: unknown variant `bogus`"),
-            ("/linux/resources", json!({"memory": {"limit": 1.5}}), "linux.resources.memory.limit: invalid type: floating"),
-            ("/process/capabilities", json!({"bounding": [5]}), "process.capabilities.bounding[0]: invalid type: integer"),
+            (
+                "/process/args",
+                json!("sh"),
+                "process.args: invalid type: string",
+            ),
+            (
+                "/process/rlimits",
+                json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]),
+                "process.rlimits[0].type: unknown variant `RLIMIT_X`",
+            ),
+            (
+                "/linux/namespaces",
+                json!([{"type": "bogus"}]),
+                "linux.namespaces[0].type: unknown variant `bogus`",
+            ),
+            (
+                "/linux/resources",
+                json!({"memory": {"limit": 1.5}}),
+                "linux.resources.memory.limit: invalid type: floating",
+            ),
+            (
+                "/process/capabilities",
+                json!({"bounding": [5]}),
+                "process.capabilities.bounding[0]: invalid type: integer",
+            ),
         ] {
             let error = check(&[(pointer, value.clone())]).unwrap_err();
             assert!(error.starts_with(message), "{pointer} {value}: {error}");
@@ -196,7 +276,10 @@ mod tests {
         }
         for text in ["[]", "1", "null", "\"x\""] {
             let error = parse_spec(text.as_bytes()).unwrap_err().to_string();
-            assert!(error.starts_with("document: ") && error.contains("object"), "{text:?}: {error}");
+            assert!(
+                error.starts_with("document: ") && error.contains("object"),
+                "{text:?}: {error}"
+            );
         }
         assert!(parse_spec(&[0xff, 0xfe]).is_err());
     }
@@ -210,19 +293,40 @@ mod tests {
         assert_eq!(parsed.warnings.len(), 3, "{:?}", parsed.warnings);
         assert!(parsed.warnings[0].contains("process.capabilities.bounding: \"CAP_TIME_TRAVEL\""));
         let process = parsed.value.process().as_ref().unwrap();
-        let bounding = process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap();
+        let bounding = process
+            .capabilities()
+            .as_ref()
+            .unwrap()
+            .bounding()
+            .as_ref()
+            .unwrap();
         assert_eq!(bounding.len(), 1);
 
-        let process = json!({"cwd": "/", "args": ["x"], "user": {"uid": 0, "gid": 0}, "capabilities": sets});
-        assert_eq!(parse_process(process.to_string().as_bytes()).unwrap().warnings.len(), 3);
+        let process =
+            json!({"cwd": "/", "args": ["x"], "user": {"uid": 0, "gid": 0}, "capabilities": sets});
+        assert_eq!(
+            parse_process(process.to_string().as_bytes())
+                .unwrap()
+                .warnings
+                .len(),
+            3
+        );
     }
 
     #[test]
     fn a_process_alone() {
         let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "apparmorProfile": "x"});
-        let error = parse_process(process.to_string().as_bytes()).unwrap_err().to_string();
-        assert!(error.starts_with("process.apparmorProfile: \"x\": AppArmor"), "{error}");
+        let error = parse_process(process.to_string().as_bytes())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("process.apparmorProfile: \"x\": AppArmor"),
+            "{error}"
+        );
         let error = parse_process(br#"{"cwd": 5}"#).unwrap_err().to_string();
-        assert!(error.starts_with("process.cwd: invalid type: integer"), "{error}");
+        assert!(
+            error.starts_with("process.cwd: invalid type: integer"),
+            "{error}"
+        );
     }
 }

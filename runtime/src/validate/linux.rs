@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Process, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
+    Process, Spec,
 };
 
 use super::{absolute, sysctl};
@@ -21,12 +22,19 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     namespaces(linux)?;
     warnings.extend(mappings(linux)?);
-    for (field, paths) in [("maskedPaths", linux.masked_paths()), ("readonlyPaths", linux.readonly_paths())] {
+    for (field, paths) in [
+        ("maskedPaths", linux.masked_paths()),
+        ("readonlyPaths", linux.readonly_paths()),
+    ] {
         for (index, path) in paths.iter().flatten().enumerate() {
             absolute(Path::new(path), &format!("linux.{field}[{index}]"))?;
         }
     }
-    if let Some(name) = linux.rootfs_propagation().as_ref().filter(|name| !name.is_empty()) {
+    if let Some(name) = linux
+        .rootfs_propagation()
+        .as_ref()
+        .filter(|name| !name.is_empty())
+    {
         ensure!(
             Propagation::parse(name).is_some(),
             "linux.rootfsPropagation: {name:?}: must be shared, slave, private or unbindable, or one of these after an r"
@@ -44,12 +52,20 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
 
 /// A namespace of this kind, if the container is to have one, with its place in the document.
 fn find(linux: &Linux, kind: LinuxNamespaceType) -> Option<(usize, &LinuxNamespace)> {
-    linux.namespaces().iter().flatten().enumerate().find(|(_, namespace)| namespace.typ() == kind)
+    linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .enumerate()
+        .find(|(_, namespace)| namespace.typ() == kind)
 }
 
 /// Its path; Go programs write an absent one as an empty one.
 fn path(namespace: &LinuxNamespace) -> Option<&Path> {
-    namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
+    namespace
+        .path()
+        .as_deref()
+        .filter(|path| !path.as_os_str().is_empty())
 }
 
 fn namespaces(linux: &Linux) -> Result<()> {
@@ -58,20 +74,32 @@ fn namespaces(linux: &Linux) -> Result<()> {
         let (at, kind) = (format!("linux.namespaces[{index}]"), namespace.typ());
         let earlier = all[..index].iter().any(|other| other.typ() == kind);
         ensure!(!earlier, "{at}.type: {kind}: must not appear twice");
-        ensure!(kind != LinuxNamespaceType::Time, "{at}.type: time: not supported by this runtime");
+        ensure!(
+            kind != LinuxNamespaceType::Time,
+            "{at}.type: time: not supported by this runtime"
+        );
         path(namespace).map_or(Ok(()), |path| absolute(path, &format!("{at}.path")))?;
     }
-    let mount = find(linux, LinuxNamespaceType::Mount).is_some_and(|(_, namespace)| path(namespace).is_none());
-    ensure!(mount, "linux.namespaces: must hold a mount namespace without a path: the root filesystem is built in it");
+    let mount = find(linux, LinuxNamespaceType::Mount)
+        .is_some_and(|(_, namespace)| path(namespace).is_none());
+    ensure!(
+        mount,
+        "linux.namespaces: must hold a mount namespace without a path: the root filesystem is built in it"
+    );
     Ok(())
 }
 
 /// Whether the container has a namespace of this kind that is not the runtime's own, which is the host's.
 fn private(linux: &Linux, kind: LinuxNamespaceType) -> Result<bool> {
-    let Some((index, namespace)) = find(linux, kind) else { return Ok(false) };
-    let Some(path) = path(namespace) else { return Ok(true) };
+    let Some((index, namespace)) = find(linux, kind) else {
+        return Ok(false);
+    };
+    let Some(path) = path(namespace) else {
+        return Ok(true);
+    };
     let inode = |path: &Path| {
-        let file = std::fs::metadata(path).with_context(|| format!("linux.namespaces[{index}].path: {path:?}"))?;
+        let file = std::fs::metadata(path)
+            .with_context(|| format!("linux.namespaces[{index}].path: {path:?}"))?;
         anyhow::Ok((file.dev(), file.ino()))
     };
     // strum's name is that of /proc/PID/ns.
@@ -80,48 +108,82 @@ fn private(linux: &Linux, kind: LinuxNamespaceType) -> Result<bool> {
 
 /// The host's and the domain's name: in a namespace that is not the host's.
 pub(super) fn names(spec: &Spec, linux: &Linux) -> Result<()> {
-    for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
-        let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else { continue };
-        ensure!(name.len() <= MAX_NAME, "{field}: {name:?}: must not be longer than {MAX_NAME} bytes");
-        ensure!(!name.contains('\0'), "{field}: {name:?}: must not hold a NUL");
+    for (field, name) in [
+        ("hostname", spec.hostname()),
+        ("domainname", spec.domainname()),
+    ] {
+        let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else {
+            continue;
+        };
+        ensure!(
+            name.len() <= MAX_NAME,
+            "{field}: {name:?}: must not be longer than {MAX_NAME} bytes"
+        );
+        ensure!(
+            !name.contains('\0'),
+            "{field}: {name:?}: must not hold a NUL"
+        );
         let own = private(linux, LinuxNamespaceType::Uts)?;
-        ensure!(own, "{field}: {name:?}: needs a uts namespace that is not the host's");
+        ensure!(
+            own,
+            "{field}: {name:?}: needs a uts namespace that is not the host's"
+        );
     }
     Ok(())
 }
 
 fn mappings(linux: &Linux) -> Result<Option<String>> {
-    let lists = [("uidMappings", linux.uid_mappings()), ("gidMappings", linux.gid_mappings())]
-        .map(|(field, list)| (field, list.as_deref().unwrap_or_default()));
+    let lists = [
+        ("uidMappings", linux.uid_mappings()),
+        ("gidMappings", linux.gid_mappings()),
+    ]
+    .map(|(field, list)| (field, list.as_deref().unwrap_or_default()));
     let user = find(linux, LinuxNamespaceType::User).map(|(_, namespace)| namespace);
     for (field, list) in lists {
         let Some(user) = user else {
             ensure!(list.is_empty(), "linux.{field}: needs a user namespace");
             continue;
         };
-        ensure!(!list.is_empty() || path(user).is_some(), "linux.{field}: missing: a new user namespace needs mappings");
+        ensure!(
+            !list.is_empty() || path(user).is_some(),
+            "linux.{field}: missing: a new user namespace needs mappings"
+        );
         check_mappings(list, field)?;
     }
-    let ignored = user.is_some_and(|user| path(user).is_some()) && lists.iter().any(|(_, list)| !list.is_empty());
+    let ignored = user.is_some_and(|user| path(user).is_some())
+        && lists.iter().any(|(_, list)| !list.is_empty());
     Ok(ignored.then(|| {
         "linux.uidMappings, linux.gidMappings: the user namespace that is joined has its own; ignored".to_owned()
     }))
 }
 
 fn check_mappings(mappings: &[LinuxIdMapping], field: &str) -> Result<()> {
-    ensure!(mappings.len() <= MAX_MAPPINGS, "linux.{field}: {} lines: at most {MAX_MAPPINGS}", mappings.len());
+    ensure!(
+        mappings.len() <= MAX_MAPPINGS,
+        "linux.{field}: {} lines: at most {MAX_MAPPINGS}",
+        mappings.len()
+    );
     // Ids end before u32::MAX, which means "none".
     let ranges = |map: &LinuxIdMapping| {
         [map.container_id(), map.host_id()].map(|first| (first, first.checked_add(map.size())))
     };
-    let overlap = |(a, a_end): (u32, Option<u32>), (b, b_end): (u32, Option<u32>)| Some(a) < b_end && Some(b) < a_end;
+    let overlap = |(a, a_end): (u32, Option<u32>), (b, b_end): (u32, Option<u32>)| {
+        Some(a) < b_end && Some(b) < a_end
+    };
     for (index, map) in mappings.iter().enumerate() {
         let at = format!("linux.{field}[{index}]");
         ensure!(map.size() > 0, "{at}.size: 0: must be greater than zero");
         let own = ranges(map);
-        ensure!(own.iter().all(|(_, end)| end.is_some()), "{at}.size: {}: reaches past the last id", map.size());
+        ensure!(
+            own.iter().all(|(_, end)| end.is_some()),
+            "{at}.size: {}: reaches past the last id",
+            map.size()
+        );
         for earlier in &mappings[..index] {
-            let twice = own.into_iter().zip(ranges(earlier)).any(|(a, b)| overlap(a, b));
+            let twice = own
+                .into_iter()
+                .zip(ranges(earlier))
+                .any(|(a, b)| overlap(a, b));
             ensure!(!twice, "{at}: an id must not be mapped twice");
         }
     }
@@ -130,16 +192,31 @@ fn check_mappings(mappings: &[LinuxIdMapping], field: &str) -> Result<()> {
 
 /// The process's user and groups must exist in a new user namespace: setuid to one that is not mapped is EINVAL.
 pub(super) fn process_ids(process: &Process, linux: &Linux) -> Result<()> {
-    let new = find(linux, LinuxNamespaceType::User).is_some_and(|(_, namespace)| path(namespace).is_none());
+    let new = find(linux, LinuxNamespaceType::User)
+        .is_some_and(|(_, namespace)| path(namespace).is_none());
     if !new {
         return Ok(());
     }
     let user = process.user();
-    let groups = user.additional_gids().iter().flatten().map(|&gid| ("additionalGids", gid));
-    let gids = std::iter::once(("gid", user.gid())).chain(groups).map(|id| (id, linux.gid_mappings()));
-    for ((field, id), mappings) in std::iter::once((("uid", user.uid()), linux.uid_mappings())).chain(gids) {
-        let mapped = mappings.iter().flatten().any(|map| id >= map.container_id() && id - map.container_id() < map.size());
-        ensure!(mapped, "process.user.{field}: {id}: is not mapped in the new user namespace");
+    let groups = user
+        .additional_gids()
+        .iter()
+        .flatten()
+        .map(|&gid| ("additionalGids", gid));
+    let gids = std::iter::once(("gid", user.gid()))
+        .chain(groups)
+        .map(|id| (id, linux.gid_mappings()));
+    for ((field, id), mappings) in
+        std::iter::once((("uid", user.uid()), linux.uid_mappings())).chain(gids)
+    {
+        let mapped = mappings
+            .iter()
+            .flatten()
+            .any(|map| id >= map.container_id() && id - map.container_id() < map.size());
+        ensure!(
+            mapped,
+            "process.user.{field}: {id}: is not mapped in the new user namespace"
+        );
     }
     Ok(())
 }
@@ -151,14 +228,24 @@ fn check_device(device: &LinuxDevice, at: &str) -> Result<()> {
         LinuxDeviceType::P => {}
         LinuxDeviceType::B | LinuxDeviceType::C | LinuxDeviceType::U => {
             // How the kernel divides a device number, MINORBITS.
-            for (field, number, limit) in [("major", device.major(), 1 << 12), ("minor", device.minor(), 1 << 20)] {
-                ensure!((0..limit).contains(&number), "{at}.{field}: {number}: must be 0 to {}", limit - 1);
+            for (field, number, limit) in [
+                ("major", device.major(), 1 << 12),
+                ("minor", device.minor(), 1 << 20),
+            ] {
+                ensure!(
+                    (0..limit).contains(&number),
+                    "{at}.{field}: {number}: must be 0 to {}",
+                    limit - 1
+                );
             }
         }
     }
     if let Some(mode) = device.file_mode() {
         // Some programs put the type of the node in, as stat has it; `type` decides.
-        ensure!(mode <= 0o177_777, "{at}.fileMode: {mode}: is not a file's mode");
+        ensure!(
+            mode <= 0o177_777,
+            "{at}.fileMode: {mode}: is not a file's mode"
+        );
     }
     Ok(())
 }
@@ -177,14 +264,17 @@ mod tests {
 
     #[test]
     fn namespaces_refused() {
-        refused(&[
-            ("/linux/namespaces", json!([]), "linux.namespaces", "mount"),
-            ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/self/ns/mnt"}]), "linux.namespaces", "mount"),
-            ("/linux/namespaces", json!([{"type": "mount"}, {"type": "mount"}]), "linux.namespaces[1].type: mnt", "twice"),
-            ("/linux/namespaces", json!([{"type": "time"}]), "linux.namespaces[0].type: time", "not supported"),
-            ("/linux/namespaces", json!([{"type": "pid", "path": "x"}]), "linux.namespaces[0].path: \"x\"", "absolute"),
-        ]);
-        assert_eq!(check(&[namespaces(&[json!({"type": "pid", "path": ""})])]), Ok(vec![]));
+        refused(
+            r#"
+            /linux/namespaces | [] | linux.namespaces | mount
+            /linux/namespaces | [{"type": "mount", "path": "/proc/self/ns/mnt"}] | linux.namespaces | mount
+            /linux/namespaces | [{"type": "mount"}, {"type": "mount"}] | linux.namespaces[1].type: mnt | twice
+            /linux/namespaces | [{"type": "time"}] | linux.namespaces[0].type: time | not supported
+            /linux/namespaces | [{"type": "pid", "path": "x"}] | linux.namespaces[0].path: "x" | absolute
+            "#,
+        );
+        let empty_path = json!({"type": "pid", "path": ""});
+        assert_eq!(check(&[namespaces(&[empty_path])]), Ok(vec![]));
     }
 
     #[test]
@@ -193,16 +283,26 @@ mod tests {
         for field in ["/hostname", "/domainname"] {
             let at = &field[1..];
             assert_eq!(check(&[(field, json!("")), namespaces(&[])]), Ok(vec![]));
-            assert_eq!(check(&[(field, json!("x".repeat(64))), uts(Value::Null)]), Ok(vec![]));
+            assert_eq!(
+                check(&[(field, json!("x".repeat(64))), uts(Value::Null)]),
+                Ok(vec![])
+            );
             for (name, namespaces, rule) in [
                 (json!("x"), namespaces(&[]), "uts"),
-                (json!("x"), uts(json!("/proc/self/ns/uts")), "not the host's"),
+                (
+                    json!("x"),
+                    uts(json!("/proc/self/ns/uts")),
+                    "not the host's",
+                ),
                 (json!("x".repeat(65)), uts(Value::Null), "64"),
                 (json!("x\u{0}"), uts(Value::Null), "NUL"),
                 (json!("x"), uts(json!("/no/such/namespace")), "No such file"),
             ] {
                 let error = check(&[(field, name.clone()), namespaces]).unwrap_err();
-                assert!(error.contains(rule) && (error.starts_with(at) || rule == "No such file"), "{name}: {error}");
+                assert!(
+                    error.contains(rule) && (error.starts_with(at) || rule == "No such file"),
+                    "{name}: {error}"
+                );
             }
         }
     }
@@ -210,11 +310,17 @@ mod tests {
     #[test]
     fn sysctls_need_a_namespace() {
         let sysctl = ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}));
-        assert_eq!(check(&[sysctl.clone(), namespaces(&[json!({"type": "network"})])]), Ok(vec![]));
+        assert_eq!(
+            check(&[sysctl.clone(), namespaces(&[json!({"type": "network"})])]),
+            Ok(vec![])
+        );
         let host = json!({"type": "network", "path": "/proc/self/ns/net"});
         for namespaces in [namespaces(&[]), namespaces(&[host])] {
             let error = check(&[sysctl.clone(), namespaces]).unwrap_err();
-            assert!(error.starts_with("linux.sysctl.\"net.ipv4.ip_forward\": needs a net namespace"), "{error}");
+            assert!(
+                error.starts_with("linux.sysctl.\"net.ipv4.ip_forward\": needs a net namespace"),
+                "{error}"
+            );
         }
     }
 
@@ -222,23 +328,61 @@ mod tests {
     fn mappings() {
         let map = |container: u32, host: u32, size: u32| json!({"containerID": container, "hostID": host, "size": size});
         let with = |uids: Value, user: Value| {
-            check(&[namespaces(&[user]), ("/linux/uidMappings", uids), ("/linux/gidMappings", json!([map(0, 5, 9)]))])
+            check(&[
+                namespaces(&[user]),
+                ("/linux/uidMappings", uids),
+                ("/linux/gidMappings", json!([map(0, 5, 9)])),
+            ])
         };
         let new = json!({"type": "user"});
         for (uids, user, result) in [
             (json!([map(0, 1000, 10), map(10, 5, 3)]), new.clone(), Ok(0)),
-            (json!([map(0, 1000, 1)]), json!({"type": "user", "path": "/proc/self/ns/user"}), Ok(1)),
-            (json!([map(0, 1, 1)]), json!({"type": "pid"}), Err("linux.uidMappings: needs a user namespace")),
+            (
+                json!([map(0, 1000, 1)]),
+                json!({"type": "user", "path": "/proc/self/ns/user"}),
+                Ok(1),
+            ),
+            (
+                json!([map(0, 1, 1)]),
+                json!({"type": "pid"}),
+                Err("linux.uidMappings: needs a user namespace"),
+            ),
             (json!([]), new.clone(), Err("linux.uidMappings: missing")),
-            (json!([map(0, 1, 0)]), new.clone(), Err("linux.uidMappings[0].size: 0")),
-            (json!([map(0, u32::MAX, 1)]), new.clone(), Err("linux.uidMappings[0].size: 1: reaches")),
-            (json!([map(0, 1, 5), map(4, 100, 1)]), new.clone(), Err("linux.uidMappings[1]: an id")),
-            (json!([map(0, 1, 5), map(5, 5, 1)]), new.clone(), Err("linux.uidMappings[1]: an id")),
-            (json!([map(1, 1, 5)]), new.clone(), Err("process.user.uid: 0: is not mapped")),
-            (Value::Array(vec![map(0, 1, 1); 341]), new, Err("linux.uidMappings: 341 lines")),
+            (
+                json!([map(0, 1, 0)]),
+                new.clone(),
+                Err("linux.uidMappings[0].size: 0"),
+            ),
+            (
+                json!([map(0, u32::MAX, 1)]),
+                new.clone(),
+                Err("linux.uidMappings[0].size: 1: reaches"),
+            ),
+            (
+                json!([map(0, 1, 5), map(4, 100, 1)]),
+                new.clone(),
+                Err("linux.uidMappings[1]: an id"),
+            ),
+            (
+                json!([map(0, 1, 5), map(5, 5, 1)]),
+                new.clone(),
+                Err("linux.uidMappings[1]: an id"),
+            ),
+            (
+                json!([map(1, 1, 5)]),
+                new.clone(),
+                Err("process.user.uid: 0: is not mapped"),
+            ),
+            (
+                Value::Array(vec![map(0, 1, 1); 341]),
+                new,
+                Err("linux.uidMappings: 341 lines"),
+            ),
         ] {
             match (with(uids.clone(), user), result) {
-                (Ok(warnings), Ok(count)) => assert_eq!(warnings.len(), count, "{uids}: {warnings:?}"),
+                (Ok(warnings), Ok(count)) => {
+                    assert_eq!(warnings.len(), count, "{uids}: {warnings:?}")
+                }
                 (Err(error), Err(words)) => assert!(error.starts_with(words), "{uids}: {error}"),
                 (is, should) => panic!("{uids}: {is:?}, not {should:?}"),
             }
@@ -246,26 +390,41 @@ mod tests {
     }
 
     #[test]
-    fn other_fields_refused() {
-        let device = |extra: Value| {
+    fn devices() {
+        let with = |extra: Value| {
             let mut device = json!({"path": "/dev/x", "type": "c", "major": 1, "minor": 3});
-            device.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-            json!([device])
+            let fields = extra.as_object().unwrap().clone();
+            device.as_object_mut().unwrap().extend(fields);
+            check(&[("/linux/devices", json!([device]))])
         };
-        assert_eq!(check(&[("/linux/devices", device(json!({"fileMode": 0o20666, "uid": 0})))]), Ok(vec![]));
-        assert_eq!(check(&[("/linux/devices", device(json!({"type": "p", "major": -5})))]), Ok(vec![]));
-        refused(&[
-            ("/linux/devices", device(json!({"path": "x"})), "linux.devices[0].path", "absolute"),
-            ("/linux/devices", device(json!({"type": "a"})), "linux.devices[0].type", "c, b, u or p"),
-            ("/linux/devices", device(json!({"major": -1})), "linux.devices[0].major: -1", "4095"),
-            ("/linux/devices", device(json!({"minor": 1 << 20})), "linux.devices[0].minor", "1048575"),
-            ("/linux/maskedPaths", json!(["/a", "b"]), "linux.maskedPaths[1]: \"b\"", "absolute"),
-            ("/linux/readonlyPaths", json!(["../b"]), "linux.readonlyPaths[0]", "absolute"),
-            ("/linux/rootfsPropagation", json!("sideways"), "linux.rootfsPropagation: \"sideways\"", "slave"),
-            ("/linux/cgroupsPath", json!("/a/../b"), "linux.cgroupsPath", ".."),
-            ("/linux/cgroupsPath", json!("a:b:c"), "linux.cgroupsPath", "systemd"),
-            ("/linux/resources/memory", json!({"limit": 5, "swap": 4}), "linux.resources.memory.swap: 4", "less than"),
-            ("/linux/resources/devices", json!([{"allow": true, "access": "x"}]), "linux.resources.devices[0].access", "'x'"),
-        ]);
+        assert_eq!(with(json!({"fileMode": 0o20666, "uid": 0})), Ok(vec![]));
+        assert_eq!(with(json!({"type": "p", "major": -5})), Ok(vec![]));
+        for (extra, words) in [
+            (json!({"path": "x"}), "path: \"x\": must be absolute"),
+            (json!({"type": "a"}), "type: a: must be c, b, u or p"),
+            (json!({"major": -1}), "major: -1: must be 0 to 4095"),
+            (
+                json!({"minor": 1 << 20}),
+                "minor: 1048576: must be 0 to 1048575",
+            ),
+        ] {
+            let error = with(extra).unwrap_err();
+            assert_eq!(error, format!("linux.devices[0].{words}"));
+        }
+    }
+
+    #[test]
+    fn other_fields_refused() {
+        refused(
+            r#"
+            /linux/maskedPaths       | ["/a", "b"]              | linux.maskedPaths[1]: "b"            | absolute
+            /linux/readonlyPaths     | ["../b"]                 | linux.readonlyPaths[0]               | absolute
+            /linux/rootfsPropagation | "sideways"               | linux.rootfsPropagation: "sideways"  | slave
+            /linux/cgroupsPath       | "/a/../b"                | linux.cgroupsPath                    | ..
+            /linux/cgroupsPath       | "a:b:c"                  | linux.cgroupsPath                    | systemd
+            /linux/resources/memory  | {"limit": 5, "swap": 4}  | linux.resources.memory.swap: 4       | less than
+            /linux/resources/devices | [{"allow": true, "access": "x"}] | linux.resources.devices[0].access | 'x'
+            "#,
+        );
     }
 }

@@ -8,14 +8,25 @@ use super::{absolute, environment_entry, without_nul};
 /// The checks of a process. Answers with warnings.
 pub fn validate_process(process: &Process) -> Result<Vec<String>> {
     let args = process.args().as_deref().unwrap_or_default();
-    ensure!(args.first().is_some_and(|program| !program.is_empty()), "process.args: {args:?}: must name a program");
-    args.iter().try_for_each(|argument| without_nul(argument, "process.args"))?;
-    process.env().iter().flatten().try_for_each(|entry| environment_entry(entry, "process.env"))?;
+    ensure!(
+        args.first().is_some_and(|program| !program.is_empty()),
+        "process.args: {args:?}: must name a program"
+    );
+    args.iter()
+        .try_for_each(|argument| without_nul(argument, "process.args"))?;
+    process
+        .env()
+        .iter()
+        .flatten()
+        .try_for_each(|entry| environment_entry(entry, "process.env"))?;
     absolute(process.cwd(), "process.cwd")?;
     user(process.user())?;
     rlimits(process.rlimits().as_deref().unwrap_or_default())?;
     if let Some(adjustment) = process.oom_score_adj() {
-        ensure!((-1000..=1000).contains(&adjustment), "process.oomScoreAdj: {adjustment}: must be -1000 to 1000");
+        ensure!(
+            (-1000..=1000).contains(&adjustment),
+            "process.oomScoreAdj: {adjustment}: must be -1000 to 1000"
+        );
     }
     let mut warnings = Vec::new();
     if let Some(size) = process.console_size() {
@@ -24,20 +35,39 @@ pub fn validate_process(process: &Process) -> Result<Vec<String>> {
         }
         for (field, cells) in [("height", size.height()), ("width", size.width())] {
             // struct winsize.
-            ensure!(u16::try_from(cells).is_ok(), "process.consoleSize.{field}: {cells}: must be 0 to {}", u16::MAX);
+            ensure!(
+                u16::try_from(cells).is_ok(),
+                "process.consoleSize.{field}: {cells}: must be 0 to {}",
+                u16::MAX
+            );
         }
     }
     Ok(warnings)
 }
 
 fn user(user: &User) -> Result<()> {
-    let groups = user.additional_gids().iter().flatten().map(|&gid| ("additionalGids", gid));
-    for (field, id) in [("uid", user.uid()), ("gid", user.gid())].into_iter().chain(groups) {
+    let groups = user
+        .additional_gids()
+        .iter()
+        .flatten()
+        .map(|&gid| ("additionalGids", gid));
+    for (field, id) in [("uid", user.uid()), ("gid", user.gid())]
+        .into_iter()
+        .chain(groups)
+    {
         // (uid_t)-1 means "leave it as it is" to setresuid and its like.
-        ensure!(id != u32::MAX, "process.user.{field}: {id}: must be 0 to {}", u32::MAX - 1);
+        ensure!(
+            id != u32::MAX,
+            "process.user.{field}: {id}: must be 0 to {}",
+            u32::MAX - 1
+        );
     }
     if let Some(umask) = user.umask() {
-        ensure!(umask <= 0o777, "process.user.umask: {umask}: must be 0 to {} (0777)", 0o777);
+        ensure!(
+            umask <= 0o777,
+            "process.user.umask: {umask}: must be 0 to {} (0777)",
+            0o777
+        );
     }
     if let Some(name) = user.username().as_ref().filter(|name| !name.is_empty()) {
         bail!("process.user.username: {name:?}: is for Windows; users here have numbers");
@@ -48,16 +78,22 @@ fn user(user: &User) -> Result<()> {
 fn rlimits(rlimits: &[PosixRlimit]) -> Result<()> {
     for (index, limit) in rlimits.iter().enumerate() {
         let (kind, soft, hard) = (limit.typ(), limit.soft(), limit.hard());
-        ensure!(soft <= hard, "process.rlimits[{index}]: {kind} {soft}: the soft limit must not exceed the hard one, {hard}");
+        ensure!(
+            soft <= hard,
+            "process.rlimits[{index}]: {kind} {soft}: the soft limit must not exceed the hard one, {hard}"
+        );
         let earlier = rlimits[..index].iter().any(|other| other.typ() == kind);
-        ensure!(!earlier, "process.rlimits[{index}].type: {kind}: must not appear twice");
+        ensure!(
+            !earlier,
+            "process.rlimits[{index}].type: {kind}: must not appear twice"
+        );
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::super::tests::{check, refused};
 
@@ -66,53 +102,82 @@ mod tests {
         for (pointer, value) in [
             ("/process/env", json!(["A=", "B=c=d"])),
             ("/process/cwd", json!("/no/such/directory")),
-            ("/process/user", json!({"uid": 4_294_967_294_u32, "gid": 1, "umask": 0o777, "additionalGids": [0, 5]})),
-            ("/process/rlimits", json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": u64::MAX},
-                                        {"type": "RLIMIT_NOFILE", "soft": 5, "hard": 5}])),
+            (
+                "/process/user",
+                json!({"uid": 4_294_967_294_u32, "gid": 1, "umask": 0o777, "additionalGids": [0, 5]}),
+            ),
+            (
+                "/process/rlimits",
+                json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": u64::MAX},
+                                        {"type": "RLIMIT_NOFILE", "soft": 5, "hard": 5}]),
+            ),
             ("/process/oomScoreAdj", json!(-1000)),
         ] {
-            assert_eq!(check(&[(pointer, value.clone())]), Ok(vec![]), "{pointer} {value}");
+            assert_eq!(
+                check(&[(pointer, value.clone())]),
+                Ok(vec![]),
+                "{pointer} {value}"
+            );
         }
     }
 
     #[test]
     fn a_size_is_for_a_terminal() {
-        let size = ("/process/consoleSize", json!({"height": 24, "width": 65535}));
-        assert_eq!(check(&[size.clone(), ("/process/terminal", json!(true))]), Ok(vec![]));
+        let size = (
+            "/process/consoleSize",
+            json!({"height": 24, "width": 65535}),
+        );
+        assert_eq!(
+            check(&[size.clone(), ("/process/terminal", json!(true))]),
+            Ok(vec![])
+        );
         assert_eq!(check(&[size]).unwrap().len(), 1);
     }
 
     #[test]
     fn processes_refused() {
-        let max = u32::MAX;
-        refused(&[
-            ("/process/args", json!([]), "process.args", "program"),
-            ("/process/args", Value::Null, "process.args", "program"),
-            ("/process/args", json!([""]), "process.args", "program"),
-            ("/process/args", json!(["a", "b\u{0}"]), "process.args", "NUL"),
-            ("/process/env", json!(["A"]), "process.env: \"A\"", "NAME=VALUE"),
-            ("/process/env", json!(["=x"]), "process.env", "NAME=VALUE"),
-            ("/process/env", json!(["A=\u{0}"]), "process.env", "NUL"),
-            ("/process/cwd", json!(""), "process.cwd", "absolute"),
-            ("/process/cwd", json!("tmp"), "process.cwd: \"tmp\"", "absolute"),
-            ("/process/cwd", json!("../tmp"), "process.cwd", "absolute"),
-            ("/process/cwd", Value::Null, "process", "missing field `cwd`"),
-            ("/process/user", Value::Null, "process", "missing field `user`"),
-            ("/process/user/uid", json!(max), "process.user.uid", "4294967294"),
-            ("/process/user/gid", json!(max), "process.user.gid", "4294967294"),
-            ("/process/user/additionalGids", json!([1, max]), "process.user.additionalGids", "4294967294"),
-            ("/process/user/umask", json!(0o1000), "process.user.umask: 512", "0777"),
-            ("/process/user/username", json!("root"), "process.user.username", "Windows"),
-            ("/process/rlimits", json!([{"type": "RLIMIT_CORE", "soft": 2, "hard": 1}]), "process.rlimits[0]", "exceed"),
+        refused(
+            r#"
+            /process/args                | []                | process.args               | program
+            /process/args                | null              | process.args               | program
+            /process/args                | [""]              | process.args               | program
+            /process/args                | ["a", "b\u0000"]  | process.args               | NUL
+            /process/env                 | ["A"]             | process.env: "A"           | NAME=VALUE
+            /process/env                 | ["=x"]            | process.env                | NAME=VALUE
+            /process/env                 | ["A=\u0000"]      | process.env                | NUL
+            /process/cwd                 | ""                | process.cwd                | absolute
+            /process/cwd                 | "tmp"             | process.cwd: "tmp"         | absolute
+            /process/cwd                 | "../tmp"          | process.cwd                | absolute
+            /process/cwd                 | null              | process                    | missing field `cwd`
+            /process/user                | null              | process                    | missing field `user`
+            /process/user/uid            | 4294967295        | process.user.uid           | 4294967294
+            /process/user/gid            | 4294967295        | process.user.gid           | 4294967294
+            /process/user/additionalGids | [1, 4294967295]   | process.user.additionalGids | 4294967294
+            /process/user/umask          | 512               | process.user.umask: 512    | 0777
+            /process/user/username       | "root"            | process.user.username      | Windows
+            /process/oomScoreAdj         | 1001              | process.oomScoreAdj: 1001  | -1000 to 1000
+            /process/oomScoreAdj         | -1001             | process.oomScoreAdj: -1001 | -1000 to 1000
+            /process/consoleSize         | {"height": 65536} | process.consoleSize.height | 65535
+            "#,
+        );
+    }
+
+    #[test]
+    fn limits_refused() {
+        let core =
+            |soft: u32, hard: u32| json!({"type": "RLIMIT_CORE", "soft": soft, "hard": hard});
+        for (limits, words) in [
             (
-                "/process/rlimits",
-                json!([{"type": "RLIMIT_CORE", "soft": 1, "hard": 1}, {"type": "RLIMIT_CORE", "soft": 1, "hard": 1}]),
-                "process.rlimits[1].type: RLIMIT_CORE",
-                "twice",
+                json!([core(2, 1)]),
+                "process.rlimits[0]: RLIMIT_CORE 2: the soft limit",
             ),
-            ("/process/oomScoreAdj", json!(1001), "process.oomScoreAdj: 1001", "-1000 to 1000"),
-            ("/process/oomScoreAdj", json!(-1001), "process.oomScoreAdj", "-1000 to 1000"),
-            ("/process/consoleSize", json!({"height": 65536}), "process.consoleSize.height", "65535"),
-        ]);
+            (
+                json!([core(1, 1), core(1, 2)]),
+                "process.rlimits[1].type: RLIMIT_CORE: must not appear twice",
+            ),
+        ] {
+            let error = check(&[("/process/rlimits", limits)]).unwrap_err();
+            assert!(error.starts_with(words), "{error}");
+        }
     }
 }
