@@ -22,7 +22,8 @@ fn runtimes() -> Vec<PathBuf> {
     if runc.is_none() {
         eprintln!("skipped with runc: it is not installed");
     }
-    [].into_iter() /*TEMP*/
+    [corten_tests::binary("corten")]
+        .into_iter() /*TEMP*/
         .chain(runc)
         .collect()
 }
