@@ -93,8 +93,11 @@ impl Tree {
     pub(super) fn finish(self) -> Result<Usage> {
         for (path, modified) in &self.directories {
             let (dir, name) = split(path);
-            let parent = open_parent(self.root.as_fd(), dir)?;
-            // A later entry may have put something else in the directory's place.
+            // A later entry may have put something else in the directory's place, or in that of one above it.
+            let parent = match resolve(self.root.as_fd(), dir) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                found => found.context("openat2 of a directory whose time is due")?,
+            };
             if present(parent.as_fd(), name)? == Present::Directory {
                 set_times(parent.as_fd(), name, *modified)?;
             }
@@ -125,18 +128,16 @@ impl Tree {
             return self.directory(parent, name, node, before);
         }
         self.clear(parent, name, before)?;
+        if before == Present::Directory {
+            self.forget_below(&node.path);
+        }
         self.usage.inodes += 1;
         match node.kind {
             EntryType::Regular | EntryType::Continuous => self.regular(parent, name, node, content),
             EntryType::Symlink => {
-                rustix::fs::symlinkat(
-                    OsStr::from_bytes(&node.link),
-                    parent,
-                    OsStr::from_bytes(name),
-                )
-                .with_context(|| {
-                    format!("symlinkat to {:?}", String::from_utf8_lossy(&node.link))
-                })?;
+                let target = OsStr::from_bytes(&node.link);
+                rustix::fs::symlinkat(target, parent, OsStr::from_bytes(name))
+                    .or_else(|errno| missing(errno, format!("symlinkat to {target:?}: {errno}")))?;
                 set_attributes_at(parent, name, node)
             }
             EntryType::Link => {
@@ -272,6 +273,23 @@ impl Tree {
         // The remembered parent may have been inside what went.
         self.last_parent = None;
         Ok(())
+    }
+
+    /// Drops the times that were due below a directory which is gone.
+    fn forget_below(&mut self, path: &[u8]) {
+        let below = [path, b"/"].concat();
+        self.directories.remove(path);
+        let due = self
+            .directories
+            .range(below.clone()..)
+            .map(|(known, _)| known);
+        let gone: Vec<_> = due
+            .take_while(|known| known.starts_with(&below))
+            .cloned()
+            .collect();
+        for known in gone {
+            self.directories.remove(&known);
+        }
     }
 
     fn parent(&mut self, dir: &[u8]) -> Result<Rc<OwnedFd>> {

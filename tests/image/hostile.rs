@@ -1,0 +1,261 @@
+//! Layers that are made to break out, to lie or to wear the node out: each is refused, and nothing of it stays.
+
+use std::fs;
+
+use corten_cri::image::Cause;
+use corten_tests::image::{Entry, Image, Layer, Packing};
+use tar::EntryType;
+
+use crate::Lab;
+
+/// Pulls an image of this one archive, expects a refusal that says `says`, and nothing kept.
+async fn refused(lab: &Lab, name: &str, tar: Vec<u8>, says: &str) {
+    lab.serve(&Image::new().archive(tar), &["bad:1"]);
+    let error = lab.pull("bad:1").await.expect_err(name);
+    assert_eq!(error.cause, Cause::Refused, "{name}: {error}");
+    let text = error.to_string();
+    assert!(
+        text.contains(says) && text.contains("bad:1"),
+        "{name}: {text:?} should say {says:?}"
+    );
+    assert!(!text.contains('\n'), "{name}: one line");
+    lab.assert_empty();
+}
+
+/// Each layer is refused with a text that says the rule.
+async fn all_refused(lab: &Lab, table: Vec<(&str, Layer, &str)>) {
+    for (name, layer, says) in table {
+        refused(lab, name, layer.into_tar(), says).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_break_the_rules_are_refused() {
+    let lab = Lab::new();
+    let file = |path: &str| Layer::new().file(path, 0o644, b"");
+    let no_way_up = "must not hold \"..\"";
+    let table = vec![
+        ("up", file("../escape"), no_way_up),
+        ("up inside", file("a/../../escape"), no_way_up),
+        ("up at the end", Layer::new().dir("a/..", 0o777), no_way_up),
+        (
+            "whiteout of ..",
+            Layer::new().whiteout("a", "."),
+            "must name a file",
+        ),
+        (
+            "whiteout of nothing",
+            Layer::new().whiteout("a", ""),
+            "must name a file",
+        ),
+        ("aufs metadata", file(".wh..wh.aufs"), "aufs"),
+        ("root is a file", file("./"), "root must be a directory"),
+        ("long component", file(&"x".repeat(256)), "bad:1"),
+        ("long path", file(&"x/".repeat(2500)), "4095 bytes"),
+    ];
+    all_refused(&lab, table).await;
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_lead_out_are_refused() {
+    let lab = Lab::new();
+    let tripwire = lab.dir.path().join("tripwire");
+    fs::write(&tripwire, "untouched").unwrap();
+    let outside = tripwire.to_str().unwrap();
+    let through = format!("out{outside}");
+    let table = vec![
+        (
+            "hard link up",
+            Layer::new().hard_link("a", "../../etc/passwd"),
+            "must not hold",
+        ),
+        (
+            "hard link outside",
+            Layer::new().hard_link("a", outside),
+            "hard link to",
+        ),
+        (
+            "hard link through a link",
+            Layer::new().symlink("out", "/").hard_link("a", &through),
+            "hard link to",
+        ),
+        (
+            "hard link to a directory",
+            Layer::new().dir("d", 0o755).hard_link("a", "d"),
+            "hard link to",
+        ),
+        (
+            "file below a file",
+            Layer::new().file("f", 0o644, b"").file("f/g", 0o644, b""),
+            "its directory",
+        ),
+        (
+            "file below a dangling link",
+            Layer::new()
+                .symlink("l", "/nowhere")
+                .file("l/g", 0o644, b""),
+            "leads nowhere",
+        ),
+        (
+            "file below a loop",
+            Layer::new().symlink("l", "l").file("l/g", 0o644, b""),
+            "its directory",
+        ),
+        (
+            "link to nothing",
+            Layer::new().symlink("l", ""),
+            "symlinkat",
+        ),
+        (
+            "endless link",
+            Layer::new().symlink("l", &"x".repeat(5000)),
+            "symlinkat",
+        ),
+    ];
+    all_refused(&lab, table).await;
+    assert_eq!(fs::read_to_string(&tripwire).unwrap(), "untouched");
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_break_the_rules_are_refused() {
+    let lab = Lab::new();
+    let kind = |kind| {
+        let entry = Entry {
+            path: "a",
+            kind,
+            ..Entry::default()
+        };
+        Layer::new().entry(&entry)
+    };
+    let pax = |key: &str, value: &[u8]| {
+        let pax: &[(&str, &[u8])] = &[(key, value)];
+        let entry = Entry {
+            path: "a",
+            pax,
+            ..Entry::default()
+        };
+        Layer::new().entry(&entry)
+    };
+    let overlay = "SCHILY.xattr.trusted.overlay";
+    let table = vec![
+        ("whiteout in disguise", kind(EntryType::Char), "0:0"),
+        ("unknown type", kind(EntryType::new(b'Q')), "not supported"),
+        ("sparse", kind(EntryType::GNUSparse), "a"),
+        ("sparse by PAX", pax("GNU.sparse.major", b"1"), "sparse"),
+        (
+            "redirect",
+            pax(&format!("{overlay}.redirect"), b"/"),
+            "trusted.overlay",
+        ),
+        (
+            "opaque by xattr",
+            pax(&format!("{overlay}.opaque"), b"y"),
+            "trusted.overlay",
+        ),
+        ("time", pax("mtime", b"soon"), "mtime"),
+        ("uid", pax("uid", b"4294967295"), "uid"),
+    ];
+    all_refused(&lab, table).await;
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_that_are_none_are_refused() {
+    let lab = Lab::new();
+    let good = Layer::new().file("a", 0o644, &[7; 3000]).into_tar();
+    refused(
+        &lab,
+        "text",
+        b"this is not an archive at all".repeat(100),
+        "not a valid archive",
+    )
+    .await;
+    refused(&lab, "cut inside a file", good[..1500].to_vec(), "").await;
+    let mut checksum = good.clone();
+    checksum[150] ^= 1;
+    refused(&lab, "header checksum", checksum, "not a valid archive").await;
+    let comment = vec![b'x'; 3 << 20];
+    let headers = Layer::new().entry(&Entry {
+        path: "a",
+        pax: &[("comment", &comment)],
+        ..Entry::default()
+    });
+    refused(
+        &lab,
+        "endless headers",
+        headers.into_tar(),
+        "headers of more than",
+    )
+    .await;
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_calls_itself_gzip_must_be_gzip() {
+    let lab = Lab::new();
+    let mut image = Image::new().layer(Layer::new().file("a", 0o644, b"a"));
+    image.packing = Packing::Plain;
+    let saved = lab.serve(&image, &["plain:1"]);
+    let mut manifest: serde_json::Value = serde_json::from_slice(
+        &fs::read(corten_tests::image::blob_path(
+            &lab.served(),
+            &saved.manifest,
+        ))
+        .unwrap(),
+    )
+    .unwrap();
+    manifest["layers"][0]["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip".into();
+    let media_type = manifest["mediaType"].as_str().unwrap().to_owned();
+    corten_tests::image::save_document(&lab.served(), &manifest, &media_type, &["liar:1"]).unwrap();
+    let error = lab.pull("liar:1").await.unwrap_err();
+    assert_eq!(error.cause, Cause::Refused, "{error}");
+    lab.assert_empty();
+    lab.finish();
+}
+
+/// CVE-2026-95838's form: 20,000 opaque whiteouts of one directory must cost 20,000 small steps.
+#[tokio::test(flavor = "multi_thread")]
+async fn repeated_opaque_whiteouts_take_linear_time() {
+    let lab = Lab::new();
+    let mut layer = Layer::new().dir("d", 0o755);
+    for number in 0..2000 {
+        layer = layer.file(&format!("d/{number}"), 0o644, b"");
+    }
+    for _ in 0..20_000 {
+        layer = layer.opaque("d");
+    }
+    let started = std::time::Instant::now();
+    let root = lab.unpack(layer).await;
+    assert!(
+        started.elapsed().as_secs() < 20,
+        "took {:?}",
+        started.elapsed()
+    );
+    assert_eq!(crate::names(&root.join("d")).len(), 2000);
+    lab.finish();
+}
+
+/// CVE-2026-114236's form: a layer that fails must give back what it had opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_layers_keep_no_descriptor() {
+    let lab = Lab::new();
+    lab.serve(
+        &Image::new().layer(Layer::new().file("../a", 0o644, b"")),
+        &["bad:1"],
+    );
+    let open = || {
+        let root = lab.root();
+        let links = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|target| target.starts_with(&root)).count()
+    };
+    for _ in 0..50 {
+        lab.pull("bad:1").await.unwrap_err();
+    }
+    assert_eq!(open(), 0);
+    lab.assert_empty();
+    lab.finish();
+}
