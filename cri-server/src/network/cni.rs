@@ -33,7 +33,7 @@ use plugin::{Command, Invocation};
 
 /// The interface that plugins make in the pod.
 const INTERFACE: &str = "eth0";
-/// Where the loopback's addresses would be; a pod's are elsewhere.
+/// The capability of plugins that map the node's ports.
 const PORT_MAPPINGS: &str = "portMappings";
 
 /// What plugins are told of a pod.
@@ -139,20 +139,23 @@ impl Cni {
         })
     }
 
-    /// Detaches the pod; doing it again is fine. Without an attachment the present configuration is all there is to go
-    /// by, and where there is none either, nothing was attached.
+    /// Detaches the pod; doing it again is fine.
+    ///
+    /// Without an attachment no ADD has succeeded, and a failed one was undone at once; what a killed server may have
+    /// left is tried by the present configuration, if there is one, and a failure is logged only: a plugin that is
+    /// missing must not make a sandbox unremovable that never had a network.
     pub async fn remove(&self, pod: &PodNetwork, attachment: Option<&Attachment>) -> Result<()> {
-        let network = match attachment {
-            Some(attachment) => {
-                conf::parse_list(&attachment.network).context("the recorded CNI configuration")?
+        let Some(attachment) = attachment else {
+            if let Ok(network) = self.network()
+                && let Err(error) = self.delete(&network, &network.plugins, pod, None).await
+            {
+                tracing::warn!(sandbox = %pod.id, "CNI DEL without a recorded ADD: {error:#}");
             }
-            None => match self.network() {
-                Ok(network) => network,
-                Err(_not_configured) => return Ok(()),
-            },
+            return Ok(());
         };
-        let result = attachment.map(|attachment| &attachment.result);
-        self.delete(&network, &network.plugins, pod, result)
+        let network =
+            conf::parse_list(&attachment.network).context("the recorded CNI configuration")?;
+        self.delete(&network, &network.plugins, pod, Some(&attachment.result))
             .await
             .with_context(|| format!("CNI network {}", network.name))
     }

@@ -3,6 +3,7 @@
 //! The nodes every container has (null, zero, full, random, urandom, tty, ptmx, console) are the runtime's to make and
 //! to allow (OCI runtime-spec, config-linux.md, default devices); here stands what comes on top.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use corten_proto::cri::ContainerConfig;
@@ -40,9 +41,17 @@ pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// The nodes to make.
+/// The nodes to make. Of several at one path the last counts: a request's own device goes before the node's, of which
+/// a privileged container has all.
 pub(super) fn nodes(sources: &Sources) -> Vec<LinuxDevice> {
-    extra(sources).map(node).collect()
+    let is_default = |path: &Path| DEFAULT_DEVICES.iter().any(|known| path == Path::new(known));
+    let by_path: BTreeMap<&Path, &HostDevice> = sources
+        .devices
+        .iter()
+        .map(|device| (device.path.as_path(), device))
+        .filter(|(path, _)| !is_default(path))
+        .collect();
+    by_path.into_values().map(node).collect()
 }
 
 /// Nothing but what is listed, or everything for a privileged container.
@@ -58,14 +67,6 @@ pub(super) fn rules(config: &ContainerConfig, sources: &Sources) -> Vec<LinuxDev
 /// The infra container's: the runtime's own devices alone.
 pub(super) fn infra_rules() -> Vec<LinuxDeviceCgroup> {
     vec![everything(false)]
-}
-
-fn extra(sources: &Sources) -> impl Iterator<Item = &HostDevice> {
-    let is_default = |path: &Path| DEFAULT_DEVICES.iter().any(|known| path == Path::new(known));
-    sources
-        .devices
-        .iter()
-        .filter(move |device| !is_default(&device.path))
 }
 
 fn node(device: &HostDevice) -> LinuxDevice {
@@ -141,16 +142,18 @@ mod tests {
     }
 
     #[test]
-    fn the_runtimes_own_are_not_named_again() {
-        let devices = vec![device("/dev/null", 3), device("/dev/fuse", 229)];
-        assert_eq!(
-            nodes(&Sources {
-                devices,
-                ..Default::default()
-            })
-            .len(),
-            1
-        );
+    fn one_node_a_path_and_none_of_the_runtimes_own() {
+        let devices = vec![
+            device("/dev/null", 3),
+            device("/dev/fuse", 229),
+            device("/dev/fuse", 7),
+        ];
+        let nodes = nodes(&Sources {
+            devices,
+            ..Default::default()
+        });
+        assert_eq!(nodes.len(), 1);
+        assert_eq!(nodes[0].minor(), 7, "the request's, which comes last");
     }
 
     #[test]

@@ -109,62 +109,72 @@ impl Host {
 impl Sources {
     /// Looks the request's host paths and devices up. Blocks: a path may be on a dead network filesystem.
     ///
-    /// A host path that does not exist is made, as a directory with mode 0755. The CRI would have an error here
-    /// (api.proto, Mount.host_path); but an untyped hostPath volume of Kubernetes means just this, the kubelet leaves
-    /// it to the runtime, and both peers do it.
+    /// A host path that does not exist is made, as a directory with mode 0755, once everything else was found. The CRI
+    /// would have an error here (api.proto, Mount.host_path); but an untyped hostPath volume of Kubernetes means just
+    /// this, the kubelet leaves it to the runtime, and both peers do it.
     pub fn read(config: &ContainerConfig) -> Result<Sources, SpecError> {
+        let mut devices = match security::is_privileged(config) {
+            true => below_dev()?,
+            false => Vec::new(),
+        };
+        for (index, device) in config.devices.iter().enumerate() {
+            let field = format!("devices[{index}].host_path");
+            devices.extend(requested_devices(&field, device)?);
+        }
         let mounts = match config.mounts.is_empty() {
             true => Vec::new(),
             false => read_mounts(&config.mounts)?,
         };
-        let devices = match security::is_privileged(config) {
-            true => below_dev()?,
-            false => Vec::new(),
-        };
-        let mut sources = Sources { mounts, devices };
-        for (index, device) in config.devices.iter().enumerate() {
-            let field = format!("devices[{index}].host_path");
-            sources.devices.extend(requested_devices(&field, device)?);
-        }
-        Ok(sources)
+        Ok(Sources { mounts, devices })
     }
 }
 
 fn read_mounts(mounts: &[Mount]) -> Result<Vec<MountSource>, SpecError> {
-    let paths = mounts
-        .iter()
-        .enumerate()
-        .map(|(index, mount)| host_path(&format!("mounts[{index}].host_path"), &mount.host_path))
-        .collect::<Result<Vec<_>, _>>()?;
+    let named = |index: usize| format!("mounts[{index}].host_path");
+    let mut paths = Vec::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        paths.push(existing(&named(index), &mount.host_path)?);
+    }
+    for (index, mount) in mounts.iter().enumerate() {
+        if paths[index].is_none() {
+            paths[index] = Some(make_directory(&named(index), &mount.host_path)?);
+        }
+    }
     // Once for all of them, and after the lookups, which may have mounted something (autofs).
     let table = read_text("/proc/self/mountinfo")
         .map_err(|error| SpecError::failed("mounts", "", format!("{error:#}")))?;
     let table = mountinfo::parse(&table);
-    Ok(paths
-        .into_iter()
-        .map(|path| MountSource {
-            propagation: mountinfo::propagation(&table, &path),
-            path,
-        })
-        .collect())
+    let source = |path: PathBuf| MountSource {
+        propagation: mountinfo::propagation(&table, &path),
+        path,
+    };
+    Ok(paths.into_iter().flatten().map(source).collect())
 }
 
-/// `path` with its links followed, made as a directory if nothing is there.
-fn host_path(field: &str, path: &str) -> Result<PathBuf, SpecError> {
-    let failed = |what: &str, error: std::io::Error| {
-        SpecError::failed(field, path, format!("{what}: {error}"))
-    };
+/// `path` with its links followed; none if nothing is there.
+fn existing(field: &str, path: &str) -> Result<Option<PathBuf>, SpecError> {
     match fs::canonicalize(path) {
-        Ok(path) => return Ok(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("look the path up", error)),
+        Ok(path) => Ok(Some(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(SpecError::failed(
+            field,
+            path,
+            format!("look the path up: {error}"),
+        )),
     }
+}
+
+/// Makes the directory and those above it; its path with the links followed.
+fn make_directory(field: &str, path: &str) -> Result<PathBuf, SpecError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(path)
-        .map_err(|error| failed("make the missing directory", error))?;
-    fs::canonicalize(path).map_err(|error| failed("look the new directory up", error))
+        .and_then(|()| fs::canonicalize(path))
+        .map_err(|error| {
+            let rule = format!("make the missing directory: {error}");
+            SpecError::failed(field, path, rule)
+        })
 }
 
 /// The devices a request names: one, or all below a directory, each under the container path.

@@ -6,16 +6,20 @@ use corten_proto::cri::{NamespaceMode, PodSandboxConfig};
 
 use super::{SpecError, namespaces};
 
-/// The System V limits, per ipc namespace (ipc(7)); `fs.mqueue.*` are POSIX's.
+/// What each ipc namespace has its own of under `kernel.` (ipc/ipc_sysctl.c); `fs.mqueue.*` is POSIX's.
 const IPC: &[&str] = &[
+    "kernel.auto_msgmni",
+    "kernel.msg_next_id",
     "kernel.msgmax",
     "kernel.msgmnb",
     "kernel.msgmni",
     "kernel.sem",
+    "kernel.sem_next_id",
+    "kernel.shm_next_id",
+    "kernel.shm_rmid_forced",
     "kernel.shmall",
     "kernel.shmmax",
     "kernel.shmmni",
-    "kernel.shm_rmid_forced",
 ];
 
 /// What a new network namespace gets unless the request says otherwise: any user of the pod may listen on any port and
@@ -54,12 +58,9 @@ pub(super) fn of_sandbox(config: &PodSandboxConfig) -> Result<HashMap<String, St
             let rule = "the sandbox has the node's namespace here, which stays as it is";
             return Err(SpecError::invalid(field, value, rule));
         }
-        if name.split(['.', '/']).any(str::is_empty) || value.contains('\0') {
-            return Err(SpecError::invalid(
-                field,
-                value,
-                "must be a name and a value without NUL",
-            ));
+        if name.split(['.', '/']).any(str::is_empty) || value.contains(['\0', '\n']) {
+            let rule = "must be a name and a value of one line";
+            return Err(SpecError::invalid(field, value, rule));
         }
         all.insert(name.clone(), value.clone());
     }

@@ -215,11 +215,15 @@ fn a_crash_is_told_by_stderr() {
 
 #[test]
 fn a_plugin_that_hangs_is_killed_with_its_children() {
-    let fixture = Fixture::new(&json!([{ "type": "one", "mode": "hang" }]));
-    let started = Instant::now();
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
     let pod = fixture.pod();
-    // DEL alone: an ADD would hang twice.
-    let text = format!("{:#}", run(fixture.cni.remove(&pod, None)).unwrap_err());
+    let mut attachment = run(fixture.cni.add(&pod)).unwrap();
+    attachment.network["plugins"][0]["mode"] = json!("hang");
+    let started = Instant::now();
+    let text = format!(
+        "{:#}",
+        run(fixture.cni.remove(&pod, Some(&attachment))).unwrap_err()
+    );
     assert!(
         text.contains("one DEL") && text.contains("not done after 2 s"),
         "{text}"
@@ -233,6 +237,20 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
         assert!(Instant::now() < deadline, "the plugin's child lives on");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+#[test]
+fn a_failed_del_is_an_error_only_after_an_add() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    let pod = fixture.pod();
+    let attachment = run(fixture.cni.add(&pod)).unwrap();
+    fs::remove_file(fixture.directory.path().join("one")).unwrap();
+    let text = format!(
+        "{:#}",
+        run(fixture.cni.remove(&pod, Some(&attachment))).unwrap_err()
+    );
+    assert!(text.contains("CNI plugin one is not in"), "{text}");
+    run(fixture.cni.remove(&pod, None)).unwrap();
 }
 
 #[test]
