@@ -4,10 +4,10 @@
 //! The policy has the kernel's own form: a default and exceptions from it. It begins as "nothing is allowed", whatever
 //! the spec says or leaves out (a list of rules read as a list of denials was a hole of runc, GHSA-g54h-m393-cpwq). The
 //! spec's rules change it in their order; then the devices every container has are allowed (config-linux.md, default
-//! devices), and those of `linux.devices`.
+//! devices). What `linux.devices` names is made, but not allowed: that takes a rule.
 
 use anyhow::{Result, bail, ensure};
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use crate::sys::bpf::Instruction;
 
@@ -75,8 +75,8 @@ const DEFAULT: [Exception; 10] = [
 ];
 
 impl Policy {
-    /// The policy of a container, from `linux.resources.devices` and `linux.devices`.
-    pub(super) fn new(rules: &[LinuxDeviceCgroup], devices: &[LinuxDevice]) -> Result<Policy> {
+    /// The policy of a container, from `linux.resources.devices`.
+    pub(super) fn new(rules: &[LinuxDeviceCgroup]) -> Result<Policy> {
         let mut policy = Policy {
             default_allow: false,
             exceptions: Vec::new(),
@@ -95,27 +95,6 @@ impl Policy {
         }
         for exception in DEFAULT {
             policy.change(true, exception, "the default devices")?;
-        }
-        for (index, device) in devices.iter().enumerate() {
-            let path = format!("linux.devices[{index}]");
-            let kind = match device.typ() {
-                LinuxDeviceType::B => Kind::Block,
-                LinuxDeviceType::C | LinuxDeviceType::U => Kind::Char,
-                // A fifo is no device; `a` is refused where the nodes are checked.
-                LinuxDeviceType::P | LinuxDeviceType::A => continue,
-            };
-            let major = number(Some(device.major()), &format!("{path}.major"))?;
-            let minor = number(Some(device.minor()), &format!("{path}.minor"))?;
-            policy.change(
-                true,
-                Exception {
-                    kind,
-                    major,
-                    minor,
-                    access: ALL,
-                },
-                &path,
-            )?;
         }
         policy.prune();
         Ok(policy)
@@ -327,10 +306,20 @@ mod tests {
 
     use super::*;
 
-    fn policy(rules: &serde_json::Value, devices: &serde_json::Value) -> Result<Policy> {
-        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(rules.clone()).unwrap();
-        let devices: Vec<LinuxDevice> = serde_json::from_value(devices.clone()).unwrap();
-        Policy::new(&rules, &devices)
+    /// Rules as text: `+` or `-`, then type, numbers and access; a number `?` is left out.
+    fn policy(rules: &str) -> Result<Policy> {
+        let rule = |text: &str| -> LinuxDeviceCgroup {
+            let mut fields = text[1..].split([' ', ':']);
+            let mut rule = json!({"allow": text.starts_with('+'), "type": fields.next()});
+            for name in ["major", "minor"] {
+                let number = fields.next().and_then(|number| number.parse::<i64>().ok());
+                rule[name] = json!(number);
+            }
+            rule["access"] = json!(fields.next());
+            serde_json::from_value(rule).unwrap()
+        };
+        let rules: Vec<_> = rules.split_terminator(", ").map(rule).collect();
+        Policy::new(&rules)
     }
 
     /// The policy without the default devices, as text.
@@ -338,111 +327,50 @@ mod tests {
         let defaults: Vec<String> = DEFAULT.iter().map(Exception::line).collect();
         let (default, _, lines) = policy.v1_lines();
         let own = lines.into_iter().filter(|line| !defaults.contains(line));
-        std::iter::once(default.to_owned())
-            .chain(own)
-            .collect::<Vec<_>>()
-            .join(", ")
+        let all: Vec<String> = std::iter::once(default.to_owned()).chain(own).collect();
+        all.join(", ")
     }
 
     #[test]
     fn rules_in_order() {
-        let nothing = json!([]);
-        for (rules, devices, lines) in [
-            (json!([]), &nothing, "devices.deny"),
-            (
-                json!([{"allow": false, "access": "rwm"}]),
-                &nothing,
-                "devices.deny",
-            ),
-            (
-                json!([{"allow": true, "access": "rwm"}]),
-                &nothing,
-                "devices.allow",
-            ),
-            (
-                json!([{"allow": true, "type": "a", "major": -1, "minor": -1, "access": "rwm"}]),
-                &nothing,
-                "devices.allow",
-            ),
-            (
-                json!([{"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"},
-                       {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "m"}]),
-                &nothing,
-                "devices.deny, c 10:229 rwm",
-            ),
-            (
-                json!([{"allow": true, "type": "b", "major": 8, "access": "rw"},
-                       {"allow": false, "type": "b", "major": 8, "access": "w"}]),
-                &nothing,
-                "devices.deny, b 8:* r",
-            ),
-            (
-                json!([{"allow": true, "type": "b", "major": 8, "minor": 1, "access": "rw"},
-                       {"allow": false, "type": "b", "access": "rwm"}]),
-                &nothing,
-                "devices.deny",
-            ),
-            (
-                json!([{"allow": true, "access": "rwm"}, {"allow": false, "type": "b", "major": 8, "access": "rw"}]),
-                &nothing,
-                "devices.allow, b 8:* rw",
-            ),
-            (
-                json!([{"allow": true, "type": "c", "major": 10, "access": "rwm"}]),
-                &json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
-                        {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
-                        {"path": "/dev/fifo", "type": "p"}]),
-                "devices.deny, c 10:* rwm, b 8:0 rwm",
-            ),
+        for (rules, lines) in [
+            ("", "devices.deny"),
+            ("-a ?:? rwm", "devices.deny"),
+            ("+a ?:? rwm", "devices.allow"),
+            ("+a -1:-1 rwm", "devices.allow"),
+            ("+c 10:229 rw, +c 10:229 m", "devices.deny, c 10:229 rwm"),
+            ("+u 10:229 rw", "devices.deny, c 10:229 rw"),
+            ("+b 8:? rw, -b 8:? w", "devices.deny, b 8:* r"),
+            ("+b 8:1 rw, -b ?:? rwm", "devices.deny"),
+            ("+b 8:1 r, +b 8:? rw", "devices.deny, b 8:* rw"),
+            ("+a ?:? rwm, -b 8:? rw", "devices.allow, b 8:* rw"),
+            ("+a ?:? rwm, -b 8:? rw, -a ?:? rwm", "devices.deny"),
+            ("-c 1:3 rwm", "devices.deny"),
         ] {
-            assert_eq!(
-                own_lines(&policy(&rules, devices).unwrap()),
-                lines,
-                "{rules} {devices}"
-            );
+            assert_eq!(own_lines(&policy(rules).unwrap()), lines, "{rules}");
         }
-        assert!(
-            policy(&json!([{"allow": true}]), &nothing)
-                .unwrap()
-                .allows_all()
-        );
-        assert!(!policy(&nothing, &nothing).unwrap().allows_all());
+        assert!(policy("+a ?:? rwm").unwrap().allows_all());
+        assert!(!policy("").unwrap().allows_all());
     }
 
     #[test]
     fn rules_refused() {
-        for (rule, word) in [
-            (
-                json!({"allow": true, "type": "a", "access": "r"}),
-                "every device",
-            ),
-            (
-                json!({"allow": true, "type": "a", "major": 1, "access": "rwm"}),
-                "every device",
-            ),
-            (json!({"allow": true, "type": "c", "access": ""}), ".access"),
-            (json!({"allow": true, "type": "c", "access": "rx"}), "'x'"),
-            (json!({"allow": true, "type": "p", "access": "r"}), "fifo"),
-            (
-                json!({"allow": true, "type": "c", "major": -2, "access": "r"}),
-                ".major: -2",
-            ),
-            (
-                json!({"allow": true, "type": "c", "minor": 4_294_967_296_i64, "access": "r"}),
-                ".minor",
-            ),
+        for (rule, words) in [
+            ("+a ?:? r", "every device"),
+            ("+a 1:? rwm", "every device"),
+            ("+c ?:?", ".access"),
+            ("+c ?:? rx", "'x'"),
+            ("+p ?:? r", "fifo"),
+            ("+c -2:? r", ".major: -2"),
+            ("+c ?:4294967296 r", ".minor: 4294967296"),
         ] {
-            let error = policy(&json!([rule]), &json!([])).unwrap_err().to_string();
-            assert!(
-                error.starts_with("linux.resources.devices[0]") && error.contains(word),
-                "{rule}: {error}"
-            );
+            let error = policy(rule).unwrap_err().to_string();
+            let place = error.starts_with("linux.resources.devices[0]");
+            assert!(place && error.contains(words), "{rule}: {error}");
         }
-        let hole = json!([{"allow": true, "type": "c", "major": 10, "access": "rwm"},
-                          {"allow": false, "type": "c", "major": 10, "minor": 1, "access": "w"}]);
-        let error = policy(&hole, &json!([])).unwrap_err().to_string();
+        let error = policy("+c 10:? rwm, -c 10:1 w").unwrap_err().to_string();
         assert!(
-            error.contains("devices[1]") && error.contains("c 10:* rwm"),
+            error.starts_with("linux.resources.devices[1]: a part of \"c 10:* rwm\""),
             "{error}"
         );
     }
@@ -489,15 +417,8 @@ mod tests {
         const C: u32 = Kind::Char as u32;
         const B: u32 = Kind::Block as u32;
         let (r, w, m) = (u32::from(READ), u32::from(WRITE), u32::from(MKNOD));
-        let confined = policy(
-            &json!([{"allow": true, "type": "b", "major": 8, "access": "r"},
-                    {"allow": true, "type": "c", "minor": 200, "access": "rw"}]),
-            &json!([]),
-        );
-        let open = policy(
-            &json!([{"allow": true}, {"allow": false, "type": "b", "major": 8, "minor": 0, "access": "w"}]),
-            &json!([]),
-        );
+        let confined = policy("+b 8:? r, +c ?:200 rw");
+        let open = policy("+a ?:? rwm, -b 8:0 w");
         for (policy, cases) in [
             (
                 confined.unwrap(),
@@ -538,9 +459,7 @@ mod tests {
 
     #[test]
     fn the_smallest_programs() {
-        let all = policy(&json!([{"allow": true}]), &json!([]))
-            .unwrap()
-            .program();
+        let all = policy("+a ?:? rwm").unwrap().program();
         assert_eq!(all.len(), 8);
         assert!(run(&all, 1, 8, 0, 7));
         let nothing = Policy {
@@ -554,14 +473,7 @@ mod tests {
     /// The kernel's own word on a program: its verifier takes it. Where bpf(2) is not allowed there is none.
     #[test]
     fn the_verifier_accepts() {
-        let confined = policy(
-            &json!([{"allow": true, "type": "b", "access": "r"}]),
-            &json!([]),
-        );
-        let open = policy(
-            &json!([{"allow": true}, {"allow": false, "type": "c", "major": 9, "access": "w"}]),
-            &json!([]),
-        );
+        let (confined, open) = (policy("+b ?:? r"), policy("+a ?:? rwm, -c 9:? w"));
         for policy in [confined.unwrap(), open.unwrap()] {
             match crate::sys::bpf::load_device_program(&policy.program()) {
                 Ok(_) => {}

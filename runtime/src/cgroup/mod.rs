@@ -71,8 +71,8 @@ pub struct Cgroup {
     open: OnceLock<Vec<(String, Directory)>>,
 }
 
-/// Every check of `linux.cgroupsPath`, `linux.resources` and `linux.devices` against this machine, without a side effect:
-/// limits that contradict each other or that no mounted controller can set.
+/// Every check of `linux.cgroupsPath` and `linux.resources` against this machine, without a side effect: limits that
+/// contradict each other or that no mounted controller can set.
 pub fn check(linux: &Linux) -> Result<()> {
     place::asked(linux.cgroups_path().as_deref())?;
     let layout = layout()?;
@@ -129,10 +129,7 @@ fn policy(linux: &Linux) -> Result<Policy> {
         .resources()
         .as_ref()
         .and_then(|resources| resources.devices().as_deref());
-    Policy::new(
-        rules.unwrap_or_default(),
-        linux.devices().as_deref().unwrap_or_default(),
-    )
+    Policy::new(rules.unwrap_or_default())
 }
 
 impl Cgroup {
@@ -200,8 +197,8 @@ impl Cgroup {
         Ok(created)
     }
 
-    /// Sets the limits of `linux.resources` and confines devices to its rules, to those every container has, and to
-    /// `linux.devices`. A limit that is not named stays as it is.
+    /// Sets the limits of `linux.resources` and confines devices to its rules and those every container has. A limit that
+    /// is not named stays as it is.
     pub fn apply(&self, linux: &Linux) -> Result<()> {
         let writes = writes(linux, self.is_v2())?;
         let mut put_off = Vec::new();

@@ -142,22 +142,27 @@ impl Drop for Created<'_> {
     }
 }
 
-/// Gives a v1 cpuset the processors and memory nodes of its parent: it begins with none, and takes no process then.
-pub(super) fn inherit_cpuset(path: &Path) -> Result<()> {
+/// Files of a v1 cpuset that are empty at first; a cgroup with one of them empty takes no process.
+const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// Gives a v1 cpuset the processors and memory nodes of its parent, where it has none; answers with what it has then.
+pub(super) fn inherit_cpuset(path: &Path) -> Result<[String; 2]> {
     let directory = Directory::existing(path)?;
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        if !directory.read(file)?.trim().is_empty() {
-            continue;
-        }
-        let parent = path
-            .parent()
-            .with_context(|| format!("{}/{file} is empty", path.display()))?;
-        // A parent that somebody made with mkdir alone has none either.
-        inherit_cpuset(parent)?;
-        let value = Directory::existing(parent)?.read(file)?;
-        directory.write(file, value.trim())?;
+    let mut own = [directory.read(CPUSET[0])?, directory.read(CPUSET[1])?];
+    if own.iter().all(|value| !value.trim().is_empty()) {
+        return Ok(own);
     }
-    Ok(())
+    let parent = path
+        .parent()
+        .with_context(|| format!("{}: no cpus or mems", path.display()))?;
+    // A parent that somebody made with mkdir alone has none either.
+    for ((file, own), inherited) in CPUSET.iter().zip(&mut own).zip(inherit_cpuset(parent)?) {
+        if own.trim().is_empty() {
+            directory.write(file, inherited.trim())?;
+            *own = inherited;
+        }
+    }
+    Ok(own)
 }
 
 /// Controllers a v2 container's cgroup should have: those that limits are for, or that statistics come from.
