@@ -11,10 +11,13 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use corten_proto::id::ContainerId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
+
+use crate::error::Error;
 
 /// Tasks and their owner.
 #[derive(Default)]
@@ -31,17 +34,17 @@ impl Tasks {
         set.spawn(work);
     }
 
-    /// Runs `work` to its end even if the caller goes away, and gives its result to a caller that stays.
+    /// Runs `work` to its end even if the caller goes away, and gives its result to a caller that stays. A result
+    /// that nobody takes is dropped.
     pub async fn run<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, Status>> + Send + 'static,
-    ) -> Result<T, Status> {
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.spawn(async move {
-            // A caller that has gone does not want the result.
             drop(sender.send(work.await));
         });
-        receiver.await.unwrap_or_else(|_panicked| Err(stopped()))
+        receiver.await.map_err(|_panicked| stopped())
     }
 
     /// Waits for the tasks to end, `limit` at most, and ends what is left then.
@@ -118,7 +121,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Adoption<K> {
 async fn outcome(mut receiver: watch::Receiver<Option<Outcome>>) -> Outcome {
     match receiver.wait_for(Option::is_some).await {
         Ok(outcome) => outcome.clone().expect("waited for it"),
-        Err(_panicked) => Err(stopped()),
+        Err(_panicked) => Err(stopped().into()),
     }
 }
 
@@ -137,8 +140,10 @@ impl<K: Eq + Hash> Drop for Leave<K> {
     }
 }
 
-fn stopped() -> Status {
-    Status::internal("the work ended without a result: the server is stopping, or a bug ended it")
+fn stopped() -> Error {
+    Error::Failed(anyhow!(
+        "the work ended without a result: the server is stopping, or a bug ended it"
+    ))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +61,9 @@ impl Node {
         }
         let shim = self.shim_of(&container)?;
         let bundle = self.paths.bundle(container.id());
-        let mut exec = Running::start(shim, container.id(), &bundle, request.cmd).await?;
+        let start = Running::start(shim, container.id().clone(), bundle, request.cmd);
+        // As a task: a caller that goes away meanwhile must not leave an exec that nobody knows of.
+        let mut exec = self.work.run(start).await??;
         let exit = match seconds {
             0 => exec.exit().await?,
             _ => match tokio::time::timeout(Duration::from_secs(seconds), exec.exit()).await {
@@ -98,8 +100,8 @@ struct Running {
 impl Running {
     async fn start(
         shim: Arc<Shim>,
-        container: &ContainerId,
-        bundle: &Path,
+        container: ContainerId,
+        bundle: PathBuf,
         cmd: Vec<String>,
     ) -> Result<Self> {
         let context = || format!("exec in {container}");
@@ -126,7 +128,7 @@ impl Running {
         let outputs = Some((Output::read(stdout)?, Output::read(stderr)?));
         Ok(Running {
             shim,
-            container: container.clone(),
+            container,
             id,
             exit,
             outputs,

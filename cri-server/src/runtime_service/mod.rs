@@ -61,13 +61,8 @@ impl RuntimeService {
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let started = Instant::now();
-        let work = work(self.node.clone());
-        let result = self
-            .node
-            .work
-            .run(async move { work.await.map_err(Status::from) })
-            .await;
-        answer(call, started, result)
+        let result = self.node.work.run(work(self.node.clone())).await.flatten();
+        answer(call, started, result.map_err(Status::from))
     }
 }
 

@@ -115,21 +115,18 @@ impl Node {
     async fn prepare(&self, metadata: &mut Metadata) -> Result<(), Error> {
         let directory = self.paths.sandbox(&metadata.id);
         blocking(move || make_directory(&directory)).await?;
+        if !metadata.host_network() {
+            metadata.netns = Some(self.config.netns_dir.join(metadata.id.as_str()));
+        }
         // The record comes first: what a crash leaves from here on is found by it and undone.
         let path = self.paths.sandbox_record(&metadata.id);
         self.write_record(path.clone(), metadata, &Status::Starting)
             .await?;
-        if !metadata.host_network() {
+        if let Some(network) = pod_network(metadata) {
             let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
-            let netns = blocking(move || netns::create(&netns_dir, &id)).await?;
-            metadata.netns = Some(netns);
-            let network = pod_network(metadata).context("the netns has just been made")?;
-            metadata.network = Some(
-                self.cni
-                    .add(&network)
-                    .await
-                    .context("set up the pod's network")?,
-            );
+            blocking(move || netns::create(&netns_dir, &id)).await?;
+            let attachment = self.cni.add(&network).await;
+            metadata.network = Some(attachment.context("set up the pod's network")?);
             // Again, with what CNI needs to take the network down.
             self.write_record(path, metadata, &Status::Starting).await?;
         }

@@ -84,16 +84,13 @@ impl Node {
     /// CNI DEL and the network namespace.
     pub(super) async fn remove_network(&self, sandbox: &Sandbox) -> Result<()> {
         let metadata = &sandbox.metadata;
-        if let Some(network) = pod_network(metadata) {
-            self.cni
-                .remove(&network, metadata.network.as_ref())
-                .await
-                .context("take the pod's network down")?;
-        }
-        if metadata.host_network() {
+        let Some(network) = pod_network(metadata) else {
             return Ok(());
-        }
-        // By name: a run that failed in between may not have noted it.
+        };
+        self.cni
+            .remove(&network, metadata.network.as_ref())
+            .await
+            .context("take the pod's network down")?;
         let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
         blocking(move || netns::remove(&netns_dir, &id)).await
     }
