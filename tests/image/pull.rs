@@ -402,6 +402,72 @@ async fn plain_http_is_spoken_only_where_it_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn https_needs_a_certificate_that_is_trusted() {
+    let lab = Lab::new();
+    lab.serve(&Image::new().layer(small_layer("a")), &["a:1"]);
+    let (secure, authority) = Registry::start_tls(&lab.served()).unwrap();
+    let ca = lab.dir.path().join("ca.pem");
+    std::fs::write(&ca, authority).unwrap();
+    let reference = secure.reference("a:1");
+    let default = RegistryConfig::default;
+    let table = [
+        ("unknown authority", default(), false),
+        (
+            "authority configured",
+            RegistryConfig {
+                ca: Some(ca.clone()),
+                ..default()
+            },
+            true,
+        ),
+        (
+            "check switched off",
+            RegistryConfig {
+                skip_verify: true,
+                ..default()
+            },
+            true,
+        ),
+        (
+            "no such file",
+            RegistryConfig {
+                ca: Some("/nowhere/ca.pem".into()),
+                ..default()
+            },
+            false,
+        ),
+    ];
+    for (name, config, trusted) in table {
+        let root = lab.dir.path().join(name);
+        let store =
+            ImageStore::open(&root, [(secure.address().to_string(), config)].into()).unwrap();
+        let pulled = store.pull(&reference, Credentials::Anonymous).await;
+        assert_eq!(pulled.is_ok(), trusted, "{name}: {pulled:?}");
+        let text = pulled
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
+        assert!(trusted || text.contains("certificate"), "{name}: {text}");
+    }
+    // From HTTPS to HTTP there is no way, not even by redirect.
+    let clear = format!("http://{}/v2/a/manifests/1", lab.registry.address());
+    secure.fail("/manifests/", Some(Fault::Redirect(clear)));
+    let config = RegistryConfig {
+        ca: Some(ca),
+        ..default()
+    };
+    let root = lab.dir.path().join("downgrade");
+    let store = ImageStore::open(&root, [(secure.address().to_string(), config)].into()).unwrap();
+    store
+        .pull(&reference, Credentials::Anonymous)
+        .await
+        .unwrap_err();
+    assert_eq!(lab.registry.count("/"), 0, "nothing was asked in the clear");
+    drop((secure, store));
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_answers_for_the_registry_it_stands_for() {
     let lab = Lab::new();
     lab.serve(

@@ -4,10 +4,10 @@
 //! a token service. One thread per connection and one request per connection: tests send few. The layout is read anew
 //! at every request, so images saved later are served too.
 //!
-//! Left out: pushes, ranges, TLS.
+//! Left out: pushes, ranges.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
 /// Largest request head that is read, in bytes.
@@ -98,6 +99,10 @@ impl Registry {
 
     /// Serves the layout at `dir` on `address`.
     pub fn listen(address: SocketAddr, dir: &Path) -> Result<Registry> {
+        Registry::serve(address, dir, None)
+    }
+
+    fn serve(address: SocketAddr, dir: &Path, tls: Option<Arc<ServerConfig>>) -> Result<Registry> {
         let listener =
             TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
         let shared = Arc::new(Shared {
@@ -109,11 +114,26 @@ impl Registry {
             requests: Mutex::default(),
         });
         let served = Arc::clone(&shared);
-        let acceptor = std::thread::spawn(move || accept(&listener, &served));
+        let acceptor = std::thread::spawn(move || accept(&listener, &served, tls.as_ref()));
         Ok(Registry {
             shared,
             acceptor: Some(acceptor),
         })
+    }
+
+    /// Serves over HTTPS on a free port of 127.0.0.1, with a certificate of an authority made for this registry. Returns
+    /// the authority's certificate too, in PEM form.
+    pub fn start_tls(dir: &Path) -> Result<(Registry, String)> {
+        let authority = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
+        let key = rustls::pki_types::PrivateKeyDer::try_from(authority.signing_key.serialize_der())
+            .map_err(anyhow::Error::msg)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![authority.cert.der().clone()], key)?;
+        let registry = Registry::serve(([127, 0, 0, 1], 0).into(), dir, Some(Arc::new(tls)))?;
+        Ok((registry, authority.cert.pem()))
     }
 
     /// Where it listens.
@@ -172,7 +192,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+fn accept(listener: &TcpListener, shared: &Arc<Shared>, tls: Option<&Arc<ServerConfig>>) {
     let mut connections: Vec<JoinHandle<()>> = Vec::new();
     for stream in listener.incoming() {
         if shared.stop.load(Ordering::Relaxed) {
@@ -180,10 +200,10 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         connections.retain(|connection| !connection.is_finished());
         let Ok(stream) = stream else { continue };
-        let shared = Arc::clone(shared);
+        let (shared, tls) = (Arc::clone(shared), tls.cloned());
         connections.push(std::thread::spawn(move || {
             // A client that goes away mid-reply is what half of the tests do on purpose.
-            drop(serve(&stream, &shared));
+            drop(connection(stream, tls, &shared));
         }));
     }
     for connection in connections {
@@ -193,8 +213,25 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-fn serve(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
+fn connection(
+    mut stream: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    shared: &Shared,
+) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    match tls {
+        None => serve(&mut stream, shared),
+        Some(config) => {
+            let session = ServerConnection::new(config).map_err(io::Error::other)?;
+            let mut stream = StreamOwned::new(session, stream);
+            serve(&mut stream, shared)?;
+            stream.conn.send_close_notify();
+            stream.flush()
+        }
+    }
+}
+
+fn serve<S: Read + Write>(stream: &mut S, shared: &Shared) -> io::Result<()> {
     let request = read_request(stream)?;
     lock(&shared.requests).push(request.clone());
     let mut reply = answer(&request, shared);
@@ -224,8 +261,8 @@ fn serve(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
-fn read_request(stream: &TcpStream) -> io::Result<Request> {
-    let mut reader = BufReader::new(io::Read::take(stream, MAX_HEAD as u64));
+fn read_request<S: Read>(stream: &mut S) -> io::Result<Request> {
+    let mut reader = BufReader::new(stream.take(MAX_HEAD as u64));
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
@@ -250,7 +287,7 @@ fn read_request(stream: &TcpStream) -> io::Result<Request> {
 }
 
 /// Sends `body` slowly, and stops early when the registry ends.
-fn drip(mut stream: &TcpStream, body: &[u8], pause: Duration, shared: &Shared) -> io::Result<()> {
+fn drip<S: Write>(stream: &mut S, body: &[u8], pause: Duration, shared: &Shared) -> io::Result<()> {
     for chunk in body.chunks(SLOW_CHUNK) {
         let until = std::time::Instant::now() + pause;
         while std::time::Instant::now() < until {
