@@ -33,6 +33,7 @@ use crate::poll::{Poll, Source};
 use crate::process::kill_tree;
 use crate::reaper::{self, Children, ExecId, Operation};
 use crate::runtime::{Runtime, Verb};
+use crate::sys;
 
 /// Most containers of one pod. Their states must fit the one packet that answers `connect`.
 const MAX_CONTAINERS: usize = 200;
@@ -62,6 +63,8 @@ pub(crate) struct Service {
     /// Since when there has been neither a container nor a client.
     idle_since: Option<Instant>,
     shut_down: bool,
+    /// The runtime has been called, or the shim has started, since code was given back last.
+    pub(crate) code_in_use: bool,
     /// SIGCHLD has come and orphans have not been looked for since.
     orphans_due: bool,
 }
@@ -88,6 +91,7 @@ impl Service {
             idle_timeout,
             idle_since: Some(Instant::now()),
             shut_down: false,
+            code_in_use: true,
             orphans_due: false,
         })
     }
@@ -96,6 +100,7 @@ impl Service {
     /// container or client must not take the others down.
     pub(crate) fn run(mut self) -> Result<()> {
         while !self.shut_down {
+            self.release_code();
             for token in self.poll.wait(self.deadline())? {
                 if let Some(source) = self.poll.source(token)
                     && let Err(error) = self.ready(source)
@@ -107,6 +112,14 @@ impl Service {
             self.expire();
         }
         Ok(())
+    }
+
+    /// Gives back the code that the last call of the runtime needed, once none is in flight.
+    fn release_code(&mut self) {
+        if self.code_in_use && self.children.calls().next().is_none() {
+            self.code_in_use = false;
+            sys::release_code();
+        }
     }
 
     fn ready(&mut self, source: Source) -> Result<()> {

@@ -34,6 +34,7 @@ impl Service {
             .runtime
             .spawn(verb, bundle, id.as_str())
             .map_err(failed)?;
+        self.code_in_use = true;
         let call = Call::new(id.clone(), operation, invocation, from);
         self.children
             .adopt(process, Role::Call(call), &mut self.poll)

@@ -145,7 +145,11 @@ fn a_reopen_that_fails_leaves_the_old_file_in_use() {
             }))
             .expect_err("a directory");
         assert_eq!(refused.code(), Code::Failed);
-        assert!(refused.message.contains("0.log: EISDIR"), "{}", refused.message);
+        assert!(
+            refused.message.contains("0.log: EISDIR"),
+            "{}",
+            refused.message
+        );
         client.kill(&bundle.id, 15).expect("kill");
         client.exit(&bundle.id);
         client.delete(&bundle.id).expect("delete");
@@ -199,8 +203,15 @@ fn a_log_that_exists_is_appended_to() {
             client.run(&bundle);
             fs::remove_dir_all(&bundle.path).expect("remove the bundle");
         }
-        let log = shim.dir().join("logs").join(format!("{}c", shim.marker())).join("0.log");
-        let text: Vec<u8> = records(&log).into_iter().flat_map(|record| record.text()).collect();
+        let log = shim
+            .dir()
+            .join("logs")
+            .join(format!("{}c", shim.marker()))
+            .join("0.log");
+        let text: Vec<u8> = records(&log)
+            .into_iter()
+            .flat_map(|record| record.text())
+            .collect();
         assert_eq!(text, b"first\nsecond\n");
     });
 }
