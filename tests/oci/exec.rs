@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use corten_tests::bundle::{Bundle, Container, Report, Running, Runtime, finish, wait_until};
+use corten_tests::bundle::{
+    Bundle, Container, Report, Running, Runtime, finish, wait_for, wait_until,
+};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
 use serde_json::json;
 
 each_runtime! {
@@ -173,35 +173,19 @@ fn it_has_the_container_s_capabilities(runtime: &Runtime) {
 
 fn detach_leaves_it_running(runtime: &Runtime) {
     let (bundle, container) = sleeper(runtime);
-    let pid_file = bundle.path().join("exec-pid");
-    let mut command = bundle.command("exec");
-    command
-        .arg("--detach")
-        .arg("--pid-file")
-        .arg(&pid_file)
-        .arg(&bundle.id)
-        .args(["/probe", "sleep"]);
-    let _started = finish(&mut command).success();
-    let pid = fs::read_to_string(&pid_file).expect("read the pid file");
-    assert_ne!(pid, container.pid.to_string());
+    let pid = bundle.exec_detached(&[], &["/probe", "sleep"]);
+    assert_ne!(pid, container.pid);
     let found = wait_until(|| {
         let program = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         (program == b"/probe\0sleep\0").then_some(())
     });
     assert!(found.is_some(), "{pid} runs the program");
-    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).expect("it runs");
-    assert_eq!(namespace(&pid), namespace(&container.pid.to_string()));
+    let namespace = |pid| fs::read_link(format!("/proc/{pid}/ns/pid")).expect("it runs");
+    assert_eq!(namespace(pid), namespace(container.pid));
     // The init of a pid namespace ends after every other process in it has been reaped, and this one is ours to reap.
     let _sent = finish(bundle.command("kill").arg(&bundle.id).arg("KILL")).success();
-    assert_killed(&pid);
+    assert_eq!(wait_for(pid), 128 + libc::SIGKILL);
     assert_eq!(container.wait(), 128 + libc::SIGKILL);
-}
-
-/// A process a detached exec left to this one has been killed with its container; takes its exit.
-fn assert_killed(pid: &str) {
-    let pid = Pid::from_raw(pid.parse().expect("a pid file holds digits alone"));
-    let status = waitpid(pid, None).expect("it is this process's child now");
-    assert_eq!(status, WaitStatus::Signaled(pid, Signal::SIGKILL, false));
 }
 
 fn a_missing_program_is_an_error(runtime: &Runtime) {

@@ -1,9 +1,10 @@
 //! The life of a container: create, start, state, kill, delete, list, and what is refused in each state.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
-use corten_tests::bundle::{Bundle, Container, Output, Runtime, finish, wait_until};
-use nix::sys::signal::kill;
+use corten_tests::bundle::{Bundle, Container, Output, Running, Runtime, finish, wait_until};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
@@ -29,6 +30,12 @@ each_runtime! {
     list_prints_json_and_a_table,
     ids_that_are_no_names_are_refused,
     a_killed_init_is_stopped_in_state,
+    one_of_many_creates_with_one_id_wins,
+    state_is_private,
+}
+
+corten_only! {
+    a_killed_create_can_be_deleted: "runc 1.1 writes its state after the hooks, and leaves what nothing can delete",
 }
 
 /// A running container that sleeps.
@@ -325,9 +332,67 @@ fn ids_that_are_no_names_are_refused(runtime: &Runtime) {
 
 fn a_killed_init_is_stopped_in_state(runtime: &Runtime) {
     let (bundle, container) = sleeper(runtime);
-    kill(container.pid, nix::sys::signal::Signal::SIGKILL).expect("kill a process of this test");
+    kill(container.pid, Signal::SIGKILL).expect("kill a process of this test");
     assert_eq!(container.wait(), 128 + libc::SIGKILL);
     assert_eq!(bundle.status(), "stopped");
     let _deleted = bundle.call("delete", &[]).success();
     bundle.assert_nothing_left();
+}
+
+fn one_of_many_creates_with_one_id_wins(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let running: Vec<Running> = (0..8)
+        .map(|_| Running::start(bundle.command("create").arg(&bundle.id)))
+        .collect();
+    let codes: Vec<i32> = running
+        .into_iter()
+        .map(|running| running.wait().code)
+        .collect();
+    assert_eq!(
+        codes.iter().filter(|code| **code == 0).count(),
+        1,
+        "{codes:?}"
+    );
+    assert_eq!(bundle.status(), "created");
+    let pid = bundle.state()["pid"].as_i64().expect("a pid is a number");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid is an i32"));
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    assert_ended(&[pid]);
+    bundle.assert_nothing_left();
+}
+
+/// The state tells where a container's files and namespaces are, and its fifo starts it.
+fn state_is_private(runtime: &Runtime) {
+    let bundle = runtime.bundle();
+    bundle.create();
+    let meta = fs::metadata(bundle.state_directory()).expect("the container has state");
+    assert_eq!(meta.mode() & 0o066, 0, "{:o}", meta.mode());
+    assert_eq!(meta.uid(), 0);
+}
+
+fn a_killed_create_can_be_deleted(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.spec["hooks"]["createRuntime"] =
+        json!([{ "path": bundle.rootfs("/probe"), "args": ["probe", "sleep", bundle.id] }]);
+    let running = Running::start(bundle.command("create").arg(&bundle.id));
+    let hook = wait_until(|| process_with(b"probe\0sleep\0", &bundle.id));
+    let hook = hook.expect("the hook runs");
+    kill(running.pid(), Signal::SIGKILL).expect("kill a process of this test");
+    assert_eq!(running.wait().code, 128 + libc::SIGKILL);
+    kill(hook, Signal::SIGKILL).expect("kill a process of this test");
+    assert_ended(&[hook]);
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    bundle.assert_nothing_left();
+}
+
+/// The process whose command line begins so and has this word.
+fn process_with(beginning: &[u8], word: &str) -> Option<Pid> {
+    let processes = fs::read_dir("/proc").expect("list processes").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let found = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(beginning) && String::from_utf8_lossy(&line).contains(word)
+    };
+    pids.map(Pid::from_raw).find(|pid| found(&pid.as_raw()))
 }

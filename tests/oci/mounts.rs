@@ -58,14 +58,12 @@ fn mounts_are_made_in_order(runtime: &Runtime) {
     bundle.add_mount(bind(&source, "/tmp/data", &["bind"]));
     bundle
         .add_mount(json!({ "destination": "/tmp/data/inner", "type": "tmpfs", "source": "third" }));
+    // mountinfo is sorted by when a mount was made, which need not be when it was put in its place; so what counts is
+    // that none hides another.
     let report = bundle.report(&["/tmp/data/inside", "/tmp/data/inner"]);
-    let mounts = report["mounts"].as_array().expect("mounts are a list");
-    let order: Vec<&str> = mounts
-        .iter()
-        .filter_map(|mount| mount["destination"].as_str())
-        .filter(|destination| destination.starts_with("/tmp"))
-        .collect();
-    assert_eq!(order, ["/tmp", "/tmp/data", "/tmp/data/inner"]);
+    for destination in ["/tmp", "/tmp/data", "/tmp/data/inner"] {
+        assert!(report.find_mount(destination).is_some(), "{destination}");
+    }
     assert_eq!(report.path("/tmp/data/inside")["text"], "from the host");
     assert_eq!(report.path("/tmp/data/inner")["entries"], json!([]));
 }

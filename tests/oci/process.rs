@@ -19,6 +19,7 @@ each_runtime! {
     no_new_privileges,
     environment_is_the_spec_s,
     home_is_the_user_s,
+    a_large_environment_is_passed_on,
     args_are_passed_on_as_they_are,
     cwd_is_entered,
     a_missing_cwd_is_made,
@@ -170,6 +171,17 @@ fn home_is_the_user_s(runtime: &Runtime) {
         let env = report["env"].as_array().expect("env is a list");
         assert!(env.contains(&json!(home)), "{uid}: {env:?}");
     }
+}
+
+/// CVE-2021-43784: a length of 16 bits somewhere on the way to init would cut this short.
+fn a_large_environment_is_passed_on(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let large = format!("LARGE={}", "x".repeat(100_000));
+    bundle.spec["process"]["env"] = json!(["HOME=/", "PATH=/bin", large, "LAST=1"]);
+    assert_eq!(
+        bundle.report(&[])["env"],
+        json!(["HOME=/", "PATH=/bin", large, "LAST=1"])
+    );
 }
 
 fn args_are_passed_on_as_they_are(runtime: &Runtime) {

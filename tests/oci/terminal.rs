@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use corten_tests::bundle::{Bundle, Report, Runtime, finish};
+use corten_tests::bundle::{Bundle, Report, Runtime, wait_for};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::json;
 
@@ -121,25 +121,14 @@ fn exec_can_have_a_terminal(runtime: &Runtime) {
     bundle.probe(&["sleep"]);
     let container = bundle.start();
     let socket = ConsoleSocket::new(&bundle);
-    let pid_file = bundle.path().join("exec-pid");
-    let mut command = bundle.command("exec");
-    command
-        .args(["--tty", "--detach", "--console-socket"])
-        .arg(&socket.path)
-        .arg("--pid-file")
-        .arg(&pid_file);
-    let _started = finish(command.arg(&bundle.id).args(["/probe", "report"])).success();
+    let path = socket.path.to_string_lossy();
+    let pid = bundle.exec_detached(&["--tty", "--console-socket", &path], &["/probe", "report"]);
     let report = Report::parse(&read_all(&socket.master()));
     assert!(report["terminal"].is_object(), "{report:?}");
     let namespace =
         std::fs::read_link(format!("/proc/{}/ns/mnt", container.pid)).expect("init runs");
     assert_eq!(report.namespace("mnt"), namespace.to_string_lossy());
-    let pid = std::fs::read_to_string(&pid_file)
-        .expect("read the pid file")
-        .parse()
-        .expect("it holds digits alone");
-    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None)
-        .expect("a detached exec is left to this process");
+    assert_eq!(wait_for(pid), 0);
 }
 
 fn a_terminal_needs_a_console_socket(runtime: &Runtime) {

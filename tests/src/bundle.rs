@@ -24,7 +24,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -235,12 +236,10 @@ impl Running {
     /// Waits for the end.
     ///
     /// # Panics
-    /// Where it does not end: it is killed then, by its own pid.
+    /// Where it does not end; it is killed then.
     pub fn wait(mut self) -> Output {
         let end = wait_until(|| self.child.try_wait().expect("wait for a child"));
         let Some(status) = end else {
-            self.child.kill().expect("kill a child");
-            self.child.wait().expect("reap a child");
             panic!(
                 "still running after {PATIENCE:?}; stderr: {}",
                 contents(&self.stderr)
@@ -255,6 +254,14 @@ impl Running {
             stdout: contents(&self.stdout),
             stderr: contents(&self.stderr),
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both succeed where it has ended and been reaped.
+        self.child.kill().expect("kill a child");
+        self.child.wait().expect("reap a child");
     }
 }
 
@@ -292,7 +299,8 @@ pub struct Bundle<'r> {
     pub id: String,
     /// What [`Bundle::write`] writes as `config.json`.
     pub spec: Value,
-    init: RefCell<Vec<Pid>>,
+    /// Processes of the container that this process is to reap: inits, and execs that were detached.
+    processes: RefCell<Vec<Pid>>,
 }
 
 impl<'r> Bundle<'r> {
@@ -312,7 +320,7 @@ impl<'r> Bundle<'r> {
             directory,
             id,
             spec,
-            init: RefCell::new(Vec::new()),
+            processes: RefCell::new(Vec::new()),
         }
     }
 
@@ -480,13 +488,11 @@ impl<'r> Bundle<'r> {
             status.is_some_and(|status| status.success()),
             "{command:?}: {status:?}: {stderr}"
         );
-        let pid = fs::read_to_string(&pid_file).expect("read the pid file");
-        let pid = Pid::from_raw(pid.parse().expect("a pid file holds digits alone"));
-        self.init.borrow_mut().push(pid);
+        let pid = read_pid(&pid_file);
+        self.processes.borrow_mut().push(pid);
         Container {
             pid,
-            stdout: running.stdout,
-            stderr: running.stderr,
+            made_by: running,
         }
     }
 
@@ -522,6 +528,28 @@ impl<'r> Bundle<'r> {
     /// Runs a program in the container: `exec OPTIONS.. ID ARGS..`.
     pub fn exec(&self, options: &[&str], args: &[&str]) -> Output {
         finish(self.command("exec").args(options).arg(&self.id).args(args))
+    }
+
+    /// Starts a program in the container: `exec --detach OPTIONS.. ID ARGS..`. Its exit is this process's to take, by
+    /// [`wait_for`], and its container does not end before.
+    ///
+    /// # Panics
+    /// Where exec fails or leaves no pid.
+    #[track_caller]
+    pub fn exec_detached(&self, options: &[&str], args: &[&str]) -> Pid {
+        let pid_file = self.path().join("exec-pid");
+        let mut command = self.command("exec");
+        command
+            .arg("--detach")
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .args(options)
+            .arg(&self.id)
+            .args(args);
+        let _started = finish(&mut command).success();
+        let pid = read_pid(&pid_file);
+        self.processes.borrow_mut().push(pid);
+        pid
     }
 
     /// The probe's report from inside the running container, by `exec`.
@@ -576,6 +604,15 @@ impl<'r> Bundle<'r> {
 
 impl Drop for Bundle<'_> {
     fn drop(&mut self) {
+        // Execs before inits: the init of a pid namespace does not end before all others in it have been reaped, and
+        // those that were detached are this process's to reap.
+        let processes = self.processes.take();
+        for pid in processes.iter().rev() {
+            if thread::panicking() && still_ours(*pid) {
+                let _gone = kill(*pid, Signal::SIGKILL);
+                reap(*pid);
+            }
+        }
         if self.state_directory().exists() {
             let output = self.call("delete", &["--force"]);
             assert!(
@@ -584,10 +621,19 @@ impl Drop for Bundle<'_> {
                 self.id
             );
         }
-        for pid in self.init.borrow_mut().drain(..) {
+        for pid in processes {
             reap(pid);
         }
     }
+}
+
+/// Whether this is a child that has not been reaped: then its pid cannot be another process's.
+fn still_ours(pid: Pid) -> bool {
+    waitid(
+        Id::Pid(pid),
+        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,
+    )
+    .is_ok()
 }
 
 /// Takes the exit of a container's init; one that was reaped before is fine.
@@ -604,21 +650,20 @@ fn reap(pid: Pid) -> Option<WaitStatus> {
 pub struct Container {
     /// The host's pid of its init.
     pub pid: Pid,
-    stdout: File,
-    stderr: File,
+    made_by: Running,
 }
 
 impl Container {
     /// What it has written to stdout so far.
     #[must_use]
     pub fn stdout(&self) -> String {
-        contents(&self.stdout)
+        contents(&self.made_by.stdout)
     }
 
     /// What it, and the command that made it, have written to stderr so far.
     #[must_use]
     pub fn stderr(&self) -> String {
-        contents(&self.stderr)
+        contents(&self.made_by.stderr)
     }
 
     /// Waits until stdout holds `text`.
@@ -642,11 +687,7 @@ impl Container {
     /// Where it does not exit, or somebody else reaped it.
     #[track_caller]
     pub fn wait(&self) -> i32 {
-        match reap(self.pid) {
-            Some(WaitStatus::Exited(_, code)) => code,
-            Some(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
-            other => panic!("{}: {other:?}", self.pid),
-        }
+        wait_for(self.pid)
     }
 
     /// The report it printed.
@@ -657,6 +698,24 @@ impl Container {
     #[track_caller]
     pub fn report(&self) -> Report {
         Report::parse(&self.stdout())
+    }
+}
+
+fn read_pid(file: &Path) -> Pid {
+    let text = fs::read_to_string(file).expect("read the pid file");
+    Pid::from_raw(text.parse().expect("a pid file holds digits alone"))
+}
+
+/// Waits for a process a runtime left to this one: the code, or 128 + n after signal n.
+///
+/// # Panics
+/// Where it does not exit, or somebody else reaped it.
+#[track_caller]
+pub fn wait_for(pid: Pid) -> i32 {
+    match reap(pid) {
+        Some(WaitStatus::Exited(_, code)) => code,
+        Some(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+        other => panic!("{pid}: {other:?}"),
     }
 }
 

@@ -47,7 +47,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             ));
         }
         ["say", text @ ..] => say(&text.join(" "))?,
-        ["sleep"] => sleep_for_ever(),
+        ["sleep", ..] => sleep_for_ever(),
         ["signal-wait"] => signal_wait()?,
         ["write", path, text] => fs::write(path, text).with_context(|| format!("write {path}"))?,
         ["cat"] => copy(&mut io::stdin().lock())?,
