@@ -18,6 +18,12 @@ const INFRA_OOM_SCORE_ADJ: i32 = -998;
 ///
 /// `parent` is the sandbox's `cgroup_parent`, or the configured default; relative ones count from the root.
 pub fn cgroups_path(parent: &str, id: &ContainerId) -> Result<PathBuf, SpecError> {
+    check_parent(parent)?;
+    Ok(Path::new("/").join(parent).join(id.as_str()))
+}
+
+/// Refuses a parent that is not the path of a cgroup.
+pub(super) fn check_parent(parent: &str) -> Result<(), SpecError> {
     let bad = |component| !matches!(component, Component::Normal(_) | Component::RootDir);
     if parent.contains('\0') || Path::new(parent).components().any(bad) {
         let rule = "must be a cgroup's path without . and ..";
@@ -32,7 +38,7 @@ pub fn cgroups_path(parent: &str, id: &ContainerId) -> Result<PathBuf, SpecError
             rule,
         ));
     }
-    Ok(Path::new("/").join(parent).join(id.as_str()))
+    Ok(())
 }
 
 /// Refuses limits that break a rule or need what is not built.

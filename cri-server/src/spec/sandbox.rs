@@ -28,6 +28,12 @@ pub fn check_sandbox(config: &PodSandboxConfig) -> Result<(), SpecError> {
     namespaces::of_sandbox(config)?;
     sysctl::of_sandbox(config)?;
     infra_user(config)?;
+    resources::check_parent(
+        config
+            .linux
+            .as_ref()
+            .map_or("", |it| it.cgroup_parent.as_str()),
+    )?;
     check_hostname(&config.hostname)?;
     dns::check(config.dns_config.as_ref())?;
     let mut ports = config.port_mappings.iter().enumerate();
