@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use oci_spec::runtime::{ContainerState, Hook, Spec};
+use oci_spec::runtime::{ContainerState, Hook};
 
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
@@ -136,7 +136,7 @@ fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
         cgroup,
         between,
     };
-    let child = spawn::spawn(&plan, |start| init.run(start))?;
+    let mut child = spawn::spawn(&plan, |start| init.run(start))?;
     if init.namespaces.new.contains(CloneFlags::CLONE_NEWUSER) {
         namespaces::write_mappings(&init.bundle.spec, child.pid)?;
     }
@@ -144,6 +144,8 @@ fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
         child.channel.send(&FromParent::Mapped)?;
     }
     process::set_oom_score_adj(init.bundle.process()?, child.pid)?;
+    // The slow step on cgroup v1, while init builds its root.
+    child.place(cgroup)?;
     Ok(child)
 }
 
@@ -171,6 +173,14 @@ fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: ContainerState) 
     hooks::run(hooks, &state.oci(status), &state.bundle).with_context(|| format!("hooks.{name}"))
 }
 
+/// Runs hooks whose failure changes nothing: what they follow has happened, and each of the others is still run (OCI
+/// runtime-spec, runtime.md, "Lifecycle").
+fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) {
+    for hook in hooks.unwrap_or_default() {
+        log::best_effort("a hook", run_hooks(name, std::slice::from_ref(hook), state, status));
+    }
+}
+
 /// Starts a container that is created: returns when its program runs, or could not.
 pub fn start(root: &Path, id: &ContainerId) -> Result<()> {
     let directory = Directory::open(root, id)?;
@@ -193,19 +203,8 @@ pub fn start_created(created: &Created) -> Result<()> {
     let mut fifo = created.directory.open_fifo()?;
     wait_for_exec(&mut fifo, &created.init)?;
     let spec = created.directory.spec()?;
-    let poststart = spec
-        .hooks()
-        .as_ref()
-        .and_then(|hooks| hooks.poststart().as_deref())
-        .unwrap_or_default();
-    // The program runs: a hook that fails now changes nothing about that (OCI runtime-spec, runtime.md, "Lifecycle").
-    let ran = run_hooks(
-        "poststart",
-        poststart,
-        &created.state,
-        ContainerState::Running,
-    );
-    log::best_effort("poststart hooks", ran);
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
+    run_all_hooks("poststart", hooks, &created.state, ContainerState::Running);
     Ok(())
 }
 
@@ -293,11 +292,9 @@ pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
         .context("remove the cgroup")?;
     let spec = directory.spec();
     directory.remove()?;
-    // The container is gone whatever its hooks say (OCI runtime-spec, runtime.md, "Lifecycle").
-    log::best_effort(
-        "poststop hooks",
-        spec.and_then(|spec| poststop(&spec, state)),
-    );
+    let Some(spec) = log::best_effort("poststop hooks", spec) else { return Ok(()) };
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref());
+    run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
     Ok(())
 }
 
@@ -320,13 +317,4 @@ fn end(state: &State) -> Result<()> {
             result => return result.map(drop).context("poll(pidfd)"),
         }
     }
-}
-
-fn poststop(spec: &Spec, state: &State) -> Result<()> {
-    let hooks = spec
-        .hooks()
-        .as_ref()
-        .and_then(|hooks| hooks.poststop().as_deref())
-        .unwrap_or_default();
-    run_hooks("poststop", hooks, state, ContainerState::Stopped)
 }

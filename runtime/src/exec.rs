@@ -114,6 +114,12 @@ impl Exec {
             .as_ref()
             .map(|socket| self.open_terminal(socket))
             .transpose()?;
+        let Err(error) = self.become_program(start, terminal, user_namespace);
+        // Descriptors have been closed under their owners, whose destructors must not run.
+        spawn::give_up(&start.channel, &error)
+    }
+
+    fn become_program(&self, start: &Start, terminal: Option<Terminal>, user_namespace: bool) -> Result<Infallible> {
         let keep = [start.channel.descriptor()];
         become_program_user(&self.process, terminal, user_namespace, self.preserve_fds, &keep)?;
         let program = Program::prepare(&self.process)?;

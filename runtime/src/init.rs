@@ -24,7 +24,7 @@ use crate::spawn::Start;
 use crate::state::State;
 use crate::sync::{FromChild, FromParent};
 use crate::sys::clone::exit_now;
-use crate::{hooks, log, sys};
+use crate::{hooks, log, spawn, sys};
 
 /// What init needs, made by the parent and inherited as memory and descriptors.
 #[derive(Debug)]
@@ -71,14 +71,24 @@ impl Init<'_> {
         // is the container's.
         root.seal()?;
         pivot::pivot(&root.root)?;
+        root.share()?;
         let spec = &self.bundle.spec;
         namespaces::set_names(spec.hostname().as_deref(), spec.domainname().as_deref())?;
-        let sysctls = spec
-            .linux()
-            .iter()
-            .filter_map(|linux| linux.sysctl().as_ref())
-            .flatten();
+        let sysctls = spec.linux().iter().filter_map(|linux| linux.sysctl().as_ref()).flatten();
         process::set_sysctls(proc.as_fd(), sysctls)?;
+        let Err(error) = self.become_program(start, process, terminal, &proc);
+        // Descriptors have been closed under their owners, whose destructors must not run.
+        spawn::give_up(&start.channel, &error)
+    }
+
+    /// From the runtime's process in the container's root to the container's own.
+    fn become_program(
+        &self,
+        start: &Start,
+        process: &Process,
+        terminal: Option<Terminal>,
+        proc: &OwnedFd,
+    ) -> Result<Infallible> {
         // Nothing of the runtime's stays open while init waits, perhaps for long.
         let keep = [start.channel.descriptor(), self.fifo.as_raw_fd(), proc.as_raw_fd()];
         become_program_user(process, terminal, self.namespaces.user(), self.preserve_fds, &keep)?;
@@ -86,12 +96,9 @@ impl Init<'_> {
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
         // From here on the parent is gone; whoever opens the fifo for reading hears of a failure.
-        let mut fifo = wait_for_start(&proc, self.fifo)?;
+        let mut fifo = wait_for_start(proc, self.fifo)?;
         let Err(error) = self.start_hooks().and_then(|()| execute(&program));
-        log::best_effort(
-            "tell of the failure",
-            write!(fifo, "{error:#}").context("write to the exec fifo"),
-        );
+        log::best_effort("tell of the failure", write!(fifo, "{error:#}").context("write to the exec fifo"));
         exit_now(1)
     }
 

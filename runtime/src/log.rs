@@ -1,13 +1,16 @@
 //! The runtime's own log: `--log FILE`, in text or in JSON lines as runc writes them, which supervisors read to learn why
 //! a command failed. Without `--log` warnings go to standard error.
 //!
+//! That is a copy of standard error, made at the start: a child that has the container's terminal in its place still logs
+//! to where its caller looks.
+//!
 //! Only the steps that may fail without failing the command are logged; an error is returned up to `main`, which logs
 //! it once. A forked child logs to the same descriptor, opened with O_APPEND.
 
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
@@ -25,7 +28,9 @@ pub enum Format {
 
 #[derive(Debug)]
 struct Log {
+    /// The file, or a copy of standard error.
     file: Option<File>,
+    to_file: bool,
     format: Format,
     debug: bool,
 }
@@ -34,11 +39,9 @@ static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Directs the log; without it, or before it, lines go to standard error. Only the first call counts.
 pub fn init(file: Option<File>, format: Format, debug: bool) {
-    LOG.get_or_init(|| Log {
-        file,
-        format,
-        debug,
-    });
+    let to_file = file.is_some();
+    let stderr = || std::io::stderr().as_fd().try_clone_to_owned().ok().map(File::from);
+    LOG.get_or_init(|| Log { file: file.or_else(stderr), to_file, format, debug });
 }
 
 /// The log's descriptor, which a child keeps open for as long as it is ours.
@@ -53,7 +56,7 @@ pub fn warn(message: impl Display) {
 
 /// The command failed. Goes to the log file only: standard error gets the line from `main`.
 pub fn error(message: impl Display) {
-    if descriptor().is_some() {
+    if LOG.get().is_some_and(|log| log.to_file) {
         write("error", &message);
     }
 }

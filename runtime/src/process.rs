@@ -195,7 +195,9 @@ pub fn become_user(process: &Process, own_user_namespace: bool) -> Result<()> {
     let user = process.user();
     let grantable = capabilities::grantable(own_user_namespace)?;
     let (sets, warnings) = Capabilities::from_spec(process.capabilities().as_ref(), grantable);
-    warnings.iter().for_each(log::warn);
+    // No warning: what is asked for beyond what can be had is common (ambient without inheritable ones in runc's own
+    // example), and whoever wonders sees the sets in /proc.
+    warnings.iter().for_each(log::debug);
     sets.apply_bounding()?;
     sets.keep_across_setuid()?;
     let groups: Vec<Gid> = user

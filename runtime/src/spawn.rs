@@ -29,6 +29,8 @@ use crate::sys::clone::{Cloned, clone3, exit_now};
 pub struct Child {
     /// Host pid.
     pub pid: i32,
+    /// It was made in its cgroup, or inherited it.
+    placed: bool,
     /// The other half of the conversation.
     pub channel: Channel,
     pidfd: Option<OwnedFd>,
@@ -55,47 +57,29 @@ pub struct Plan<'a> {
     pub between: Option<&'a dyn Fn() -> Result<()>>,
 }
 
-/// Makes the child and puts it into its cgroup. `body` is its life: it ends in `execve` or in an error, which the
-/// parent is told.
+/// Makes the child. `body` is its life: it ends in `execve` or in an error, which the parent is told.
+///
+/// The caller says `Mapped` where it is due, and then places the child ([`Child::place`]).
 pub fn spawn(plan: &Plan<'_>, body: impl FnOnce(&Start) -> Result<Infallible>) -> Result<Child> {
     let (ours, theirs) = sync::pair()?;
     let cgroup = plan.cgroup.clone_fd();
     let placed = cgroup.is_some();
-    let flags = if plan.between.is_some() {
-        CloneFlags::empty()
-    } else {
-        plan.new
-    };
-    match clone3(flags, cgroup.as_ref().map(AsFd::as_fd))
-        .with_context(|| format!("clone3({flags:?})"))?
-    {
+    let between = plan.between.is_some();
+    let flags = if between { CloneFlags::empty() } else { plan.new };
+    let cloned = clone3(flags, cgroup.as_ref().map(AsFd::as_fd));
+    match cloned.with_context(|| format!("clone3({flags:?})"))? {
         Cloned::Child => {
             drop(ours);
-            live(
-                plan,
-                Start {
-                    channel: theirs,
-                    between: plan.between.is_some(),
-                    placed,
-                },
-                body,
-            )
+            live(plan, Start { channel: theirs, between, placed }, body)
         }
         Cloned::Parent { pid, pidfd } => {
             drop(theirs);
-            let child = Child {
-                pid,
-                channel: ours,
-                pidfd: Some(pidfd),
-            };
-            if !placed {
+            let mut child = Child { pid, placed, channel: ours, pidfd: Some(pidfd) };
+            if between {
                 child.place(plan.cgroup)?;
+                return child.successor();
             }
-            if plan.between.is_some() {
-                child.successor()
-            } else {
-                Ok(child)
-            }
+            Ok(child)
         }
     }
 }
@@ -117,7 +101,12 @@ fn live(plan: &Plan<'_>, mut start: Start, body: impl FnOnce(&Start) -> Result<I
         None => undumpable(),
     };
     let Err(error) = crossed.and_then(|()| body(&start));
-    start.channel.send_failure(&error);
+    give_up(&start.channel, &error)
+}
+
+/// Ends a child with an error.
+pub(crate) fn give_up(channel: &Channel, error: &anyhow::Error) -> ! {
+    channel.send_failure(error);
     exit_now(1)
 }
 
@@ -163,10 +152,13 @@ impl Child {
         }
     }
 
-    fn place(&self, cgroup: &Cgroup) -> Result<()> {
-        let moved = cgroup
-            .add(self.pid)
-            .and_then(|()| self.channel.send(&FromParent::Placed));
+    /// Moves the child into its cgroup, unless it is there already, and tells it.
+    pub fn place(&mut self, cgroup: &Cgroup) -> Result<()> {
+        if self.placed {
+            return Ok(());
+        }
+        self.placed = true;
+        let moved = cgroup.add(self.pid).and_then(|()| self.channel.send(&FromParent::Placed));
         moved.or_else(|error| {
             // A child that ended meanwhile knows better why.
             if self.channel.is_readable() {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
 use oci_spec::runtime::{ContainerState, Spec};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -189,7 +189,9 @@ impl Directory {
     pub fn spec(&self) -> Result<Spec> {
         let path = self.path.join("config.json");
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))
+        // Its warnings were heard when the container was created.
+        let parsed = crate::validate::parse_spec(&text);
+        Ok(parsed.with_context(|| path.display().to_string())?.value)
     }
 
     /// Makes the fifo, and opens it as a place only: init opens it for writing through this descriptor.
@@ -197,14 +199,9 @@ impl Directory {
         // Write permission for others: init may be a user that owns nothing here; the directory is 0700.
         let mode = Mode::from_raw_mode(0o622);
         rustix::fs::mknodat(&self.fd, EXEC_FIFO, rustix::fs::FileType::Fifo, mode, 0)
-            .and_then(|()| {
-                rustix::fs::openat(
-                    &self.fd,
-                    EXEC_FIFO,
-                    OFlags::PATH | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-            })
+            // mknod's mode is less the umask.
+            .and_then(|()| rustix::fs::chmodat(&self.fd, EXEC_FIFO, mode, AtFlags::empty()))
+            .and_then(|()| rustix::fs::openat(&self.fd, EXEC_FIFO, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
             .with_context(|| format!("make {}/{EXEC_FIFO}", self.path.display()))
     }
 
@@ -213,7 +210,7 @@ impl Directory {
     pub fn open_fifo(&self) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fifo = rustix::fs::openat(&self.fd, EXEC_FIFO, flags, Mode::empty());
-        let removed = rustix::fs::unlinkat(&self.fd, EXEC_FIFO, rustix::fs::AtFlags::empty());
+        let removed = rustix::fs::unlinkat(&self.fd, EXEC_FIFO, AtFlags::empty());
         let what = || format!("open {}/{EXEC_FIFO}", self.path.display());
         let fifo = fifo.with_context(what)?;
         removed.with_context(what)?;
@@ -229,7 +226,7 @@ impl Directory {
         if process_start(state.pid) != Some(state.start_time) {
             return ContainerState::Stopped;
         }
-        match rustix::fs::statat(&self.fd, EXEC_FIFO, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(&self.fd, EXEC_FIFO, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => ContainerState::Created,
             Err(_gone) => ContainerState::Running,
         }

@@ -4,11 +4,11 @@
 //!
 //! | step | who | why there |
 //! |---|---|---|
-//! | [`Sources::open`]: copies of the root and of everything to be bound | the parent | as the host's root: a user namespace's root may not be able to reach the paths |
+//! | [`Sources::open`]: copies of the root, and in a user namespace of everything to be bound | the parent | as the host's root: a user namespace's root may not be able to reach the paths |
 //! | [`Rootfs::attach`]: cut the propagation, put the root over `/` | init | it is reachable by descriptor only; the host's paths still lead to the host |
 //! | [`Rootfs::mount_all`] | init | /proc, mqueue and sysfs show the namespaces of who mounts them |
 //! | [`Rootfs::furnish`], `/dev/console`, [`Rootfs::seal`] | init | after the mounts they lie on; what makes read-only comes last |
-//! | [`pivot::pivot`] | init | |
+//! | [`pivot::pivot`], [`Rootfs::share`] | init | a shared mount cannot become the root |
 //!
 //! Every mount is made detached and attached by descriptor; see [`mount`] and [`resolve`]. Nothing is ever mounted
 //! where the host could see it, so that there is nothing to unmount when a container ends or a create fails.
@@ -54,6 +54,8 @@ pub struct Sources {
 enum Source {
     /// A filesystem of this kind, made in init's namespaces.
     Filesystem(String),
+    /// A path to bind, once it is its turn: the container then sees its mounts in their order.
+    Path(PathBuf, Bind, Options),
     /// A detached copy of a mount, attributes and all.
     Bind(OwnedFd),
     /// The container's own cgroups of the v1 hierarchies: a directory name and a detached copy each.
@@ -79,7 +81,7 @@ impl Sources {
         );
         let mut mounts = Vec::new();
         for mount in spec_mounts(&bundle.spec) {
-            let source = Source::open(mount, bundle, cgroup, cgroup_namespace)
+            let source = Source::open(mount, bundle, cgroup, user_namespace, cgroup_namespace)
                 .with_context(|| format!("mount on {}", mount.destination().display()))?;
             mounts.push(source);
         }
@@ -98,6 +100,7 @@ impl Source {
         mount: &Mount,
         bundle: &Bundle,
         cgroup: &CgroupPaths,
+        user_namespace: bool,
         cgroup_namespace: bool,
     ) -> Result<Source> {
         let mut options = mount_options(mount)?;
@@ -107,11 +110,15 @@ impl Source {
         }
         if let Some(bind) = options.bind {
             let source = mount.source().as_ref().context("a bind needs a source")?;
-            let copy = mount::copy_path(&bundle.path.join(source), bind)?;
-            let inherited = default_propagation(&bundle.spec);
-            options.propagation = options.propagation.or(inherited);
-            mount::set_options(copy.as_fd(), &options, 0)?;
-            return Ok(Source::Bind(copy));
+            let path = bundle.path.join(source);
+            options.propagation = options.propagation.or(default_propagation(&bundle.spec));
+            let shared = options.propagation.is_some_and(|propagation| propagation.kind == libc::MS_SHARED);
+            // To share what is mounted below with the host, a copy must be made where its source is still shared.
+            if user_namespace || shared {
+                return bind_path(&path, bind, &options).map(Source::Bind);
+            }
+            rustix::fs::stat(&path).with_context(|| format!("stat({})", path.display()))?;
+            return Ok(Source::Path(path, bind, options));
         }
         match (kind, cgroup) {
             ("", _) => anyhow::bail!("neither a type nor a bind"),
@@ -138,7 +145,12 @@ impl Source {
 /// A copy of one cgroup directory: the same files as a mount made inside the container's cgroup namespace would show,
 /// but it can be made before the container is in its cgroup.
 fn cgroup_directory(path: &Path, options: &Options) -> Result<OwnedFd> {
-    let copy = mount::copy_path(path, Bind::One)?;
+    bind_path(path, Bind::One, options)
+}
+
+/// A copy of the mount at a path of the host, with its options.
+fn bind_path(path: &Path, bind: Bind, options: &Options) -> Result<OwnedFd> {
+    let copy = mount::copy_path(path, bind)?;
     mount::set_options(copy.as_fd(), options, 0)?;
     Ok(copy)
 }
@@ -215,19 +227,22 @@ impl<'a> Rootfs<'a> {
 
     fn mount(&mut self, mount: &Mount, source: &Source) -> Result<()> {
         match source {
-            Source::Bind(copy) => {
-                let stat = fstat(copy).context("fstat of the source")?;
-                let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-                let place = if is_directory {
-                    self.root.directory(mount.destination(), true)?
-                } else {
-                    self.root.file(mount.destination())?
-                };
-                mount::attach(copy, place)
-            }
+            Source::Path(path, bind, options) => self.mount_bind(mount, &bind_path(path, *bind, options)?),
+            Source::Bind(copy) => self.mount_bind(mount, copy),
             Source::Filesystem(kind) => self.mount_filesystem(mount, kind),
             Source::Cgroups(directories) => self.mount_cgroups(mount, directories),
         }
+    }
+
+    fn mount_bind(&self, mount: &Mount, copy: &OwnedFd) -> Result<()> {
+        let stat = fstat(copy).context("fstat of the source")?;
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let place = if is_directory {
+            self.root.directory(mount.destination(), true)?
+        } else {
+            self.root.file(mount.destination())?
+        };
+        mount::attach(copy, place)
     }
 
     fn mount_filesystem(&mut self, mount: &Mount, kind: &str) -> Result<()> {
@@ -290,7 +305,7 @@ impl<'a> Rootfs<'a> {
         Ok(())
     }
 
-    /// Masks, makes read-only, and sets the root's propagation: from here on the root is as the container gets it.
+    /// Masks and makes read-only: from here on nothing more can be put into the root.
     pub fn seal(&self) -> Result<()> {
         let paths = |of: Option<&'a Option<Vec<String>>>| {
             of.and_then(|paths| paths.as_deref()).unwrap_or_default()
@@ -316,9 +331,13 @@ impl<'a> Rootfs<'a> {
         {
             mount::set_readonly(self.root.as_fd(), false).context("make the root read-only")?;
         }
+        Ok(())
+    }
+
+    /// Sets the root's propagation, once it is the root: pivot_root takes no shared mount.
+    pub fn share(&self) -> Result<()> {
         root_propagation(self.spec).map_or(Ok(()), |propagation| {
-            mount::set_propagation(self.root.as_fd(), propagation)
-                .context("linux.rootfsPropagation")
+            mount::set_propagation(self.root.as_fd(), propagation).context("linux.rootfsPropagation")
         })
     }
 }

@@ -5,13 +5,17 @@
 //! `openat2(RESOLVE_IN_ROOT)` answers with a descriptor, and whatever follows is done to that descriptor. A link leads
 //! at most to another place of the same root; magic links (`/proc/self/fd/N`), which lead anywhere, are refused.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
+
+/// How many links a path may have that leads to what does not exist yet; the kernel's limit for one that does.
+const MAX_LINKS: usize = 40;
 
 /// The root of a container: a descriptor of its directory.
 #[derive(Debug)]
@@ -62,36 +66,54 @@ impl Root {
             Err(Errno::NOENT) => {}
             result => return result.with_context(what),
         }
-        let mut parent = self.0.try_clone().context("dup the root")?;
-        let mut prefix = PathBuf::new();
-        for name in names(path) {
-            prefix.push(name);
-            parent = match self.open(&prefix, OFlags::PATH | OFlags::DIRECTORY, resolve) {
-                Err(Errno::NOENT) => self
-                    .make_directory(&parent, name, &prefix, resolve)
-                    .with_context(what)?,
-                result => result.with_context(what)?,
-            };
-        }
-        Ok(parent)
+        self.make_directories(path, links)
+            .map(|(directory, _)| directory)
+            .with_context(what)
     }
 
-    /// Makes one directory. Another process may have made it at the same time; a dangling link stays an error.
-    fn make_directory(
-        &self,
-        parent: &OwnedFd,
-        name: &OsStr,
-        prefix: &Path,
-        resolve: ResolveFlags,
-    ) -> Result<OwnedFd> {
-        match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("mkdirat({})", prefix.display()));
+    /// Goes down `path` name by name and makes what is missing; a link is replaced by where it leads, so that what
+    /// an image's dangling link means is made inside. Answers with the directory and its path without links.
+    fn make_directories(&self, path: &Path, links: bool) -> Result<(OwnedFd, PathBuf)> {
+        let mut left = MAX_LINKS;
+        let mut names = reversed_names(path);
+        let mut at = PathBuf::from(".");
+        let mut here = self.open_directory(&at)?;
+        while let Some(name) = names.pop() {
+            if name == ".." {
+                // Above the root is the root.
+                at.pop();
+                here = self.open_directory(&at)?;
+                continue;
             }
+            if let Some(target) = link_target(&here, &name) {
+                ensure!(links, "{}: a symbolic link", at.join(name).display());
+                ensure!(left > 0, "{}: too many links", path.display());
+                left -= 1;
+                if target.is_absolute() {
+                    at = PathBuf::from(".");
+                    here = self.open_directory(&at)?;
+                }
+                names.extend(reversed_names(&target));
+                continue;
+            }
+            at.push(&name);
+            match mkdirat(&here, &name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("mkdirat({})", at.display()));
+                }
+            }
+            here = self.open_directory(&at)?;
         }
-        self.open(prefix, OFlags::PATH | OFlags::DIRECTORY, resolve)
-            .with_context(|| format!("openat2({}, IN_ROOT)", prefix.display()))
+        Ok((here, at))
+    }
+
+    /// Opens a directory by a path that had no link in it a moment ago; one that was put there since is an error.
+    fn open_directory(&self, at: &Path) -> Result<OwnedFd> {
+        let at = if at.as_os_str().is_empty() { Path::new(".") } else { at };
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        self.open(at, flags, ResolveFlags::NO_SYMLINKS)
+            .with_context(|| format!("openat2({}, IN_ROOT)", at.display()))
     }
 
     /// What is at `path`, where nothing is an empty file made for the purpose, with its parent directories.
@@ -99,23 +121,31 @@ impl Root {
         if let Some(found) = self.find(path)? {
             return Ok(found);
         }
-        let (parent, name) = self.parent(path)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
-            Ok(_) | Err(Errno::EXIST) => {}
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("create the file {} in the root", path.display()));
+        self.make_file(path)
+            .with_context(|| format!("create the file {} in the root", path.display()))
+    }
+
+    fn make_file(&self, path: &Path) -> Result<OwnedFd> {
+        let mut target = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            let name = target.file_name().context("not the name of a file")?;
+            let above = target.parent().unwrap_or(Path::new("/"));
+            let (parent, at) = self.make_directories(above, true)?;
+            // An image's dangling link: the file is made where it leads, inside.
+            if let Some(link) = link_target(&parent, name) {
+                target = at.join(link);
+                continue;
             }
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            match openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
+                Ok(_) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).context("openat(O_CREAT | O_EXCL)"),
+            }
+            // Anew from the name and without following it: a link put there meanwhile is an error.
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            return openat(&parent, name, flags, Mode::empty()).context("openat(O_NOFOLLOW)");
         }
-        // Anew from the name and without following it: a link put there meanwhile is an error.
-        openat(
-            &parent,
-            name,
-            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .with_context(|| format!("open the file {} in the root", path.display()))
+        bail!("too many links")
     }
 
     /// The directory above `path`, made where it is missing, and the last name.
@@ -156,19 +186,19 @@ impl AsFd for Root {
     }
 }
 
-/// The names of a path below the root; `..` goes up one name, at the root nowhere.
-fn names(path: &Path) -> Vec<&OsStr> {
-    let mut names = Vec::new();
-    for component in path.components() {
-        match component {
-            Component::Normal(name) => names.push(name),
-            Component::ParentDir => {
-                names.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    names
+/// Where a link leads; `None` for anything but a link.
+fn link_target(directory: &OwnedFd, name: &OsStr) -> Option<PathBuf> {
+    let target = readlinkat(directory, name, Vec::new()).ok()?;
+    Some(OsString::from_vec(target.into_bytes()).into())
+}
+
+/// The names of a path, the first one last; `..` is one of them.
+fn reversed_names(path: &Path) -> Vec<OsString> {
+    let name = |component: Component<'_>| match component {
+        Component::Normal(_) | Component::ParentDir => Some(component.as_os_str().to_owned()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(name).collect()
 }
 
 #[cfg(test)]
@@ -192,15 +222,30 @@ mod tests {
     fn links_stay_inside() {
         let (base, root) = scratch("links");
         symlink(base.join("outside"), base.join("root/absolute")).unwrap();
-        symlink("../../outside", base.join("root/relative")).unwrap();
+        symlink("../../../outside", base.join("root/relative")).unwrap();
         symlink("loop", base.join("root/loop")).unwrap();
-        // Both lead to places that do not exist inside, and whose parents can be made there.
+        // Both lead to places that do not exist inside; those are made.
         assert!(root.find(Path::new("/absolute")).unwrap().is_none());
-        assert!(root.directory(Path::new("/absolute/x"), true).is_err());
-        assert!(root.directory(Path::new("/relative"), true).is_err());
-        assert!(root.find(Path::new("/loop")).is_err());
-        assert!(root.file(Path::new("/relative/file")).is_err());
+        root.directory(Path::new("/absolute/x"), true).unwrap();
+        root.file(Path::new("/relative/file")).unwrap();
+        let inside = base.join("root").join(base.strip_prefix("/").unwrap());
+        assert!(inside.join("outside/x").is_dir());
+        assert!(base.join("root/outside/file").is_file());
         assert!(fs::read_dir(base.join("outside")).unwrap().next().is_none());
+        assert!(root.find(Path::new("/loop")).is_err());
+        assert!(root.directory(Path::new("/loop/x"), true).is_err());
+        assert!(root.file(Path::new("/loop")).is_err());
+        fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_made_where_its_link_leads() {
+        let (base, root) = scratch("file");
+        fs::create_dir(base.join("root/real")).unwrap();
+        symlink("real", base.join("root/link")).unwrap();
+        symlink("../made", base.join("root/real/dangling")).unwrap();
+        root.file(Path::new("/link/dangling")).unwrap();
+        assert!(base.join("root/made").is_file());
         fs::remove_dir_all(base).unwrap();
     }
 
@@ -209,31 +254,17 @@ mod tests {
         let (base, root) = scratch("make");
         symlink("real", base.join("root/link")).unwrap();
         fs::create_dir(base.join("root/real")).unwrap();
-        root.directory(Path::new("/a/b/../c"), true).unwrap();
+        root.directory(Path::new("/a/b/../../../c"), true).unwrap();
         root.directory(Path::new("/link/d"), true).unwrap();
         root.file(Path::new("/e/f")).unwrap();
         root.file(Path::new("/e/f")).unwrap();
-        for made in ["root/a/c", "root/real/d", "root/e/f"] {
+        for made in ["root/a/b", "root/c", "root/real/d", "root/e/f"] {
             assert!(base.join(made).exists(), "{made}");
         }
         assert!(root.directory(Path::new("/link/d"), false).is_err());
+        assert!(root.directory(Path::new("/link/new"), false).is_err());
         assert!(root.directory(Path::new("/e/f"), true).is_err());
+        assert!(root.directory(Path::new("/e/f/g"), true).is_err());
         fs::remove_dir_all(base).unwrap();
-    }
-
-    #[test]
-    fn names_of_paths() {
-        for (path, wanted) in [
-            ("/", ""),
-            ("/a/./b", "a/b"),
-            ("../../a", "a"),
-            ("/a/../../b", "b"),
-        ] {
-            assert_eq!(
-                names(Path::new(path)).iter().collect::<PathBuf>(),
-                Path::new(wanted),
-                "{path}"
-            );
-        }
     }
 }
