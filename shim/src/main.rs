@@ -15,7 +15,7 @@ use lexopt::ValueExt;
 use nix::sys::stat::{Mode, umask};
 
 use crate::runtime::Runtime;
-use crate::service::Service;
+use crate::service::{Service, Timeouts};
 
 mod clock;
 mod console;
@@ -41,6 +41,7 @@ corten-shim: the supervisor of one pod; started by corten-cri with a listening s
   --runtime PATH       the OCI runtime
   --runtime-root DIR   where the runtime keeps its state
   --pause-rootfs DIR   where the pause program is installed
+  --call-timeout SEC   kill a call of the runtime after this long [120]
   --idle-timeout SEC   end after this long without a container and a client [60]
   --help  --version";
 
@@ -51,7 +52,7 @@ struct Options {
     runtime: PathBuf,
     runtime_root: PathBuf,
     pause_rootfs: PathBuf,
-    idle_timeout: Duration,
+    timeouts: Timeouts,
 }
 
 fn main() -> ExitCode {
@@ -69,7 +70,7 @@ fn run(options: Options) -> Result<()> {
     detach()?;
     pause::install(&options.pause_rootfs)?;
     let runtime = Runtime::new(options.runtime, options.runtime_root);
-    Service::new(listener, runtime, options.idle_timeout)?.run()
+    Service::new(listener, runtime, options.timeouts)?.run()
 }
 
 /// Makes the process independent of whoever started it, and the parent of every orphan of the pod.
@@ -103,7 +104,10 @@ fn best_effort<T, E: std::fmt::Display>(step: &str, result: Result<T, E>) {
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
     use lexopt::Arg::Long;
     let (mut id, mut runtime, mut runtime_root, mut pause_rootfs) = (None, None, None, None);
-    let mut idle_timeout = Duration::from_secs(60);
+    let mut timeouts = Timeouts {
+        call: Duration::from_secs(120),
+        idle: Duration::from_secs(60),
+    };
     let mut parser = lexopt::Parser::from_args(args);
     while let Some(arg) = parser.next()? {
         match arg {
@@ -115,7 +119,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
             Long("pause-rootfs") => {
                 pause_rootfs = Some(absolute("--pause-rootfs", parser.value()?)?)
             }
-            Long("idle-timeout") => idle_timeout = Duration::from_secs(parser.value()?.parse()?),
+            Long("call-timeout") => timeouts.call = Duration::from_secs(parser.value()?.parse()?),
+            Long("idle-timeout") => timeouts.idle = Duration::from_secs(parser.value()?.parse()?),
             Long("help") => {
                 println!("{USAGE}");
                 return Ok(None);
@@ -132,7 +137,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
         runtime: runtime.context("--runtime: missing")?,
         runtime_root: runtime_root.context("--runtime-root: missing")?,
         pause_rootfs: pause_rootfs.context("--pause-rootfs: missing")?,
-        idle_timeout,
+        timeouts,
     }))
 }
 

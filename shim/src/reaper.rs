@@ -7,7 +7,7 @@
 //! child it is about to name may be among them, already ended. Its zombie keeps pid and exit code until it is asked.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
@@ -19,10 +19,6 @@ use crate::events::Requester;
 use crate::poll::{Poll, Source, Token};
 use crate::process::{Ended, Process};
 use crate::runtime::Invocation;
-
-/// Longest a call of the runtime may take before it is killed. A healthy one takes well under a second; hooks of a
-/// container may take longer.
-pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What a known child is to the shim.
 #[derive(Debug)]
@@ -43,27 +39,10 @@ pub(crate) struct Call {
     pub(crate) invocation: Invocation,
     /// Who waits for the answer; nobody where the shim itself wanted it.
     pub(crate) requester: Option<Requester>,
+    /// When it is killed if it has not ended.
     pub(crate) deadline: Instant,
     /// The deadline has passed and the call was killed.
     pub(crate) overdue: bool,
-}
-
-impl Call {
-    pub(crate) fn new(
-        container: ContainerId,
-        operation: Operation,
-        invocation: Invocation,
-        requester: Option<Requester>,
-    ) -> Call {
-        Call {
-            container,
-            operation,
-            invocation,
-            requester,
-            deadline: Instant::now() + CALL_TIMEOUT,
-            overdue: false,
-        }
-    }
 }
 
 /// What a call of the runtime is for.

@@ -50,6 +50,16 @@ const MAX_EXEC_ID: usize = 255;
 /// A call's answer: now, later (`None`), or an error.
 type Answer = Result<Option<reply::Result>, shim::Error>;
 
+/// What the shim waits for no longer than this.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// The end of a call of the runtime; it is killed then. A healthy one takes well under a second, hooks may take
+    /// longer.
+    pub(crate) call: Duration,
+    /// A container or a client, when there is neither; the shim ends then.
+    pub(crate) idle: Duration,
+}
+
 /// Everything the shim holds.
 pub(crate) struct Service {
     pub(crate) poll: Poll,
@@ -59,7 +69,7 @@ pub(crate) struct Service {
     pub(crate) runtime: Runtime,
     listener: OwnedFd,
     signals: SignalFd,
-    idle_timeout: Duration,
+    pub(crate) timeouts: Timeouts,
     /// Since when there has been neither a container nor a client.
     idle_since: Option<Instant>,
     shut_down: bool,
@@ -70,11 +80,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(
-        listener: OwnedFd,
-        runtime: Runtime,
-        idle_timeout: Duration,
-    ) -> Result<Service> {
+    pub(crate) fn new(listener: OwnedFd, runtime: Runtime, timeouts: Timeouts) -> Result<Service> {
         rustix::io::ioctl_fionbio(&listener, true).context("ioctl(listener, FIONBIO)")?;
         let signals = reaper::signals()?;
         let mut poll = Poll::new()?;
@@ -88,7 +94,7 @@ impl Service {
             runtime,
             listener,
             signals,
-            idle_timeout,
+            timeouts,
             idle_since: Some(Instant::now()),
             shut_down: false,
             code_in_use: true,
@@ -389,7 +395,7 @@ impl Service {
     fn deadline(&self) -> Option<Instant> {
         let calls = self.children.calls().filter(|(_, call)| !call.overdue);
         let calls = calls.map(|(_, call)| call.deadline);
-        let idle = self.idle_since.map(|since| since + self.idle_timeout);
+        let idle = self.idle_since.map(|since| since + self.timeouts.idle);
         calls.chain(self.draining_until()).chain(idle).min()
     }
 
@@ -409,7 +415,7 @@ impl Service {
         self.idle_since = self.idle_since.or(Some(now)).filter(|_| idle);
         if self
             .idle_since
-            .is_some_and(|since| since + self.idle_timeout <= now)
+            .is_some_and(|since| since + self.timeouts.idle <= now)
         {
             self.shut_down = true;
         }

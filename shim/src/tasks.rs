@@ -4,6 +4,7 @@
 //! everyone else. `create`, `start`, `kill` and `delete` of one container run one after the other ([`Service::advance`]).
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
@@ -16,7 +17,7 @@ use crate::container::{Pending, Removal, State, Task};
 use crate::events::{Outcome, Requester};
 use crate::oom;
 use crate::process::{Ended, Process, kill_tree};
-use crate::reaper::{CALL_TIMEOUT, Call, Child, ExecId, Operation, Role};
+use crate::reaper::{Call, Child, ExecId, Operation, Role};
 use crate::runtime::Verb;
 use crate::service::{Service, error, failed, wrong_state};
 
@@ -35,7 +36,14 @@ impl Service {
             .spawn(verb, bundle, id.as_str())
             .map_err(failed)?;
         self.code_in_use = true;
-        let call = Call::new(id.clone(), operation, invocation, from);
+        let call = Call {
+            container: id.clone(),
+            operation,
+            invocation,
+            requester: from,
+            deadline: Instant::now() + self.timeouts.call,
+            overdue: false,
+        };
         self.children
             .adopt(process, Role::Call(call), &mut self.poll)
             .map_err(failed)
@@ -130,7 +138,7 @@ impl Service {
         let result = if overdue {
             Err(format!(
                 "runtime: no answer for {} s; killed",
-                CALL_TIMEOUT.as_secs()
+                self.timeouts.call.as_secs()
             ))
         } else {
             result

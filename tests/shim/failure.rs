@@ -3,24 +3,30 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use corten_proto::shim::error::Code;
 use corten_proto::shim::request::Call;
 use corten_tests::leak::Watch;
-use corten_tests::shim::{Client, Shim};
+use corten_tests::shim::{Client, Shim, eventually};
 
-use crate::with_shims;
+use crate::{runtimes, with_shims};
 
 /// Runs a test with a shell script in the place of the runtime. It finds its verb in `$VERB`, its log in `$LOG` and its
 /// pid file in `$PID_FILE`.
 fn with_script(script: &str, test: impl Fn(&Shim, &mut Client)) {
+    with_script_and(&[], script, test);
+}
+
+/// The same with more arguments for the shim.
+fn with_script_and(args: &[&str], script: &str, test: impl Fn(&Shim, &mut Client)) {
     let watch = Watch::new(Vec::<String>::new());
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("runtime.sh");
     let head = "#!/bin/sh\nLOG=$4; VERB=$7; PID_FILE=$9\n";
     fs::write(&path, format!("{head}{script}\n")).expect("script");
     fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("chmod");
-    let shim = Shim::start(&path);
+    let shim = Shim::start_with(&path, args);
     watch.also(shim.marker());
     let mut client = shim.connect();
     client.subscribe();
@@ -91,6 +97,65 @@ fn a_create_that_cannot_be_used_is_undone() {
             assert_eq!(client.subscribe(), []);
         });
     }
+}
+
+#[test]
+fn a_runtime_that_hangs_is_killed_and_undone_and_others_do_not_wait_for_it() {
+    let script = "case $VERB in create) [ -e $(dirname $LOG)/hang ] && exec sleep 1000; exit 7;; esac; echo $VERB >>$(dirname $LOG)/verbs";
+    with_script_and(&["--call-timeout", "2"], script, |shim, client| {
+        let hanging = shim.bundle("hanging", "true", |_| {});
+        fs::write(hanging.path.join("hang"), "").expect("hang");
+        let began = Instant::now();
+        let seq = client.send(Call::Create(hanging.create()));
+        let other = shim.bundle("other", "true", |_| {});
+        client
+            .call(Call::Create(other.create()))
+            .expect_err("it fails");
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            began.elapsed()
+        );
+        let refused = client.wait(seq).expect_err("no answer");
+        assert!(
+            began.elapsed() >= Duration::from_secs(2),
+            "{:?}",
+            began.elapsed()
+        );
+        assert!(
+            refused.message.contains("no answer for 2 s"),
+            "{}",
+            refused.message
+        );
+        assert_eq!(
+            fs::read_to_string(hanging.path.join("verbs")).expect("it was undone"),
+            "delete\n"
+        );
+        assert_eq!(client.subscribe(), []);
+    });
+}
+
+/// A removal that fails after the exit is tried again by the request to delete.
+#[test]
+fn a_removal_that_fails_is_told_and_tried_again() {
+    let runc = runtimes().pop().expect("a runtime");
+    // The real runtime, whose first `delete` fails.
+    let script = format!(
+        r#"if [ $VERB = delete ] && mkdir $(dirname $LOG)/failed; then echo cannot delete; exit 1; fi; exec {} "$@""#,
+        runc.display()
+    );
+    with_script(&script, |shim, client| {
+        let bundle = shim.bundle("c", "exit 2", |_| {});
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        assert_eq!(client.exit(&bundle.id).code, 2);
+        eventually("the failure is logged", || {
+            shim.log().contains("cannot delete").then_some(())
+        });
+        assert!(shim.dir().join("runtime").join(&bundle.id).exists());
+        client.delete(&bundle.id).expect("the second attempt");
+        assert!(!shim.dir().join("runtime").join(&bundle.id).exists());
+    });
 }
 
 #[test]
