@@ -497,7 +497,7 @@ fn bad_image_references_are_refused() {
         .images;
     assert!(listed.is_empty(), "{listed:?}");
     assert_eq!(
-        node.registry.requests().len(),
+        node.registry().requests().len(),
         0,
         "refused before anybody is asked"
     );

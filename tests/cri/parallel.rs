@@ -107,7 +107,7 @@ fn the_same_pull_at_once_fetches_every_blob_once() {
     let node = Node::start();
     let ids: BTreeSet<String> = at_once(|| node.pull(BUSYBOX)).into_iter().collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
-    let blobs = node.registry.count("/blobs/");
+    let blobs = node.registry().count("/blobs/");
     assert_eq!(blobs, 2, "one configuration, one layer");
 }
 

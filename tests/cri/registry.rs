@@ -41,14 +41,14 @@ fn assert_nothing_kept(node: &Node) {
 #[test]
 fn a_blob_that_is_not_its_digest_is_refused() {
     let node = Node::start();
-    node.registry.fail("/blobs/", Some(Fault::Corrupt));
+    node.registry().fail("/blobs/", Some(Fault::Corrupt));
     let error = pull(&node, BUSYBOX).unwrap_err();
     assert!(
         error.message().contains("sha256:"),
         "names the digest: {error}"
     );
     assert_nothing_kept(&node);
-    node.registry.fail("/blobs/", None);
+    node.registry().fail("/blobs/", None);
     pull(&node, BUSYBOX).expect("the same pull once the registry is honest");
 }
 
@@ -67,7 +67,7 @@ fn a_manifest_that_is_not_its_digest_is_refused() {
             image: Some(image(BUSYBOX)),
         })
         .unwrap();
-    node.registry.fail("/manifests/", Some(Fault::Corrupt));
+    node.registry().fail("/manifests/", Some(Fault::Corrupt));
     let error = pull(&node, &by_digest).unwrap_err();
     assert!(error.message().contains("sha256:"), "{error}");
     assert_nothing_kept(&node);
@@ -76,7 +76,7 @@ fn a_manifest_that_is_not_its_digest_is_refused() {
 #[test]
 fn a_stream_that_breaks_off_leaves_nothing() {
     let node = Node::start();
-    node.registry.fail("/blobs/", Some(Fault::Truncate(1000)));
+    node.registry().fail("/blobs/", Some(Fault::Truncate(1000)));
     let error = pull(&node, BUSYBOX).unwrap_err();
     assert!(error.message().contains("127.0.0.1:5000"), "{error}");
     assert_nothing_kept(&node);
@@ -118,7 +118,8 @@ fn an_absent_image_and_a_failing_server_are_told_apart() {
         error.message().contains("127.0.0.1:5000/absent:1"),
         "{error}"
     );
-    node.registry.fail("/manifests/", Some(Fault::Status(503)));
+    node.registry()
+        .fail("/manifests/", Some(Fault::Status(503)));
     let error = pull(&node, BUSYBOX).unwrap_err();
     assert!(error.message().contains("503"), "{error}");
     assert_nothing_kept(&node);
@@ -127,14 +128,14 @@ fn an_absent_image_and_a_failing_server_are_told_apart() {
 #[test]
 fn an_anonymous_token_is_fetched_where_the_registry_asks_for_one() {
     let node = Node::start();
-    node.registry.require(Access::Token);
+    node.registry().require(Access::Token);
     pull(&node, BUSYBOX).expect("the token service gives a token to everybody");
 }
 
 #[test]
 fn a_pull_that_its_caller_gives_up_is_cleaned_up() {
     let node = Node::start();
-    node.registry
+    node.registry()
         .fail("/blobs/", Some(Fault::Slow(Duration::from_millis(300))));
     let request = cri::PullImageRequest {
         image: Some(image(BUSYBOX)),
@@ -148,7 +149,7 @@ fn a_pull_that_its_caller_gives_up_is_cleaned_up() {
         matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled),
         "{error}"
     );
-    node.registry.fail("/blobs/", None);
+    node.registry().fail("/blobs/", None);
     // The abandoned download ends by itself or is joined; either way the next pull is not in its way.
     let began = Instant::now();
     pull(&node, BUSYBOX).expect("the next pull");

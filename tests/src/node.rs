@@ -46,13 +46,12 @@ const POLL: Duration = Duration::from_millis(10);
 pub struct Node {
     /// A client of it.
     pub cri: Cri,
-    /// Serves `images/` on 127.0.0.1:5000 of the node's network.
-    pub registry: Registry,
     /// The network that the server takes for the host's.
     pub network: Netns,
     /// What the end of the test looks for.
     pub watch: Watch,
     server: Mutex<Option<Child>>,
+    registry: Option<Registry>,
     // Last: a field's drop follows the ones above.
     dir: TempDir,
 }
@@ -97,10 +96,10 @@ impl Node {
             network.enter(|| Registry::listen(([127, 0, 0, 1], 5000).into(), &images))?;
         Ok(Node {
             cri: Cri::new(&dir.path().join("run/corten.sock"))?,
-            registry,
             network,
             watch,
             server: Mutex::new(None),
+            registry: Some(registry),
             dir,
         })
     }
@@ -195,6 +194,16 @@ impl Node {
     /// If it does not run.
     pub fn server_pid(&self) -> i32 {
         pid_of(self.server().as_ref().expect("the server runs")).as_raw()
+    }
+
+    /// Serves `images/` on 127.0.0.1:5000 of the node's network.
+    ///
+    /// # Panics
+    /// Never: it goes with the node.
+    pub fn registry(&self) -> &Registry {
+        self.registry
+            .as_ref()
+            .expect("the registry goes with the node")
     }
 
     /// The node's directory.
@@ -344,6 +353,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // It ends by a connection to itself, which exists in this network only.
+        let registry = self.registry.take();
+        self.network.enter(|| drop(registry));
         if thread::panicking() {
             eprintln!("--- corten-cri\n{}", tail(&self.dir.path().join("cri.log")));
             for log in shim_logs(self.dir.path()) {
