@@ -31,8 +31,17 @@ const EXIT: u8 = 0x95;
 
 impl Instruction {
     const fn new(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-        let registers = if cfg!(target_endian = "little") { to | from << 4 } else { to << 4 | from };
-        Instruction { code, registers, offset, immediate }
+        let registers = if cfg!(target_endian = "little") {
+            to | from << 4
+        } else {
+            to << 4 | from
+        };
+        Instruction {
+            code,
+            registers,
+            offset,
+            immediate,
+        }
     }
 
     /// `to = *(u32 *)(from + offset)`
@@ -90,8 +99,15 @@ impl Instruction {
 
     /// Destination and source.
     pub fn registers(self) -> (usize, usize) {
-        let (low, high) = (usize::from(self.registers & 15), usize::from(self.registers >> 4));
-        if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
+        let (low, high) = (
+            usize::from(self.registers & 15),
+            usize::from(self.registers >> 4),
+        );
+        if cfg!(target_endian = "little") {
+            (low, high)
+        } else {
+            (high, low)
+        }
     }
 }
 
@@ -161,5 +177,9 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
     };
     // SAFETY: `attr` is a whole attr for this command, larger than the kernel's, and holds no pointer.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw mut attr, ATTR_SIZE) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
