@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, StatusCode, Url, redirect};
+use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use serde::{Deserialize, Serialize};
 
 use super::auth::{Challenge, Credentials};
@@ -134,7 +134,23 @@ impl Registries {
 fn build_client(config: &RegistryConfig, base: &Url) -> anyhow::Result<Client> {
     // Fails only where a provider is installed already, which is then this one: nothing else in the process does TLS.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let mut builder = Client::builder()
+    let mut authorities = Vec::new();
+    if let Some(path) = &config.ca {
+        authorities = certificates(path)?;
+    }
+    let built = client_builder(config, base)
+        .tls_certs_merge(authorities)
+        .build();
+    match built {
+        // A machine without any authority, ca-certificates not installed, needs none for this.
+        Err(_) if config.plain_http => client_builder(config, base).tls_certs_only([]).build(),
+        built => built,
+    }
+    .context("build the HTTP client")
+}
+
+fn client_builder(config: &RegistryConfig, base: &Url) -> ClientBuilder {
+    let builder = Client::builder()
         .user_agent(concat!("corten/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(IDLE_TIMEOUT)
@@ -142,14 +158,12 @@ fn build_client(config: &RegistryConfig, base: &Url) -> anyhow::Result<Client> {
         .referer(false)
         .https_only(!config.plain_http)
         .tls_danger_accept_invalid_certs(config.skip_verify);
+    // A proxy's loopback is not ours; Go's clients have the same rule.
     if is_loopback(base) {
-        // A proxy's loopback is not ours; Go's clients have the same rule.
-        builder = builder.no_proxy();
+        builder.no_proxy()
+    } else {
+        builder
     }
-    if let Some(path) = &config.ca {
-        builder = builder.tls_certs_merge(certificates(path)?);
-    }
-    builder.build().context("build the HTTP client")
 }
 
 fn is_loopback(base: &Url) -> bool {

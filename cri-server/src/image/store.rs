@@ -5,7 +5,7 @@
 //! gives or takes a final name on disk (commit, publish, remove, sweep) and is held over that IO, never by a question.
 //! Order: `writer` before `state`.
 //!
-//! Layers that nothing uses any more are freed by one thread of the store's, so that dropping a lease costs nothing.
+//! What a dropped lease was the last to use is freed by one thread of the store's, so that dropping it costs nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -133,8 +133,8 @@ impl ImageStore {
         self.inner.state().images.values().cloned().collect()
     }
 
-    /// Removes an image under all of its names. Its layers go when no other image and no lease has them. Unknown images
-    /// are gone already. Blocks on the disk.
+    /// Removes an image under all of its names, and its layers that no other image and no lease has. Unknown images are
+    /// gone already.
     pub async fn remove(&self, reference_or_id: &str) -> Result<()> {
         let Some(image) = self.find(reference_or_id)? else {
             return Ok(());
@@ -372,14 +372,16 @@ impl Inner {
         Ok(())
     }
 
+    /// Frees the space before it returns: the kubelet removes images because the disk is full, and looks again.
     fn remove(&self, id: &Digest) -> Result<()> {
-        let _writer = self.writer();
-        record::remove(&self.root, id)?;
-        let mut state = self.state();
-        if let Some(image) = state.images.remove(id) {
-            state.candidates.extend(image.layers.iter().cloned());
+        let removed = {
+            let _writer = self.writer();
+            record::remove(&self.root, id)?;
+            self.state().images.remove(id)
+        };
+        for layer in removed.iter().flat_map(|image| &image.layers) {
+            self.free(layer)?;
         }
-        self.unused.notify_all();
         Ok(())
     }
 

@@ -8,7 +8,8 @@ use corten_proto::cri;
 
 use crate::image::ImageStore;
 
-/// The usage of all layers. Containers' filesystems are the same one, which the CRI says by leaving them out.
+/// The usage of all layers. Containers are on the same filesystem; the kubelet sees by the equal mountpoints that there is
+/// one disk to watch and not two.
 pub(super) fn response(images: &ImageStore, mountpoint: &Path) -> cri::ImageFsInfoResponse {
     let (bytes, inodes) = images.usage();
     let now = SystemTime::now()
@@ -24,8 +25,8 @@ pub(super) fn response(images: &ImageStore, mountpoint: &Path) -> cri::ImageFsIn
         inodes_used: Some(cri::UInt64Value { value: inodes }),
     };
     cri::ImageFsInfoResponse {
-        image_filesystems: vec![usage],
-        container_filesystems: Vec::new(),
+        image_filesystems: vec![usage.clone()],
+        container_filesystems: vec![usage],
     }
 }
 

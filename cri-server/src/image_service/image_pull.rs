@@ -13,7 +13,8 @@ pub(super) async fn pull(
     name: &str,
     auth: Option<&AuthConfig>,
 ) -> Result<String, Status> {
-    let reference: Reference = name.parse().map_err(super::invalid)?;
+    let parsed = name.parse::<Reference>();
+    let reference = parsed.map_err(|error| super::invalid(name, &error))?;
     let credentials = Credentials::from_cri(auth, &reference.registry).map_err(status)?;
     let image = images.pull(name, credentials).await.map_err(status)?;
     tracing::info!(image = %reference, id = %image.id, "pulled");

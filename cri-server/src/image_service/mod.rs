@@ -16,7 +16,7 @@ use std::sync::Arc;
 use corten_proto::cri;
 use tonic::{Request, Response, Status};
 
-use crate::image::{ImageStore, ReferenceError};
+use crate::image::{Image, ImageStore, ReferenceError};
 
 /// Images in one message of a stream: about 100 KiB.
 const IMAGES_PER_MESSAGE: usize = 256;
@@ -36,6 +36,12 @@ impl ImageService {
         ImageService { images, mountpoint }
     }
 
+    fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Status> {
+        self.images
+            .find(name)
+            .map_err(|error| invalid(name, &error))
+    }
+
     /// The images a filter lets through: all, or the one that is named.
     fn filtered(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
         let name = filter
@@ -44,12 +50,7 @@ impl ImageService {
             .unwrap_or_default();
         let images = match name.as_str() {
             "" => self.images.list(),
-            name => self
-                .images
-                .find(name)
-                .map_err(invalid)?
-                .into_iter()
-                .collect(),
+            name => self.find(name)?.into_iter().collect(),
         };
         Ok(images
             .iter()
@@ -93,7 +94,7 @@ impl cri::image_service_server::ImageService for ImageService {
     ) -> Result<Response<cri::ImageStatusResponse>, Status> {
         let request = request.into_inner();
         let name = named(request.image)?;
-        let image = self.images.find(&name).map_err(invalid)?;
+        let image = self.find(&name)?;
         image_status::response(image.as_deref(), request.verbose).map(Response::new)
     }
 
@@ -112,7 +113,7 @@ impl cri::image_service_server::ImageService for ImageService {
         request: Request<cri::RemoveImageRequest>,
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
         let name = named(request.into_inner().image)?;
-        self.images.find(&name).map_err(invalid)?;
+        self.find(&name)?;
         let removed = self.images.remove(&name).await;
         removed.map_err(|error| Status::internal(format!("remove image {name:?}: {error:#}")))?;
         Ok(Response::new(cri::RemoveImageResponse {}))
@@ -138,6 +139,6 @@ fn named(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
     Ok(name)
 }
 
-fn invalid(error: ReferenceError) -> Status {
-    Status::invalid_argument(format!("image.image: {error}"))
+fn invalid(name: &str, error: &ReferenceError) -> Status {
+    Status::invalid_argument(format!("image.image {name:?}: {error}"))
 }
