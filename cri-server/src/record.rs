@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -71,6 +71,8 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
             .truncate(true)
             .mode(mode)
             .open(&partial)?;
+        // Whatever the umask says: containers of any user read some of these files.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         fs::rename(&partial, path)
     };

@@ -8,6 +8,7 @@
 //! The endpoint opens after that, so that no caller sees half of it. Every step but reading the directories goes on
 //! past a failure, which is logged: one hopeless pod must not keep the node down.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,8 @@ struct Found {
     containers: Vec<ContainerRecord>,
     /// Sandboxes' state directories.
     sandbox_directories: Vec<SandboxId>,
-    /// Containers' directories, either kind.
-    container_directories: Vec<ContainerId>,
+    /// Containers' directories, of either kind.
+    container_directories: BTreeSet<ContainerId>,
 }
 
 /// Brings `node` to where the last server left off.
@@ -46,7 +47,10 @@ pub async fn recover(node: &Arc<Node>) -> Result<()> {
             sandboxes: sandbox_records(&paths.sandbox_records(), &paths.quarantine())?,
             containers: container_records(&paths.containers(), &paths.quarantine())?,
             sandbox_directories: ids(&paths.sandboxes())?,
-            container_directories: [ids(&paths.containers())?, ids(&paths.bundles())?].concat(),
+            container_directories: ids(&paths.containers())?
+                .into_iter()
+                .chain(ids(&paths.bundles())?)
+                .collect(),
         })
     })
     .await?;
@@ -148,7 +152,7 @@ async fn delete_strangers(node: &Node, sandbox: &Sandbox, connected: &Connected)
         .filter_map(|held| held.id.parse::<ContainerId>().ok());
     for id in ids.filter(|id| id != sandbox.id() && node.container(id.as_str()).is_err()) {
         match shim.delete(&id).await {
-            Ok(()) => tracing::info!(container = %id, "deleted: its creation did not end"),
+            Ok(()) => tracing::info!(container = %id, "deleted: no record knows it"),
             Err(error) => {
                 tracing::warn!(container = %id, "delete an unfinished container: {error}")
             }
@@ -174,7 +178,7 @@ async fn undo_unfinished(
             delete_strangers(node, &sandbox, &connected).await;
         }
         match node.discard_sandbox(&sandbox).await {
-            Ok(()) => tracing::info!(sandbox = %sandbox.id(), "removed: its run did not end"),
+            Ok(()) => tracing::info!(sandbox = %sandbox.id(), "removed: it has no complete record"),
             Err(error) => {
                 tracing::warn!(sandbox = %sandbox.id(), "remove an unfinished sandbox: {error:#}");
                 node.store.add_sandbox(sandbox);
@@ -198,7 +202,7 @@ fn stranger(node: &Node, id: SandboxId) -> Metadata {
 }
 
 /// Removes containers' directories that belong to no known container.
-async fn remove_orphans(node: &Arc<Node>, directories: Vec<ContainerId>) {
+async fn remove_orphans(node: &Arc<Node>, directories: BTreeSet<ContainerId>) {
     for id in directories {
         if node.container(id.as_str()).is_ok() {
             continue;

@@ -20,6 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
+use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -41,6 +42,8 @@ const BACKLOG: i32 = 128;
 
 /// Serves until SIGTERM or SIGINT. Pods go on running.
 pub async fn serve(config: Config) -> Result<()> {
+    // The modes asked for below, and by CNI plugins, are the modes got, whoever started this.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let paths = Paths::new(&config.root, &config.state);
     let _locks = [take(paths.root())?, take(paths.state())?];
     make_directories(&paths)?;
@@ -54,9 +57,8 @@ pub async fn serve(config: Config) -> Result<()> {
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     let served = serve_on(&listener, &node, images).await;
-    // The streams of connected clients never end by themselves, so that this is bounded too.
     node.work.finish(FINISH_LIMIT).await;
-    node.supervisors.finish(Duration::ZERO).await;
+    node.supervisors.abort().await;
     served
 }
 

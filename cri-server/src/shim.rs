@@ -9,6 +9,8 @@
 
 mod process;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -112,7 +112,7 @@ impl Node {
     }
 
     /// The shim has ended. Whatever of the pod still runs has nobody to own it and is ended too.
-    pub(crate) async fn shim_gone(&self, sandbox: &Arc<Sandbox>) {
+    pub(crate) async fn shim_gone(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         sandbox.set_shim(None);
         for container in self.store.containers_of(sandbox.id()) {
             self.settle(&container, "its shim has ended").await;
@@ -123,9 +123,13 @@ impl Node {
         }
         tracing::warn!(sandbox = %sandbox.id(), "the shim has ended; ending the pod");
         self.sandbox_changed(sandbox, Status::infra_exited).await;
-        if let Err(error) = self.delete_orphans(sandbox).await {
-            tracing::error!(sandbox = %sandbox.id(), "after the shim's end: {error:#}");
-        }
+        // As a task: it waits for processes to die, and a server that starts has other pods to see to.
+        let (node, sandbox) = (self.clone(), sandbox.clone());
+        self.work.spawn(async move {
+            if let Err(error) = node.delete_orphans(&sandbox).await {
+                tracing::error!(sandbox = %sandbox.id(), "after the shim's end: {error:#}");
+            }
+        });
     }
 
     /// Ends a container whose end was not told, as its exit record has it.

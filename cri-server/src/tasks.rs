@@ -47,9 +47,18 @@ impl Tasks {
         receiver.await.map_err(|_panicked| stopped())
     }
 
+    /// Ends all tasks, wherever they are.
+    pub async fn abort(&self) {
+        self.take().shutdown().await;
+    }
+
+    fn take(&self) -> JoinSet<()> {
+        std::mem::take(&mut *self.set.lock().expect("no holder panics"))
+    }
+
     /// Waits for the tasks to end, `limit` at most, and ends what is left then.
     pub async fn finish(&self, limit: Duration) {
-        let mut set = std::mem::take(&mut *self.set.lock().expect("no holder panics"));
+        let mut set = self.take();
         let all = async { while set.join_next().await.is_some() {} };
         if tokio::time::timeout(limit, all).await.is_err() {
             tracing::warn!(tasks = set.len(), "ending with work under way");
