@@ -45,7 +45,7 @@ fn a_bad_configuration_is_refused_by_file_line_and_key() {
     for (content, line, key) in [
         ("root = \"/a\"\nroote = \"/b\"\n", "2", "roote"),
         ("# a comment\n\nroot = 7\n", "3", "root"),
-        ("[cni]\nconf_dir = [\n", "2", "conf_dir"),
+        ("[cni]\nconf_dir = [\n", "2", "unclosed"),
     ] {
         fs::write(&path, content).unwrap();
         let output = corten_cri(&["config", "check", "--config", path.to_str().unwrap()]);
@@ -61,17 +61,25 @@ fn a_bad_configuration_is_refused_by_file_line_and_key() {
 fn values_are_checked_too() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.toml");
-    for (content, key, value) in [
-        ("root = \"relative/path\"\n", "root", "relative/path"),
+    for (content, key, rule) in [
         (
-            "default_runtime = \"absent\"\n",
-            "default_runtime",
-            "absent",
+            "root = \"relative/path\"
+",
+            "root",
+            "absolute",
         ),
         (
-            "root = \"/run/x\"\nstate = \"/run/x/y\"\n",
+            "default_runtime = \"absent\"
+",
+            "default_runtime",
+            "[runtimes]",
+        ),
+        (
+            "root = \"/run/x\"
+state = \"/run/x/y\"
+",
             "state",
-            "/run/x",
+            "inside root",
         ),
     ] {
         fs::write(&path, content).unwrap();
@@ -79,7 +87,7 @@ fn values_are_checked_too() {
         assert_eq!(output.status.code(), Some(1), "{content}");
         let said = text(&output.stdout) + &text(&output.stderr);
         assert!(
-            said.contains(key) && said.contains(value),
+            said.contains(key) && said.contains(rule),
             "{said:?} for {content:?}"
         );
         let output = corten_cri(&["--config", path.to_str().unwrap()]);

@@ -5,7 +5,7 @@ use std::fs;
 
 use corten_proto::cri;
 use corten_tests::node::{BUSYBOX, Node};
-use corten_tests::pod::{Container, container, map};
+use corten_tests::pod::{Container, container, is_alive, map};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::Code;
@@ -209,7 +209,7 @@ fn a_running_container_can_be_removed() {
     let container = pod.sh("main", "sleep 1000");
     let pid = container.pid();
     container.remove();
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!is_alive(pid));
     assert_eq!(list(&node, cri::ContainerFilter::default()), ids(&[]));
     let left: Vec<String> = node
         .pods_left()

@@ -180,7 +180,13 @@ fn a_pod_of_the_hosts_network_has_no_address_of_its_own() {
 
 #[test]
 fn a_plugin_that_fails_is_quoted_and_what_was_done_is_undone() {
-    let node = Node::start();
+    let node = Node::with(|config| {
+        let own = config["cni"]["conf_dir"].clone();
+        config["cni"]["bin_dirs"]
+            .as_array_mut()
+            .expect("a list")
+            .push(own);
+    });
     let plugins = node.dir().join("cni");
     let script = "#!/bin/sh\nif [ \"$CNI_COMMAND\" = ADD ]; then\n\
         echo '{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"no more cheese\",\"details\":\"try later\"}'\nexit 1\nfi\n";

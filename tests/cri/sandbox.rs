@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use corten_proto::cri;
 use corten_tests::node::Node;
-use corten_tests::pod::map;
+use corten_tests::pod::{is_alive, map};
 use tonic::Code;
 
 fn list(node: &Node, filter: cri::PodSandboxFilter) -> BTreeSet<String> {
@@ -54,10 +54,7 @@ fn a_pod_from_run_to_removal() {
 
     pod.stop();
     assert_eq!(pod.status().state(), cri::PodSandboxState::SandboxNotready);
-    assert!(
-        !std::path::Path::new(&format!("/proc/{pid}")).exists(),
-        "the infra container is gone"
-    );
+    assert!(!is_alive(pid), "the infra container is gone");
     pod.stop();
     pod.remove();
     let request = cri::PodSandboxStatusRequest {
@@ -156,7 +153,7 @@ fn removal_takes_running_containers_along() {
     let container = pod.sh("main", "sleep 1000");
     let pid = container.pid();
     pod.remove();
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!is_alive(pid));
     let request = cri::ContainerStatusRequest {
         container_id: container.id,
         verbose: false,

@@ -384,6 +384,17 @@ impl Container<'_> {
     }
 }
 
+/// Whether a process runs; a zombie, which only its parent can remove, does not.
+pub fn is_alive(pid: i64) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status
+        .lines()
+        .find_map(|line| line.strip_prefix("State:"))
+        .unwrap_or_default()
+        .trim();
+    !state.is_empty() && !state.starts_with(['Z', 'X'])
+}
+
 /// A container of busybox with this command; its log is `NAME/0.log`.
 pub fn container(name: &str, command: &[&str]) -> cri::ContainerConfig {
     cri::ContainerConfig {

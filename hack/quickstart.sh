@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Builds Corten and runs a pod with it, from the pull of its image to its removal, and leaves nothing behind.
+#
+#   sudo hack/quickstart.sh              builds, shows every step with what it printed, cleans up
+#   sudo hack/quickstart.sh --keep       leaves the server up, and prints its endpoint and what to try next
+#   sudo hack/quickstart.sh --stop DIR   ends a server that --keep has left
+#
+# It installs the Debian packages it lacks, and works in a directory below /tmp with a bridge of its own: nothing that is
+# installed on this machine, no other runtime and no configuration is touched. The steps are crictl's; where Go or its
+# module proxy cannot be had, cri-client of tests/ drives them instead.
+#
+# CORTEN_PROFILE=dev builds without optimisation, which saves minutes.
+set -euo pipefail
+# shellcheck source=hack/lib.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+
+keep=
+stop=
+case ${1:-} in
+    '') ;;
+    --keep) keep=yes ;;
+    --stop) stop=${2:?--stop needs the directory that --keep has printed} ;;
+    *) die "unknown argument $1: --keep, --stop DIR or nothing" ;;
+esac
+
+# Shows a command as a user would type it, runs it, and shows what it printed.
+step() {
+    printf '\n$ crictl %s\n' "$*" >&2
+    "${client[@]}" "$@"
+}
+
+# Shows the step, keeps what it printed in the variable $1: an id, mostly.
+step_into() {
+    local -n into=$1
+    shift
+    into=$(step "$@")
+    printf '%s\n' "$into"
+}
+
+# Puts crictl, or what stands in for it, into `client`.
+choose_client() {
+    local crictl=${CARGO_TARGET_DIR:-$REPO/target}/tools/crictl reason
+    as_caller mkdir -p "$(dirname -- "$crictl")"
+    if reason=$(build_crictl "$crictl" 2>&1); then
+        # An empty configuration: this machine's /etc/crictl.yaml may name another runtime.
+        : >"$DIR/crictl.yaml"
+        client=("$crictl" --config "$DIR/crictl.yaml" --runtime-endpoint "$ENDPOINT" --image-endpoint "$ENDPOINT")
+    else
+        printf 'crictl cannot be built (%s): cri-client of tests/ drives the steps instead\n' "$(tail -n 1 <<<"$reason")"
+        build cri-client
+        client=("$BIN/cri-client" --runtime-endpoint "$ENDPOINT")
+    fi
+}
+
+# What the pod and its container are made of.
+write_requests() {
+    mkdir -p "$DIR/logs"
+    cat >"$DIR/pod.json" <<JSON
+{
+  "metadata": { "name": "hello", "namespace": "default", "uid": "quickstart", "attempt": 0 },
+  "hostname": "hello",
+  "log_directory": "$DIR/logs",
+  "linux": {}
+}
+JSON
+    cat >"$DIR/container.json" <<JSON
+{
+  "metadata": { "name": "main" },
+  "image": { "image": "$image" },
+  "command": ["sh", "-c", "echo \"a container of Corten, on host \$(hostname), process \$\$\"; exec sleep 1000"],
+  "log_path": "main.log",
+  "linux": {}
+}
+JSON
+}
+
+# A pod's whole life; what each step prints is shown.
+show() {
+    local pod container
+    step pull "$image"
+    step images
+    step_into pod runp "$DIR/pod.json"
+    step_into container create "$pod" "$DIR/container.json" "$DIR/pod.json"
+    step start "$container"
+    step pods
+    step ps
+    # Without --sync, exec needs the streaming server, which is not built yet.
+    step exec --sync "$container" ip -4 -o addr show eth0
+    step exec --sync "$container" sh -c 'id; cat /proc/1/cmdline | tr "\0" " "; echo'
+    wait_for 10 grep -q 'a container of Corten' "$DIR/logs/main.log" || die "the container has written nothing"
+    step logs "$container"
+    step stop "$container"
+    step ps -a
+    step rm "$container"
+    step stopp "$pod"
+    step rmp "$pod"
+}
+
+# Ends what runs in $DIR by its own means first, then by force, and removes the directory.
+clean_up() {
+    local status=$?
+    trap - EXIT
+    if [[ $status -ne 0 && -s $DIR/cri.log ]]; then
+        printf '\n-- the end of the log of corten-cri\n' >&2
+        tail -n 20 "$DIR/cri.log" >&2
+    fi
+    end_process "${SERVER_PID:-0}"
+    end_process "${REGISTRY_PID:-0}"
+    remove_marked "$MARK"
+    # The bridge plugin turns forwarding on for the whole host.
+    [[ ! -s $DIR/ip_forward ]] || cat "$DIR/ip_forward" >/proc/sys/net/ipv4/ip_forward
+    rm -rf -- "$DIR"
+    local left
+    left=$(left_behind "$MARK")
+    if [[ -n $left ]]; then
+        printf 'left behind:\n%s\n' "$left" >&2
+        status=1
+    elif [[ $status -eq 0 ]]; then
+        say "nothing is left: no mount, cgroup, network namespace, bridge, process or file"
+    fi
+    exit "$status"
+}
+
+# Ends a server that --keep has left.
+stop_kept() {
+    [[ $1 == /tmp/ct-?????? && -s $1/pids ]] || die "$1: not a directory that --keep has made"
+    DIR=$1
+    MARK=${DIR##*/}
+    BIN=$(binaries)
+    read -r SERVER_PID REGISTRY_PID <"$DIR/pids"
+    ENDPOINT=unix://$DIR/run/corten.sock
+    trap clean_up EXIT
+    choose_client
+    "${client[@]}" rmp --all --force
+}
+
+tell_what_next() {
+    printf '%s %s\n' "$SERVER_PID" "$REGISTRY_PID" >"$DIR/pids"
+    trap - EXIT
+    say "corten-cri is up; its log is $DIR/cri.log"
+    cat <<TEXT
+endpoint:  $ENDPOINT
+
+try next:
+  alias crictl='sudo ${client[*]}'
+  crictl pull $image
+  crictl runp $DIR/pod.json
+  crictl create POD $DIR/container.json $DIR/pod.json
+  crictl start CONTAINER; crictl ps; crictl logs CONTAINER; crictl exec --sync CONTAINER sh -c 'ps; ip addr'
+  sudo kill -9 $SERVER_PID     the pods live on
+  sudo $BIN/corten-cri --config $DIR/config.toml &     and are known again
+
+end it:    sudo $0 --stop $DIR
+TEXT
+}
+
+need_root
+find_toolchains
+if [[ -n $stop ]]; then
+    stop_kept "$stop"
+    exit
+fi
+
+began=$SECONDS
+install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}"
+say "build corten, corten-shim, corten-cri ($PROFILE)"
+build corten corten-shim corten-cri mkimage registry
+BIN=$(binaries)
+make_dir
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+cat /proc/sys/net/ipv4/ip_forward >"$DIR/ip_forward"
+
+say "a registry on loopback with a busybox image, and corten-cri"
+"$BIN/mkimage" --out "$DIR/images" --name busybox:latest
+start_registry
+image=$REGISTRY/busybox:latest
+write_cni_config
+write_config
+start_server
+printf 'endpoint %s\n' "$ENDPOINT"
+choose_client
+write_requests
+
+say "a pod, step by step"
+show
+say "done in $((SECONDS - began)) s"
+[[ -z $keep ]] || tell_what_next
