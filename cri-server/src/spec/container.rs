@@ -61,13 +61,12 @@ fn process(input: &ContainerSpecInput<'_>) -> Result<Process, SpecError> {
         .env(process::env(config, image, input.hostname)?)
         .cwd(process::cwd(config, image)?)
         .capabilities(capabilities::of(config, input.host)?)
+        .oom_score_adj(resources::oom_score_adj(config, input.host)?)
         .no_new_privileges(security::context(config).is_some_and(|it| it.no_new_privs))
         .build()
         .expect("every field of the builder has a default");
     // oci-spec's default would set one; a container inherits the node's, as with the peers.
-    process
-        .set_rlimits(None)
-        .set_oom_score_adj(resources::oom_score_adj(config, input.host)?);
+    process.set_rlimits(None);
     Ok(process)
 }
 

@@ -87,16 +87,13 @@ pub(super) fn of(config: &ContainerConfig, host: &Host) -> Result<LinuxResources
     Ok(result)
 }
 
-/// The container's oom_score_adj, if one is asked for, no lower than the server may go: without CAP_SYS_RESOURCE the
-/// kernel refuses to lower it below the own, and every pod of the kubelet wants -997 or -998.
-pub(super) fn oom_score_adj(
-    config: &ContainerConfig,
-    host: &Host,
-) -> Result<Option<i32>, SpecError> {
-    let Some(resources) = of_config(config) else {
-        return Ok(None);
-    };
-    Ok(Some(oom_score(resources)?.max(host.oom_score_adj_floor)))
+/// The container's oom_score_adj, which is always set: what it would inherit is the shim's, -999 where that is allowed.
+///
+/// It goes no lower than the server may go: without CAP_SYS_RESOURCE the kernel refuses to lower it below the own, and
+/// every pod of the kubelet wants -997 or -998.
+pub(super) fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<i32, SpecError> {
+    let asked = of_config(config).map_or(Ok(0), oom_score)?;
+    Ok(asked.max(host.oom_score_adj_floor))
 }
 
 /// The infra container's.
@@ -254,10 +251,7 @@ mod tests {
     fn nothing_asked_is_nothing_set() {
         let resources = of(&config(LinuxContainerResources::default()), &host()).unwrap();
         assert_eq!((resources.cpu(), resources.memory()), (&None, &None));
-        assert_eq!(
-            oom_score_adj(&ContainerConfig::default(), &host()),
-            Ok(None)
-        );
+        assert_eq!(oom_score_adj(&ContainerConfig::default(), &host()), Ok(0));
     }
 
     #[test]
@@ -290,14 +284,14 @@ mod tests {
         );
         assert_eq!(
             oom_score_adj(&sent, &host()),
-            Ok(Some(0)),
+            Ok(0),
             "the floor of the node"
         );
         let free = Host {
             oom_score_adj_floor: -1000,
             ..host()
         };
-        assert_eq!(oom_score_adj(&sent, &free), Ok(Some(-997)));
+        assert_eq!(oom_score_adj(&sent, &free), Ok(-997));
         assert_eq!(
             (infra_oom_score_adj(&free), infra_oom_score_adj(&host())),
             (-998, 0)
