@@ -19,6 +19,7 @@ use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::init::{Init, runtime_hooks};
 use crate::namespaces::{self, Namespaces};
+use crate::process::Terms;
 use crate::rootfs::Sources;
 use crate::spawn::{self, Child, Plan};
 use crate::state::{self, Directory, OCI_VERSION, State};
@@ -76,6 +77,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     let own_cgroup_root = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
     let sources = Sources::open(bundle, cgroup.paths(), namespaces.user(), own_cgroup_root)?;
 
+    let terms = Terms::new(namespaces.user(), request.preserve_fds)?;
     let init = Init {
         bundle,
         namespaces: &namespaces,
@@ -83,14 +85,14 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
         state: &state,
         fifo: &fifo,
         console: request.console.as_ref(),
-        preserve_fds: request.preserve_fds,
+        terms,
         new_keyring: request.new_keyring,
     };
     let child = spawn_init(&init, &cgroup)?;
     state.pid = child.pid;
-    state.start_time = state::process_start(child.pid).context("init has ended")?;
     serve(&child, bundle, &state)?;
-    if process::sets_limits_from_outside()? {
+    state.start_time = state::process_start(child.pid).context("init has ended")?;
+    if terms.limits_from_outside {
         process::set_rlimits(bundle.process()?, Some(child.pid))?;
     }
     directory.write(&state)?;
@@ -137,16 +139,25 @@ fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
         between,
     };
     let mut child = spawn::spawn(&plan, |start| init.run(start))?;
+    prepare(init, cgroup, &mut child, between.is_some()).map_err(|error| child.explain(error))?;
+    Ok(child)
+}
+
+/// What is done to init from outside.
+fn prepare(init: &Init<'_>, cgroup: &Cgroup, child: &mut Child, between: bool) -> Result<()> {
+    let process = init.bundle.process()?;
     if init.namespaces.new.contains(CloneFlags::CLONE_NEWUSER) {
         namespaces::write_mappings(&init.bundle.spec, child.pid)?;
     }
-    if init.namespaces.user() || between.is_some() {
+    if init.namespaces.user() && init.console.is_none() {
+        process::give_stdio(process, child.pid)?;
+    }
+    if init.namespaces.user() || between {
         child.channel.send(&FromParent::Mapped)?;
     }
-    process::set_oom_score_adj(init.bundle.process()?, child.pid)?;
+    process::set_oom_score_adj(process, child.pid)?;
     // The slow step on cgroup v1, while init builds its root.
-    child.place(cgroup)?;
-    Ok(child)
+    child.place(cgroup)
 }
 
 /// Answers init until it is ready.
@@ -177,7 +188,10 @@ fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: ContainerState) 
 /// runtime-spec, runtime.md, "Lifecycle").
 fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) {
     for hook in hooks.unwrap_or_default() {
-        log::best_effort("a hook", run_hooks(name, std::slice::from_ref(hook), state, status));
+        log::best_effort(
+            "a hook",
+            run_hooks(name, std::slice::from_ref(hook), state, status),
+        );
     }
 }
 
@@ -203,7 +217,10 @@ pub fn start_created(created: &Created) -> Result<()> {
     let mut fifo = created.directory.open_fifo()?;
     wait_for_exec(&mut fifo, &created.init)?;
     let spec = created.directory.spec()?;
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
+    let hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststart().as_deref());
     run_all_hooks("poststart", hooks, &created.state, ContainerState::Running);
     Ok(())
 }
@@ -292,8 +309,13 @@ pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
         .context("remove the cgroup")?;
     let spec = directory.spec();
     directory.remove()?;
-    let Some(spec) = log::best_effort("poststop hooks", spec) else { return Ok(()) };
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref());
+    let Some(spec) = log::best_effort("poststop hooks", spec) else {
+        return Ok(());
+    };
+    let hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststop().as_deref());
     run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
     Ok(())
 }

@@ -16,8 +16,8 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::Cgroup;
 use crate::console::Terminal;
 use crate::error::Error;
-use crate::init::{become_program_user, become_root, execute, join_keyring};
-use crate::process::Program;
+use crate::init::{become_program_user, execute, join_keyring};
+use crate::process::{Program, Terms};
 use crate::rootfs::resolve::Root;
 use crate::spawn::{self, Child, Plan, Start};
 use crate::state::{Directory, State};
@@ -76,37 +76,42 @@ impl Exec {
             cgroup: &cgroup,
             between: Some(&join),
         };
-        let child = spawn::spawn(&plan, |start| self.run(start, target, flags))?;
-        process::set_oom_score_adj(&self.process, child.pid)?;
-        child.channel.send(&FromParent::Mapped)?;
-        self.finish(child)
+        let terms = Terms::new(flags.contains(CloneFlags::CLONE_NEWUSER), self.preserve_fds)?;
+        let child = spawn::spawn(&plan, |start| self.run(start, target, terms))?;
+        self.prepare(&child, terms)
+            .map_err(|error| child.explain(error))?;
+        let pid = child.pid;
+        Ok((pid, child.release()))
     }
 
-    /// Waits for the child to be ready, and for the end of file that says its program runs.
-    fn finish(&self, child: Child) -> Result<(i32, OwnedFd)> {
+    /// Does to the child what is to be done from outside, until the end of file that says its program runs.
+    fn prepare(&self, child: &Child, terms: Terms) -> Result<()> {
+        process::set_oom_score_adj(&self.process, child.pid)?;
+        if terms.user_namespace && self.console.is_none() {
+            process::give_stdio(&self.process, child.pid)?;
+        }
+        child.channel.send(&FromParent::Mapped)?;
         let Some(FromChild::Ready) = child.receive()? else {
             bail!("the process ended before its program ran")
         };
-        if process::sets_limits_from_outside()? {
+        if terms.limits_from_outside {
             process::set_rlimits(&self.process, Some(child.pid))?;
         }
         if let Some(path) = &self.pid_file {
             state::write_pid_file(path, child.pid)?;
         }
         child.channel.send(&FromParent::Proceed)?;
-        if let Some(message) = child.receive()? {
-            bail!("waiting for the program to run: got {message:?}");
+        match child.receive()? {
+            None => Ok(()),
+            Some(message) => bail!("waiting for the program to run: got {message:?}"),
         }
-        let pid = child.pid;
-        Ok((pid, child.release()))
     }
 
     /// The child's life, in the container's namespaces from its first instruction.
-    fn run(&self, start: &Start, target: &Target, joined: CloneFlags) -> Result<Infallible> {
-        let user_namespace = joined.contains(CloneFlags::CLONE_NEWUSER);
+    fn run(&self, start: &Start, target: &Target, terms: Terms) -> Result<Infallible> {
         nix::unistd::setsid().context("setsid")?;
-        if user_namespace {
-            become_root()?;
+        if terms.user_namespace {
+            namespaces::become_root()?;
         }
         join_keyring(&target.state.id, true)?;
         let terminal = self
@@ -114,14 +119,19 @@ impl Exec {
             .as_ref()
             .map(|socket| self.open_terminal(socket))
             .transpose()?;
-        let Err(error) = self.become_program(start, terminal, user_namespace);
+        let Err(error) = self.become_program(start, terminal, terms);
         // Descriptors have been closed under their owners, whose destructors must not run.
         spawn::give_up(&start.channel, &error)
     }
 
-    fn become_program(&self, start: &Start, terminal: Option<Terminal>, user_namespace: bool) -> Result<Infallible> {
+    fn become_program(
+        &self,
+        start: &Start,
+        terminal: Option<Terminal>,
+        terms: Terms,
+    ) -> Result<Infallible> {
         let keep = [start.channel.descriptor()];
-        become_program_user(&self.process, terminal, user_namespace, self.preserve_fds, &keep)?;
+        become_program_user(&self.process, terminal, terms, &keep)?;
         let program = Program::prepare(&self.process)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;

@@ -11,14 +11,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, ensure};
 use corten_proto::id::ContainerId;
-use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{ContainerState, Hook, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::bundle::Bundle;
 use crate::console::Terminal;
 use crate::namespaces::{self, Namespaces};
-use crate::process::{self, Program};
+use crate::process::{self, Program, Terms};
 use crate::rootfs::{self, Rootfs, Sources, pivot};
 use crate::spawn::Start;
 use crate::state::State;
@@ -41,8 +40,8 @@ pub struct Init<'a> {
     pub fifo: &'a OwnedFd,
     /// Where the terminal goes.
     pub console: Option<&'a OwnedFd>,
-    /// How many descriptors from 3 on the program gets.
-    pub preserve_fds: i32,
+    /// What its process is to reckon with.
+    pub terms: Terms,
     /// Whether the session gets a keyring of its own.
     pub new_keyring: bool,
 }
@@ -74,7 +73,11 @@ impl Init<'_> {
         root.share()?;
         let spec = &self.bundle.spec;
         namespaces::set_names(spec.hostname().as_deref(), spec.domainname().as_deref())?;
-        let sysctls = spec.linux().iter().filter_map(|linux| linux.sysctl().as_ref()).flatten();
+        let sysctls = spec
+            .linux()
+            .iter()
+            .filter_map(|linux| linux.sysctl().as_ref())
+            .flatten();
         process::set_sysctls(proc.as_fd(), sysctls)?;
         let Err(error) = self.become_program(start, process, terminal, &proc);
         // Descriptors have been closed under their owners, whose destructors must not run.
@@ -90,15 +93,22 @@ impl Init<'_> {
         proc: &OwnedFd,
     ) -> Result<Infallible> {
         // Nothing of the runtime's stays open while init waits, perhaps for long.
-        let keep = [start.channel.descriptor(), self.fifo.as_raw_fd(), proc.as_raw_fd()];
-        become_program_user(process, terminal, self.namespaces.user(), self.preserve_fds, &keep)?;
+        let keep = [
+            start.channel.descriptor(),
+            self.fifo.as_raw_fd(),
+            proc.as_raw_fd(),
+        ];
+        become_program_user(process, terminal, self.terms, &keep)?;
         let program = Program::prepare(process)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
         // From here on the parent is gone; whoever opens the fifo for reading hears of a failure.
         let mut fifo = wait_for_start(proc, self.fifo)?;
         let Err(error) = self.start_hooks().and_then(|()| execute(&program));
-        log::best_effort("tell of the failure", write!(fifo, "{error:#}").context("write to the exec fifo"));
+        log::best_effort(
+            "tell of the failure",
+            write!(fifo, "{error:#}").context("write to the exec fifo"),
+        );
         exit_now(1)
     }
 
@@ -110,11 +120,7 @@ impl Init<'_> {
                 start.channel.expect(FromParent::Mapped)?;
             }
         }
-        if self.namespaces.user() {
-            become_root()
-        } else {
-            Ok(())
-        }
+        self.namespaces.become_root()
     }
 
     fn open_terminal(&self, root: &Rootfs<'_>, process: &Process) -> Result<Option<Terminal>> {
@@ -196,13 +202,6 @@ pub fn runtime_hooks(spec: &Spec) -> [(&'static str, &[Hook]); 2] {
     [("prestart", prestart), ("createRuntime", create)]
 }
 
-/// Takes the user namespace's root for our identity: the host's ids may not be mapped in it.
-pub(crate) fn become_root() -> Result<()> {
-    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-    nix::unistd::setresgid(gid, gid, gid).context("setresgid(0)")?;
-    nix::unistd::setresuid(uid, uid, uid).context("setresuid(0)")
-}
-
 /// A session keyring named for the container, as runc names it.
 pub(crate) fn join_keyring(id: &ContainerId, wanted: bool) -> Result<()> {
     if !wanted {
@@ -241,8 +240,7 @@ fn own_procfs() -> Result<OwnedFd> {
 pub(crate) fn become_program_user(
     process: &Process,
     terminal: Option<Terminal>,
-    user_namespace: bool,
-    preserve_fds: i32,
+    terms: Terms,
     keep: &[RawFd],
 ) -> Result<()> {
     terminal.map_or(Ok(()), Terminal::take)?;
@@ -250,12 +248,12 @@ pub(crate) fn become_program_user(
     // As root first: the user may not be able to search the way there. As the user where root cannot (NFS).
     let entered = process::enter(process.cwd());
     // Before the limits: with few descriptors allowed, the numbers below the limit have to be free.
-    close_others(preserve_fds, keep)?;
+    close_others(terms.preserve_fds, keep)?;
     // Before the identity, with which goes the right to raise any.
-    if !process::sets_limits_from_outside()? {
+    if !terms.limits_from_outside {
         process::set_rlimits(process, None)?;
     }
-    process::become_user(process, user_namespace)?;
+    process::become_user(process, terms.user_namespace)?;
     entered.or_else(|_| process::enter(process.cwd()))
 }
 

@@ -40,8 +40,19 @@ static LOG: OnceLock<Log> = OnceLock::new();
 /// Directs the log; without it, or before it, lines go to standard error. Only the first call counts.
 pub fn init(file: Option<File>, format: Format, debug: bool) {
     let to_file = file.is_some();
-    let stderr = || std::io::stderr().as_fd().try_clone_to_owned().ok().map(File::from);
-    LOG.get_or_init(|| Log { file: file.or_else(stderr), to_file, format, debug });
+    let stderr = || {
+        std::io::stderr()
+            .as_fd()
+            .try_clone_to_owned()
+            .ok()
+            .map(File::from)
+    };
+    LOG.get_or_init(|| Log {
+        file: file.or_else(stderr),
+        to_file,
+        format,
+        debug,
+    });
 }
 
 /// The log's descriptor, which a child keeps open for as long as it is ours.

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 
 /// The namespaces of one container.
@@ -59,9 +60,20 @@ impl Namespaces {
     }
 
     /// What the clone makes. The cgroup namespace is not of it: its root is the cgroup the process is in at that moment,
-    /// so that init makes it once it is in the container's.
+    /// so that init makes it once it is in the container's. Nor is, with a user namespace, the ipc namespace: its
+    /// message queue filesystem belongs to the user who makes it, who has no id in there before the mappings exist.
     pub fn cloned(&self) -> CloneFlags {
-        self.new.difference(CloneFlags::CLONE_NEWCGROUP)
+        self.new
+            .difference(CloneFlags::CLONE_NEWCGROUP | self.after_mapping())
+    }
+
+    /// What is made once init is a user of the user namespace.
+    fn after_mapping(&self) -> CloneFlags {
+        if self.user() {
+            CloneFlags::CLONE_NEWIPC
+        } else {
+            CloneFlags::empty()
+        }
     }
 
     /// The container has a user namespace that is not the runtime's.
@@ -89,6 +101,16 @@ impl Namespaces {
             })?;
         }
         Ok(())
+    }
+
+    /// Becomes root of the user namespace, if there is one, and makes what had to wait for that.
+    pub fn become_root(&self) -> Result<()> {
+        if !self.user() {
+            return Ok(());
+        }
+        become_root()?;
+        let late = self.new & self.after_mapping();
+        unshare(late).with_context(|| format!("unshare({late:?})"))
     }
 
     /// Makes the cgroup namespace, if there is to be one.
@@ -159,6 +181,32 @@ pub fn own_pid_namespace(spec: &Spec) -> bool {
             .as_ref()
             .is_none_or(|path| path.as_os_str().is_empty());
         namespace.typ() == LinuxNamespaceType::Pid && new
+    })
+}
+
+/// Takes the user namespace's root for our identity: the host's ids may not be mapped in it.
+pub fn become_root() -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    nix::unistd::setresgid(gid, gid, gid).context("setresgid(0)")?;
+    nix::unistd::setresuid(uid, uid, uid).context("setresuid(0)")
+}
+
+/// The host's uid for `uid` of the user namespace that process `pid` is in; `None` where it has none.
+pub fn host_uid(pid: i32, uid: u32) -> Result<Option<u32>> {
+    let path = format!("/proc/{pid}/uid_map");
+    let map = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    Ok(map_id(&map, uid))
+}
+
+/// Looks an id up in the lines of a map: first id inside, first id outside, how many.
+fn map_id(map: &str, id: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line
+            .split_ascii_whitespace()
+            .map_while(|number| number.parse::<u32>().ok());
+        let (inside, outside, size) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        let offset = id.checked_sub(inside).filter(|&offset| offset < size)?;
+        outside.checked_add(offset)
     })
 }
 
@@ -255,6 +303,21 @@ mod tests {
         let joined = Namespaces::open(&spec(&format!("[{user},{mount},{net}]"))).unwrap();
         assert_eq!(joined.join.last().unwrap().flag, CloneFlags::CLONE_NEWUSER);
         assert!(joined.user());
+    }
+
+    #[test]
+    fn ids_of_the_host() {
+        let map = "         0     100000       1000\n      1000       5000          1\n";
+        for (inside, outside) in [
+            (0, Some(100_000)),
+            (999, Some(100_999)),
+            (1000, Some(5000)),
+            (1001, None),
+        ] {
+            assert_eq!(map_id(map, inside), outside, "{inside}");
+        }
+        assert_eq!(map_id("0 0 4294967295\n", 7), Some(7));
+        assert_eq!(map_id("", 0), None);
     }
 
     #[test]

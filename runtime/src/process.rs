@@ -20,14 +20,39 @@ use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::CapabilitySet;
 
 use crate::capabilities::{self, Capabilities};
-use crate::log;
 use crate::rootfs::resolve::Root;
+use crate::{log, namespaces};
 
 /// How much of a container's /etc/passwd is read, in bytes: it is the image's and may be anything (CVE-2026-47262).
 const MAX_PASSWD: u64 = 1024 * 1024;
 
 /// Where a program is looked for if the environment has no PATH; what a shell takes then.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a process has to reckon with besides its own document.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// It is in a user namespace other than the runtime's, in which it has all capabilities at first.
+    pub user_namespace: bool,
+    /// The runtime may raise any limit of any process, and does so for this one from outside: in a user namespace it
+    /// could not do it itself. Without CAP_SYS_RESOURCE each process can set its own limits only.
+    pub limits_from_outside: bool,
+    /// How many descriptors from 3 on the program gets.
+    pub preserve_fds: i32,
+}
+
+impl Terms {
+    /// The terms as this process, the parent, finds them.
+    pub fn new(user_namespace: bool, preserve_fds: i32) -> Result<Terms> {
+        let limits_from_outside =
+            capabilities::grantable(false)?.contains(CapabilitySet::SYS_RESOURCE);
+        Ok(Terms {
+            user_namespace,
+            limits_from_outside,
+            preserve_fds,
+        })
+    }
+}
 
 /// A program ready to be executed.
 #[derive(Debug)]
@@ -189,6 +214,15 @@ pub fn own_stdio(uid: u32) -> Result<()> {
     Ok(())
 }
 
+/// The same from outside, for a process in a user namespace: root there may not change the owner of what belongs to
+/// nobody it knows.
+pub fn give_stdio(process: &Process, pid: i32) -> Result<()> {
+    match namespaces::host_uid(pid, process.user().uid())? {
+        Some(uid) => own_stdio(uid),
+        None => Ok(()),
+    }
+}
+
 /// Takes on the user's identity and capabilities, for good. `own_user_namespace`: the process has all capabilities there
 /// are, in a namespace of its own.
 pub fn become_user(process: &Process, own_user_namespace: bool) -> Result<()> {
@@ -227,12 +261,6 @@ pub fn reset_signals() -> Result<()> {
         .context("sigprocmask")
 }
 
-/// This process may raise any limit of any process, and does so for the container's from outside: in a user namespace
-/// that one could not do it itself. Without the capability each process can set its own limits only.
-pub fn sets_limits_from_outside() -> Result<bool> {
-    Ok(capabilities::grantable(false)?.contains(CapabilitySet::SYS_RESOURCE))
-}
-
 /// Sets the resource limits of `pid`, or of this process. A limit that may not be raised that far is raised as far as
 /// it goes.
 pub fn set_rlimits(process: &Process, pid: Option<i32>) -> Result<()> {
@@ -248,7 +276,10 @@ fn set_rlimit(limit: &PosixRlimit, target: Option<Pid>) -> Result<()> {
     // The largest value means no limit, there and here.
     let bound = |value: u64| (value != u64::MAX).then_some(value);
     let (soft, hard) = (limit.soft(), limit.hard());
-    let wanted = Rlimit { current: bound(soft), maximum: bound(hard) };
+    let wanted = Rlimit {
+        current: bound(soft),
+        maximum: bound(hard),
+    };
     match rustix::process::prlimit(target, resource, wanted) {
         Err(Errno::PERM) if target.is_none() => {}
         result => return result.map(drop).map_err(Into::into),
@@ -259,7 +290,10 @@ fn set_rlimit(limit: &PosixRlimit, target: Option<Pid>) -> Result<()> {
         "process.rlimits: {} {soft}:{hard} is more than may be set without CAP_SYS_RESOURCE: {possible} instead",
         limit.typ()
     ));
-    let clamped = Rlimit { current: bound(soft.min(possible)), maximum: bound(possible) };
+    let clamped = Rlimit {
+        current: bound(soft.min(possible)),
+        maximum: bound(possible),
+    };
     rustix::process::setrlimit(resource, clamped)?;
     Ok(())
 }

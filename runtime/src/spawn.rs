@@ -65,18 +65,37 @@ pub fn spawn(plan: &Plan<'_>, body: impl FnOnce(&Start) -> Result<Infallible>) -
     let cgroup = plan.cgroup.clone_fd();
     let placed = cgroup.is_some();
     let between = plan.between.is_some();
-    let flags = if between { CloneFlags::empty() } else { plan.new };
+    let flags = if between {
+        CloneFlags::empty()
+    } else {
+        plan.new
+    };
     let cloned = clone3(flags, cgroup.as_ref().map(AsFd::as_fd));
     match cloned.with_context(|| format!("clone3({flags:?})"))? {
         Cloned::Child => {
             drop(ours);
-            live(plan, Start { channel: theirs, between, placed }, body)
+            live(
+                plan,
+                Start {
+                    channel: theirs,
+                    between,
+                    placed,
+                },
+                body,
+            )
         }
         Cloned::Parent { pid, pidfd } => {
             drop(theirs);
-            let mut child = Child { pid, placed, channel: ours, pidfd: Some(pidfd) };
+            let mut child = Child {
+                pid,
+                placed,
+                channel: ours,
+                pidfd: Some(pidfd),
+            };
             if between {
-                child.place(plan.cgroup)?;
+                child
+                    .place(plan.cgroup)
+                    .map_err(|error| child.explain(error))?;
                 return child.successor();
             }
             Ok(child)
@@ -158,14 +177,16 @@ impl Child {
             return Ok(());
         }
         self.placed = true;
-        let moved = cgroup.add(self.pid).and_then(|()| self.channel.send(&FromParent::Placed));
-        moved.or_else(|error| {
-            // A child that ended meanwhile knows better why.
-            if self.channel.is_readable() {
-                self.receive()?;
-            }
-            Err(error)
-        })
+        cgroup.add(self.pid)?;
+        self.channel.send(&FromParent::Placed)
+    }
+
+    /// Why something could not be done to the child: where it has ended, it knows better.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.channel.is_readable().then(|| self.receive()) {
+            Some(Err(failure)) => failure,
+            _ => error,
+        }
     }
 
     /// Waits for the process between and takes its child for this one's.

@@ -201,7 +201,14 @@ impl Directory {
         rustix::fs::mknodat(&self.fd, EXEC_FIFO, rustix::fs::FileType::Fifo, mode, 0)
             // mknod's mode is less the umask.
             .and_then(|()| rustix::fs::chmodat(&self.fd, EXEC_FIFO, mode, AtFlags::empty()))
-            .and_then(|()| rustix::fs::openat(&self.fd, EXEC_FIFO, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+            .and_then(|()| {
+                rustix::fs::openat(
+                    &self.fd,
+                    EXEC_FIFO,
+                    OFlags::PATH | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+            })
             .with_context(|| format!("make {}/{EXEC_FIFO}", self.path.display()))
     }
 

@@ -113,8 +113,8 @@ impl Channel {
         let length = loop {
             match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
                 Err(nix::errno::Errno::EINTR) => {}
-                // What a socket answers when its peer went away with unread messages.
-                Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+                // The peer went away with unread messages. Said once, and before what it has sent: that is still there.
+                Err(nix::errno::Errno::ECONNRESET) => {}
                 result => break result.context("receive from the other half")?,
             }
         };
@@ -179,6 +179,12 @@ mod tests {
         parent.send(&FromParent::Placed).unwrap();
         assert!(child.expect(FromParent::Mapped).is_err());
         drop(parent);
+        let (parent, dead) = pair().unwrap();
+        parent.send(&FromParent::Placed).unwrap();
+        dead.send(&FromChild::Ready).unwrap();
+        drop(dead);
+        assert!(matches!(parent.receive().unwrap(), Some(FromChild::Ready)));
+        assert!(parent.receive::<FromChild>().unwrap().is_none());
         let error = child.expect(FromParent::Proceed).unwrap_err().to_string();
         assert!(error.contains("the runtime has gone"), "{error}");
     }

@@ -112,7 +112,9 @@ impl Source {
             let source = mount.source().as_ref().context("a bind needs a source")?;
             let path = bundle.path.join(source);
             options.propagation = options.propagation.or(default_propagation(&bundle.spec));
-            let shared = options.propagation.is_some_and(|propagation| propagation.kind == libc::MS_SHARED);
+            let shared = options
+                .propagation
+                .is_some_and(|propagation| propagation.kind == libc::MS_SHARED);
             // To share what is mounted below with the host, a copy must be made where its source is still shared.
             if user_namespace || shared {
                 return bind_path(&path, bind, &options).map(Source::Bind);
@@ -227,7 +229,9 @@ impl<'a> Rootfs<'a> {
 
     fn mount(&mut self, mount: &Mount, source: &Source) -> Result<()> {
         match source {
-            Source::Path(path, bind, options) => self.mount_bind(mount, &bind_path(path, *bind, options)?),
+            Source::Path(path, bind, options) => {
+                self.mount_bind(mount, &bind_path(path, *bind, options)?)
+            }
             Source::Bind(copy) => self.mount_bind(mount, copy),
             Source::Filesystem(kind) => self.mount_filesystem(mount, kind),
             Source::Cgroups(directories) => self.mount_cgroups(mount, directories),
@@ -337,7 +341,8 @@ impl<'a> Rootfs<'a> {
     /// Sets the root's propagation, once it is the root: pivot_root takes no shared mount.
     pub fn share(&self) -> Result<()> {
         root_propagation(self.spec).map_or(Ok(()), |propagation| {
-            mount::set_propagation(self.root.as_fd(), propagation).context("linux.rootfsPropagation")
+            mount::set_propagation(self.root.as_fd(), propagation)
+                .context("linux.rootfsPropagation")
         })
     }
 }

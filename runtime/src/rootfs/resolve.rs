@@ -110,7 +110,11 @@ impl Root {
 
     /// Opens a directory by a path that had no link in it a moment ago; one that was put there since is an error.
     fn open_directory(&self, at: &Path) -> Result<OwnedFd> {
-        let at = if at.as_os_str().is_empty() { Path::new(".") } else { at };
+        let at = if at.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            at
+        };
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         self.open(at, flags, ResolveFlags::NO_SYMLINKS)
             .with_context(|| format!("openat2({}, IN_ROOT)", at.display()))
