@@ -228,9 +228,9 @@ fn sandbox_records(directory: &Path, to: &Path) -> Result<Vec<SandboxRecord>> {
                 to,
                 |record: &SandboxRecord| record.metadata.id.as_str(),
             ));
-        } else {
-            // What an interrupted write left.
-            remove_file(&path)?;
+        } else if let Err(error) = remove_file(&path) {
+            // What an interrupted write left, or somebody else's.
+            tracing::warn!("{error:#}");
         }
     }
     Ok(records)

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use corten_proto::cri::{
@@ -24,6 +25,9 @@ use crate::paths::Paths;
 use crate::record::{read_optional, write};
 use crate::sandbox::{self, Sandbox};
 use crate::spec::{self, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
+
+/// How long host paths and the image's user files may take to look up: less than the kubelet waits for the call.
+const LOOK_LIMIT: Duration = Duration::from_secs(60);
 
 /// A checked request, with everything that was looked up for it.
 struct Plan {
@@ -211,6 +215,9 @@ impl Node {
     }
 
     /// What must be looked up in the container's own root and on the node.
+    ///
+    /// A host path may lie on a filesystem that does not answer. The thread that waits for it cannot be freed; the
+    /// caller is told which paths were asked for before its own patience ends.
     async fn look_inside(&self, plan: &Plan) -> Result<(User, Sources), Error> {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
@@ -222,8 +229,16 @@ impl Node {
             let user = user::resolve(&rootfs, security, image_user)?;
             Ok::<_, SpecError>((user, Sources::read(&config)?))
         };
-        let found = blocking(move || Ok(look())).await?;
-        Ok(found?)
+        // Two results: the inner one keeps the kind of the refusal, which decides the code.
+        let looking = blocking(move || Ok(look()));
+        let Ok(found) = tokio::time::timeout(LOOK_LIMIT, looking).await else {
+            let mounts = plan.config.mounts.iter();
+            let paths: Vec<_> = mounts.map(|mount| mount.host_path.as_str()).collect();
+            let limit = LOOK_LIMIT.as_secs();
+            let text = format!("look up the host paths {paths:?}: no answer in {limit} s");
+            return Err(Error::Deadline(text));
+        };
+        Ok(found??)
     }
 
     fn container_spec(&self, plan: &Plan, user: &User, sources: &Sources) -> Result<Spec, Error> {
@@ -360,33 +375,21 @@ fn make_directories(
 
 /// Checks what is this call's own; its metadata. The rest is the spec's (`spec::check_container`).
 fn check(config: &ContainerConfig) -> Result<&ContainerMetadata, Error> {
-    let missing = || {
-        Error::invalid(
-            "config.metadata",
-            "",
-            "must be there and name the container",
-        )
+    let metadata = config.metadata.as_ref();
+    let Some(metadata) = metadata.filter(|metadata| !metadata.name.is_empty()) else {
+        return Err(Error::invalid("metadata.name", "", "must not be empty"));
     };
-    let metadata = config
-        .metadata
-        .as_ref()
-        .filter(|metadata| !metadata.name.is_empty());
-    let metadata = metadata.ok_or_else(missing)?;
     if config
         .image
         .as_ref()
         .is_none_or(|image| image.image.is_empty())
     {
-        return Err(Error::invalid(
-            "config.image.image",
-            "",
-            "must name an image",
-        ));
+        return Err(Error::invalid("image.image", "", "must name an image"));
     }
     let normal = |component| matches!(component, Component::Normal(_) | Component::CurDir);
     if !Path::new(&config.log_path).components().all(normal) {
         let rule = "must be relative and without \"..\": it lies in the pod's log directory";
-        return Err(Error::invalid("config.log_path", &config.log_path, rule));
+        return Err(Error::invalid("log_path", &config.log_path, rule));
     }
     Ok(metadata)
 }
@@ -437,10 +440,7 @@ mod tests {
         nameless.metadata = Some(ContainerMetadata::default());
         let mut imageless = config("");
         imageless.image = None;
-        let table = [
-            (nameless, "config.metadata"),
-            (imageless, "config.image.image"),
-        ];
+        let table = [(nameless, "metadata.name"), (imageless, "image.image")];
         for (config, field) in table {
             let error = check(&config).expect_err(field).to_string();
             assert!(error.contains(field), "{error}");

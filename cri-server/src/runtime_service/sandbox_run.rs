@@ -241,13 +241,14 @@ impl Node {
 
 /// Checks what can be checked by looking at the request alone; its metadata.
 fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
-    let metadata = config.metadata.as_ref().ok_or_else(|| {
-        Error::invalid("config.metadata", "", "must be there and identify the pod")
-    })?;
+    let metadata = config
+        .metadata
+        .as_ref()
+        .ok_or_else(|| Error::invalid("metadata", "", "must be there and identify the pod"))?;
     let fields = [
-        ("config.metadata.name", &metadata.name),
-        ("config.metadata.namespace", &metadata.namespace),
-        ("config.metadata.uid", &metadata.uid),
+        ("metadata.name", &metadata.name),
+        ("metadata.namespace", &metadata.namespace),
+        ("metadata.uid", &metadata.uid),
     ];
     for (field, value) in fields {
         if value.is_empty() {
@@ -256,12 +257,11 @@ fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
     }
     if !config.log_directory.is_empty() && !Path::new(&config.log_directory).is_absolute() {
         return Err(Error::invalid(
-            "config.log_directory",
+            "log_directory",
             &config.log_directory,
             "must be absolute",
         ));
     }
-    dns::check(config.dns_config.as_ref())?;
     spec::check_sandbox(config)?;
     Ok(metadata)
 }
@@ -349,25 +349,19 @@ mod tests {
             config
         };
         let table = [
-            (PodSandboxConfig::default(), "config.metadata"),
-            (
-                without(|metadata| metadata.name.clear()),
-                "config.metadata.name",
-            ),
+            (PodSandboxConfig::default(), "metadata"),
+            (without(|metadata| metadata.name.clear()), "metadata.name"),
             (
                 without(|metadata| metadata.namespace.clear()),
-                "config.metadata.namespace",
+                "metadata.namespace",
             ),
-            (
-                without(|metadata| metadata.uid.clear()),
-                "config.metadata.uid",
-            ),
+            (without(|metadata| metadata.uid.clear()), "metadata.uid"),
             (
                 PodSandboxConfig {
                     log_directory: "logs".to_owned(),
                     ..good.clone()
                 },
-                "config.log_directory",
+                "log_directory",
             ),
         ];
         for (config, field) in table {

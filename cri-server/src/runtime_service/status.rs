@@ -56,7 +56,11 @@ impl Node {
         let names = std::iter::once("").chain(self.config.handlers());
         let handler = |name: &str| RuntimeHandler {
             name: name.to_owned(),
-            features: Some(HANDLER_FEATURES),
+            features: Some(RuntimeHandlerFeatures {
+                recursive_read_only_mounts: self.host.recursive_read_only,
+                // Of pods, with their idmapped mounts: not built.
+                user_namespaces: false,
+            }),
         };
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
@@ -123,13 +127,6 @@ impl Node {
         Ok(ReopenContainerLogResponse {})
     }
 }
-
-/// What the handlers can do. Both wait for the runtime to build them: user namespaces of pods with their idmapped
-/// mounts, and recursive read-only mounts.
-const HANDLER_FEATURES: RuntimeHandlerFeatures = RuntimeHandlerFeatures {
-    recursive_read_only_mounts: false,
-    user_namespaces: false,
-};
 
 fn condition(kind: &str, reason: &str, ready: Result<(), String>) -> RuntimeCondition {
     RuntimeCondition {
