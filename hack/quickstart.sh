@@ -25,7 +25,12 @@ esac
 
 # Shows a command as a user would type it, runs it, and shows what it printed.
 step() {
-    printf '\n$ crictl %s\n' "$*" >&2
+    local word shown=crictl
+    for word in "$@"; do
+        [[ $word != *[^[:alnum:]/:._=-]* ]] || word=${word@Q}
+        shown+=" $word"
+    done
+    printf '\n$ %s\n' "$shown" >&2
     "${client[@]}" "$@"
 }
 
@@ -52,7 +57,7 @@ choose_client() {
     fi
 }
 
-# What the pod and its container are made of.
+# What the pod and its container are made of: as a kubelet asks, each container has a process namespace of its own.
 write_requests() {
     mkdir -p "$DIR/logs"
     cat >"$DIR/pod.json" <<JSON
@@ -60,7 +65,7 @@ write_requests() {
   "metadata": { "name": "hello", "namespace": "default", "uid": "quickstart", "attempt": 0 },
   "hostname": "hello",
   "log_directory": "$DIR/logs",
-  "linux": {}
+  "linux": { "cgroup_parent": "/$MARK", "security_context": { "namespace_options": { "pid": 1 } } }
 }
 JSON
     cat >"$DIR/container.json" <<JSON
@@ -69,7 +74,8 @@ JSON
   "image": { "image": "$image" },
   "command": ["sh", "-c", "echo \"a container of Corten, on host \$(hostname), process \$\$\"; exec sleep 1000"],
   "log_path": "main.log",
-  "linux": {}
+  "labels": { "io.kubernetes.pod.name": "hello", "io.kubernetes.pod.namespace": "default" },
+  "linux": { "security_context": { "namespace_options": { "pid": 1 } } }
 }
 JSON
 }

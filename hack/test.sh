@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Everything that proves the product, from a clean checkout: formatting, lints, unit tests, and the integration tests of
+# tests/ through the real binaries.
+#
+#   sudo hack/test.sh              all of it
+#   sudo hack/test.sh cri shim     these integration suites only, after the build
+#
+# Ends with the totals, what was skipped and why; the exit code is 0 only if nothing has failed. Binaries are built by
+# whoever called sudo, tests run as root: they make namespaces, mounts and cgroups, and check that they leave none.
+set -euo pipefail
+# shellcheck source=hack/lib.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+
+# What the tests need beside what pods need: the OCI runtime that is the control, and tools of ours here.
+TEST_PACKAGES=(jq runc shellcheck util-linux)
+
+suites=("$@")
+failed=()
+
+clean_up() {
+    rm -rf -- "${logs:-}"
+}
+
+# Runs one check of the sources and remembers its failure; the others run all the same.
+check() {
+    local name=$1
+    shift
+    say "$name"
+    (cd "$REPO" && as_caller "$@") || failed+=("$name")
+}
+
+# Prints `CRATE-DIRECTORY NAME EXECUTABLE` of every test executable that cargo has built.
+test_executables() {
+    (cd "$REPO" && as_caller cargo test --quiet --workspace --lib --bins --tests --no-run --message-format=json) |
+        jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null)
+               | [(.manifest_path | sub("/Cargo.toml$"; "")), (.target.kind[0] + ":" + .target.name), .executable] | @tsv'
+}
+
+# Runs one test executable in its crate's directory, as cargo would; the output is shown if a test fails.
+run_tests() {
+    local dir=$1 name=$2 executable=$3 log=$logs/${2//[:\/]/-}.log
+    printf '%-28s ' "$name"
+    # Most of an integration test's time is waiting: more threads than processors.
+    if (cd "$dir" && RUST_BACKTRACE=0 timeout 1500 "$executable" --show-output --test-threads "$(($(nproc) * 2))") >"$log" 2>&1; then
+        sed -n 's/^test result: ok. //p' "$log"
+    else
+        echo FAILED
+        grep -E '^(test .* FAILED|test result|---- .* stdout)|panicked at|left behind' -A 4 "$log" || tail -n 40 "$log"
+        failed+=("$name")
+    fi
+}
+
+# Whether the suite `test:NAME` was asked for; without arguments all are, unit tests too.
+wanted() {
+    local suite
+    [[ ${#suites[@]} -gt 0 ]] || return 0
+    for suite in "${suites[@]}"; do [[ $1 != "test:$suite" ]] || return 0; done
+    return 1
+}
+
+# What a test that could not run here said, and how many tests said so.
+print_skips() {
+    local skips
+    skips=$(grep -hE '^SKIP: |\.\.\. ignored' "$logs"/*.log | sort | uniq -c || true)
+    if [[ -n $skips ]]; then
+        say "skipped (how many tests, and why)"
+        printf '%s\n' "$skips"
+    else
+        say "skipped: none"
+    fi
+}
+
+print_totals() {
+    cat "$logs"/*.log | awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+        END { printf "\n== total: %d passed, %d failed, %d ignored\n", passed, failed, ignored }'
+}
+
+need_root
+find_toolchains
+began=$SECONDS
+install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+logs=$(mktemp -d /tmp/corten-test-logs-XXXXXX)
+trap clean_up EXIT
+
+if [[ ${#suites[@]} -eq 0 ]]; then
+    check "format" cargo fmt --all --check
+    check "shell scripts" shellcheck --external-sources hack/*.sh .ci/run
+    check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
+fi
+say "build"
+(cd "$REPO" && as_caller cargo build --quiet --workspace)
+executables=$(test_executables)
+say "tests"
+while IFS=$'\t' read -r dir name executable; do
+    ! wanted "$name" || run_tests "$dir" "$name" "$executable"
+done <<<"$executables"
+
+print_skips
+print_totals
+if [[ ${#failed[@]} -gt 0 ]]; then
+    printf '== failed after %d s:' "$((SECONDS - began))"
+    printf ' [%s]' "${failed[@]}"
+    echo
+    exit 1
+fi
+printf '== all passed in %d s\n' "$((SECONDS - began))"
