@@ -16,6 +16,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
@@ -29,6 +30,10 @@ use crate::error::Error;
 
 /// The version of the OCI runtime specification this runtime follows.
 pub const OCI_VERSION: &str = "1.2.1";
+
+/// How long a command waits for another that changes the same container.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The name of the fifo in a container's directory.
 const EXEC_FIFO: &str = "exec.fifo";
@@ -140,10 +145,27 @@ impl Directory {
         }
     }
 
-    /// Waits for its turn to change this container. The lock goes with the value, and with the process.
+    /// Waits for its turn to change this container, but not for ever: a create can hang in a hook. The lock goes with
+    /// the value, and with the process.
     pub fn lock(&self) -> Result<()> {
-        rustix::fs::flock(&self.fd, FlockOperation::LockExclusive)
-            .with_context(|| format!("flock({})", self.path.display()))?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_INTERVAL)
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    let id = &self.id;
+                    bail!(
+                        "container {id}: another command has been changing it for {LOCK_TIMEOUT:?}"
+                    )
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| format!("flock({})", self.path.display()));
+                }
+            }
+        }
         // Whoever held the lock before may have deleted the container.
         if self.path.exists() {
             Ok(())
