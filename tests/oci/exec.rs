@@ -23,6 +23,9 @@ each_runtime! {
     it_does_not_become_the_container_s_child,
     it_ends_with_the_container,
     many_at_once,
+    capabilities_and_groups_can_be_added,
+    no_new_privileges_can_be_asked_for,
+    short_flags_are_understood,
 }
 
 fn sleeper(runtime: &Runtime) -> (Bundle<'_>, Container) {
@@ -247,4 +250,51 @@ fn many_at_once(runtime: &Runtime) {
         .map(|running| running.wait().code)
         .collect();
     assert_eq!(codes, (0..20).collect::<Vec<_>>());
+}
+
+fn capabilities_and_groups_can_be_added(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let kill = json!(["CAP_KILL"]);
+    bundle.spec["process"]["capabilities"] =
+        json!({ "bounding": kill, "effective": kill, "permitted": kill });
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    let options = [
+        "--cap",
+        "CAP_CHOWN",
+        "--additional-gids",
+        "7",
+        "--additional-gids",
+        "50000",
+    ];
+    let report = bundle.exec_report(&options);
+    for set in ["CapBnd", "CapPrm", "CapEff"] {
+        assert_eq!(report.status(set), format!("{:016x}", 0x21), "{set}");
+    }
+    assert_eq!(report.status("Groups"), "7 50000");
+}
+
+fn no_new_privileges_can_be_asked_for(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.spec["process"]["noNewPrivileges"] = json!(false);
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    assert_eq!(bundle.exec_report(&[]).status("NoNewPrivs"), "0");
+    assert_eq!(
+        bundle.exec_report(&["--no-new-privs"]).status("NoNewPrivs"),
+        "1"
+    );
+}
+
+fn short_flags_are_understood(runtime: &Runtime) {
+    let (bundle, _container) = sleeper(runtime);
+    let report = bundle.exec_report(&["-u", "5:6", "-e", "A=1", "-g", "9"]);
+    assert_eq!(report.status("Uid"), "5 5 5 5");
+    assert_eq!(report.status("Gid"), "6 6 6 6");
+    assert_eq!(report.status("Groups"), "9");
+    assert!(
+        report["env"]
+            .as_array()
+            .is_some_and(|env| env.contains(&json!("A=1")))
+    );
 }

@@ -32,6 +32,7 @@ each_runtime! {
     a_killed_init_is_stopped_in_state,
     one_of_many_creates_with_one_id_wins,
     state_is_private,
+    short_flags_are_understood,
 }
 
 corten_only! {
@@ -395,4 +396,28 @@ fn process_with(beginning: &[u8], word: &str) -> Option<Pid> {
         line.starts_with(beginning) && String::from_utf8_lossy(&line).contains(word)
     };
     pids.map(Pid::from_raw).find(|pid| found(&pid.as_raw()))
+}
+
+fn short_flags_are_understood(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    bundle.write();
+    let path = bundle.path().to_string_lossy().into_owned();
+    let id = bundle.id.clone();
+    let pid_file = bundle.path().join("pid");
+    let mut command = runtime.command();
+    command
+        .args(["run", "-d", "-b", &path, "--pid-file"])
+        .arg(&pid_file)
+        .arg(&id);
+    let _started = finish(&mut command).success();
+    let pid = fs::read_to_string(&pid_file).expect("read the pid file");
+    let pid = Pid::from_raw(pid.parse().expect("a pid file holds digits alone"));
+    assert_eq!(runtime.call(["list", "-q"]).success().stdout.trim_end(), id);
+    let listed = runtime.call(["list", "-f", "json"]).success().stdout;
+    assert!(listed.contains(&id), "{listed}");
+    let _killed = runtime.call(["kill", "-a", &id, "USR1"]);
+    let _deleted = runtime.call(["delete", "-f", &id]).success();
+    assert_ended(&[pid]);
+    bundle.assert_nothing_left();
 }

@@ -31,6 +31,7 @@ each_runtime! {
     a_program_that_is_no_program_is_refused,
     it_leads_a_session_of_its_own,
     it_has_no_seccomp_filter_unless_asked,
+    it_has_a_session_keyring_of_its_own,
 }
 
 corten_only! {
@@ -319,4 +320,14 @@ fn it_leads_a_session_of_its_own(runtime: &Runtime) {
 
 fn it_has_no_seccomp_filter_unless_asked(runtime: &Runtime) {
     assert_eq!(runtime.bundle().report(&[]).status("Seccomp"), "0");
+}
+
+fn it_has_a_session_keyring_of_its_own(runtime: &Runtime) {
+    for (option, own) in [(None, true), (Some("--no-new-keyring"), false)] {
+        let mut bundle = runtime.bundle();
+        bundle.spec["linux"]["maskedPaths"] = json!([]);
+        bundle.probe(&["cat", "/proc/keys"]);
+        let keys = bundle.call("run", option.as_slice()).success().stdout;
+        assert_eq!(keys.contains(&bundle.id), own, "{option:?}: {keys}");
+    }
 }
