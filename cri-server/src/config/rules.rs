@@ -19,6 +19,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.cgroup_and_threads(config);
     rules.runtimes(config);
     rules.cni(config);
+    rules.registries(config);
     rules.0
 }
 
@@ -97,6 +98,26 @@ impl Rules {
             "must be 1 to 600",
         );
     }
+
+    fn registries(&mut self, config: &Config) {
+        for (host, registry) in &config.registries {
+            if let Some(endpoint) = &registry.endpoint {
+                let rule = "must be HOST or HOST:PORT, without scheme and path";
+                self.check(is_host(endpoint), &["registries", host, "endpoint"], rule);
+            }
+            if let Some(ca) = &registry.ca {
+                self.check(is_plain_absolute(ca), &["registries", host, "ca"], PLAIN);
+            }
+            let rule = "must be named by HOST or HOST:PORT, or * for every other";
+            self.check(host == "*" || is_host(host), &["registries", host], rule);
+        }
+    }
+}
+
+/// A host name, an IPv4 address or an IPv6 one in brackets, with or without a port.
+fn is_host(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-.:[]_".contains(&b);
+    !text.is_empty() && text.bytes().all(allowed)
 }
 
 fn is_plain_absolute(path: &Path) -> bool {
@@ -116,8 +137,12 @@ fn is_handler(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Runtime;
+    use super::super::{RegistryConfig, Runtime};
     use super::*;
+
+    fn registry(config: &mut Config, host: &str, change: impl FnOnce(&mut RegistryConfig)) {
+        change(config.registries.entry(host.to_owned()).or_default());
+    }
 
     #[test]
     fn each_rule_blames_its_key() {
@@ -143,6 +168,15 @@ mod tests {
                         .insert("Bad_Name".into(), Runtime { path: "/x".into() });
                 },
                 "runtimes.Bad_Name",
+            ),
+            (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
+            (
+                |c| registry(c, "a", |it| it.ca = Some("b".into())),
+                "registries.a.ca",
+            ),
+            (
+                |c| registry(c, "*", |it| it.endpoint = Some("http://b/".into())),
+                "registries.*.endpoint",
             ),
         ];
         for (change, key) in cases {
