@@ -215,7 +215,7 @@ fn bad_sandboxes_are_refused() {
     let no_config = node
         .cri
         .run_pod_sandbox(cri::RunPodSandboxRequest::default());
-    assert_error("no config", no_config, Code::InvalidArgument, &["config"]);
+    assert_error("no config", no_config, Code::InvalidArgument, &["metadata"]);
     let request = cri::RunPodSandboxRequest {
         config: Some(node.pod_config("bad")),
         runtime_handler: "no-such-handler".to_owned(),
@@ -358,8 +358,8 @@ const BAD_CONTAINERS: &[BadContainer] = &[
             namespaces(c).set_pid(cri::NamespaceMode::Target);
             namespaces(c).target_id = "no-such-container".to_owned();
         },
-        Code::InvalidArgument,
-        &["target_id", "no-such-container"],
+        Code::NotFound,
+        &["no-such-container"],
     ),
     (
         "relative mount",

@@ -397,7 +397,14 @@ pub fn busybox(busybox: &Path) -> Result<Image> {
         .file("bin/busybox", 0o755, &program);
     let applets = String::from_utf8(list.stdout).context("names of applets")?;
     for applet in applets.lines().filter(|name| *name != "busybox") {
-        layer = layer.hard_link(&format!("bin/{applet}"), "bin/busybox");
+        // tar gives a hard link the mode of its file, and containerd applies it to the file once more.
+        layer = layer.entry(&Entry {
+            path: &format!("bin/{applet}"),
+            kind: EntryType::Link,
+            mode: 0o755,
+            link: "bin/busybox",
+            ..Entry::default()
+        });
     }
     let mut image = Image::new().layer(layer);
     image.config = json!({
