@@ -14,6 +14,8 @@ use nix::sys::socket::{
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags};
 
+use crate::report::report;
+
 /// A listening console socket; its file goes with it.
 #[derive(Debug)]
 pub(crate) struct Console {
@@ -70,7 +72,7 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.path) {
-            eprintln!("corten-shim: unlink({}): {error}", self.path.display());
+            report!("unlink({}): {error}", self.path.display());
         }
     }
 }

@@ -19,6 +19,7 @@ use rustix::net::{
 };
 
 use crate::poll::{Poll, Source, Token};
+use crate::report::report;
 
 /// Most clients at once. One server is the rule; a second is there while the first is being replaced.
 const MAX_CLIENTS: usize = 16;
@@ -169,10 +170,10 @@ impl Clients {
         let sent = client.flush().and_then(|()| client.watch_writable(poll));
         let fits = client.queued <= MAX_QUEUED;
         if let Err(error) = sent {
-            eprintln!("corten-shim: client dropped: {error:#}");
+            report!("client dropped: {error:#}");
             self.remove(id, poll);
         } else if !fits {
-            eprintln!("corten-shim: client dropped: it does not read its events");
+            report!("client dropped: it does not read its events");
             self.remove(id, poll);
         }
     }

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::container::{Removal, State, write_exit_record};
 use crate::process::Ended;
 use crate::reaper::{ExecId, Operation};
+use crate::report::report;
 use crate::service::{Service, error};
 
 /// Longest wait for the output of a container whose init has ended.
@@ -71,7 +72,7 @@ impl Service {
         };
         if let Err(cause) = write_exit_record(&container.exit_record, record) {
             // The event still tells those who are there.
-            eprintln!("corten-shim: exit record of {id}: {cause:#}");
+            report!("exit record of {id}: {cause:#}");
         }
         let exited = shim::ContainerExited {
             id: id.to_string(),

@@ -15,6 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::console::Console;
 use crate::log::{Lines, Location, Log, Stream};
 use crate::poll::{Poll, Source, Token};
+use crate::report::report;
 
 /// Read at once, in bytes.
 const CHUNK: usize = 16 * 1024;
@@ -118,7 +119,7 @@ impl Io {
         self.console.as_ref().map(Console::path)
     }
 
-    /// The container exists: takes its terminal, keeps its log and begins to read.
+    /// `create` has succeeded: takes the container's terminal and begins to read.
     ///
     /// Before this nothing is read, so that what a failing runtime wrote to the container's stderr is still there to
     /// be reported ([`last_words`](Io::last_words)) and does not end in a log.
@@ -131,10 +132,14 @@ impl Io {
             let source = Source::Output(id.clone(), output.stream);
             output.token = Some(poll.add(&output.fd, source)?);
         }
+        Ok(())
+    }
+
+    /// The container is sure to exist: its log stays.
+    pub(crate) fn keep_log(&mut self) {
         if let Some(log) = &mut self.log {
             log.keep();
         }
-        Ok(())
     }
 
     /// What lies unread in the container's stderr, at most 4 KiB of it.
@@ -238,7 +243,7 @@ impl Output {
                 // EIO is how a terminal says that its last user has gone.
                 Err(Errno::EIO) => return Pumped::Ended,
                 Err(errno) => {
-                    eprintln!("corten-shim: read of a container's output: {errno}");
+                    report!("read of a container's output: {errno}");
                     return Pumped::Ended;
                 }
             }

@@ -24,6 +24,7 @@ use nix::unistd::{Whence, ftruncate, lseek};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::clock;
+use crate::report::report;
 
 /// Most content of one record, in bytes; the limit the kubelet's reader is built for.
 const MAX_CONTENT: usize = 16 * 1024;
@@ -51,6 +52,30 @@ impl Stream {
     }
 }
 
+/// Records that are written together.
+#[derive(Debug, Default)]
+struct Batch {
+    records: Vec<u8>,
+    /// What the container wrote of it, in bytes.
+    output: usize,
+}
+
+impl Batch {
+    /// Appends one record, of a line that ends with it (F) or goes on (P).
+    fn push(&mut self, stream: Stream, now_ns: i64, full: bool, content: &[&[u8]]) {
+        clock::append_rfc3339(now_ns, &mut self.records);
+        self.records.extend_from_slice(stream.tag());
+        self.records
+            .extend_from_slice(if full { b"F " } else { b"P " });
+        for part in content {
+            self.records.extend_from_slice(part);
+            self.output += part.len();
+        }
+        self.output += usize::from(full);
+        self.records.push(b'\n');
+    }
+}
+
 /// Cuts one stream into records: the part of a line that has not ended yet is kept until it does.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
@@ -58,18 +83,18 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Appends the records that `data` completes to `out`.
-    fn feed(&mut self, stream: Stream, now_ns: i64, mut data: &[u8], out: &mut Vec<u8>) {
+    /// Appends the records that `data` completes to `batch`.
+    fn feed(&mut self, stream: Stream, now_ns: i64, mut data: &[u8], batch: &mut Batch) {
         while !data.is_empty() {
             let newline = data.iter().position(|b| *b == b'\n');
             let line = &data[..newline.unwrap_or(data.len())];
             let room = MAX_CONTENT - self.pending.len();
             if line.len() > room {
-                append_record(stream, now_ns, b"P ", &[&self.pending, &line[..room]], out);
+                batch.push(stream, now_ns, false, &[&self.pending, &line[..room]]);
                 self.pending.clear();
                 data = &data[room..];
             } else if let Some(newline) = newline {
-                append_record(stream, now_ns, b"F ", &[&self.pending, line], out);
+                batch.push(stream, now_ns, true, &[&self.pending, line]);
                 // Released, not kept: most streams never have an unfinished line again.
                 self.pending = Vec::new();
                 data = &data[newline + 1..];
@@ -81,22 +106,12 @@ impl Lines {
     }
 
     /// Appends what never got its line break, at the end of the stream.
-    fn finish(&mut self, stream: Stream, now_ns: i64, out: &mut Vec<u8>) {
+    fn finish(&mut self, stream: Stream, now_ns: i64, batch: &mut Batch) {
         if !self.pending.is_empty() {
-            append_record(stream, now_ns, b"P ", &[&self.pending], out);
+            batch.push(stream, now_ns, false, &[&self.pending]);
             self.pending = Vec::new();
         }
     }
-}
-
-fn append_record(stream: Stream, now_ns: i64, kind: &[u8], content: &[&[u8]], out: &mut Vec<u8>) {
-    clock::append_rfc3339(now_ns, out);
-    out.extend_from_slice(stream.tag());
-    out.extend_from_slice(kind);
-    for part in content {
-        out.extend_from_slice(part);
-    }
-    out.push(b'\n');
 }
 
 /// Where a log is: a file beneath the pod's log directory.
@@ -283,73 +298,66 @@ impl Log {
     /// Writes the records that `data`, the latest output of one stream, completes.
     pub(crate) fn append(&mut self, stream: Stream, lines: &mut Lines, data: &[u8]) {
         let now_ns = clock::now_ns();
-        let mut batch = Vec::with_capacity(BATCH.min(data.len() * 2 + 64));
-        let mut content = 0;
+        let mut batch = Batch::default();
         for piece in data.chunks(PIECE) {
             lines.feed(stream, now_ns, piece, &mut batch);
-            content += piece.len();
-            if batch.len() > BATCH {
-                self.write(&batch, content);
-                batch.clear();
-                content = 0;
+            if batch.records.len() > BATCH {
+                self.write(&std::mem::take(&mut batch));
             }
         }
-        self.write(&batch, content);
+        self.write(&batch);
     }
 
     /// Writes what one stream left unfinished at its end.
     pub(crate) fn finish(&mut self, stream: Stream, lines: &mut Lines) {
-        let mut batch = Vec::new();
-        let content = lines.pending.len();
+        let mut batch = Batch::default();
         lines.finish(stream, clock::now_ns(), &mut batch);
-        self.write(&batch, content);
+        self.write(&batch);
     }
 
-    /// Writes whole records, or none and counts their content. A full disk must not stall the container, which may be
+    /// Writes whole records, or none and counts what is lost. A full disk must not stall the container, which may be
     /// the one that is going to free space; so nothing is kept for later.
-    fn write(&mut self, batch: &[u8], content: usize) {
-        if batch.is_empty() {
+    fn write(&mut self, batch: &Batch) {
+        if batch.records.is_empty() {
             return;
         }
-        if let Err(cause) = self
-            .recover()
-            .and_then(|()| write_whole(&mut self.file, batch))
-        {
-            let lost = self.lost.get_or_insert_with(|| {
-                eprintln!(
-                    "corten-shim: write({}): {cause}; output is dropped",
-                    self.location
-                );
-                Lost { bytes: 0, cause }
-            });
-            lost.bytes += content;
+        let written = match &self.lost {
+            None => write_whole(&mut self.file, &batch.records),
+            // Notice and records at once: a notice alone would fit where records do not, again and again.
+            Some(lost) => write_whole(
+                &mut self.file,
+                &[lost.notice(), batch.records.clone()].concat(),
+            ),
+        };
+        match (written, self.lost.take()) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(lost)) => report!(
+                "write({}): works again, {} bytes lost",
+                self.location,
+                lost.bytes
+            ),
+            (Err(cause), lost) => {
+                let mut lost = lost.unwrap_or_else(|| {
+                    report!("write({}): {cause}; output is dropped", self.location);
+                    Lost { bytes: 0, cause }
+                });
+                lost.bytes += batch.output;
+                self.lost = Some(lost);
+            }
         }
     }
+}
 
-    /// Tells the log's reader of the gap, once it can be told.
-    fn recover(&mut self) -> Result<(), Errno> {
-        let Some(lost) = &self.lost else {
-            return Ok(());
-        };
+impl Lost {
+    /// Tells the log's reader of the gap.
+    fn notice(&self) -> Vec<u8> {
+        let mut batch = Batch::default();
         let text = format!(
             "[corten-shim: {} bytes of output lost: {}]",
-            lost.bytes, lost.cause
+            self.bytes, self.cause
         );
-        let mut notice = Vec::new();
-        append_record(
-            Stream::Stderr,
-            clock::now_ns(),
-            b"F ",
-            &[text.as_bytes()],
-            &mut notice,
-        );
-        write_whole(&mut self.file, &notice)?;
-        eprintln!(
-            "corten-shim: write({}): works again, {} bytes lost",
-            self.location, lost.bytes
-        );
-        self.lost = None;
-        Ok(())
+        batch.push(Stream::Stderr, clock::now_ns(), true, &[text.as_bytes()]);
+        batch.records
     }
 }
 
@@ -358,7 +366,7 @@ impl Drop for Log {
         if self.provisional
             && let Err(error) = self.location.remove()
         {
-            eprintln!("corten-shim: {error:#}");
+            report!("{error:#}");
         }
     }
 }
@@ -392,7 +400,7 @@ fn truncate_tail(file: &File, tail: usize) {
     }
     let cut = lseek(file, 0, Whence::SeekCur).and_then(|end| ftruncate(file, end - tail));
     if let Err(errno) = cut {
-        eprintln!("corten-shim: ftruncate of a log after a failed write: {errno}");
+        report!("ftruncate of a log after a failed write: {errno}");
     }
 }
 
@@ -402,13 +410,18 @@ mod tests {
 
     /// Feeds pieces, ends the stream, and returns `(F or P, content)` of each record.
     fn records(pieces: &[&[u8]]) -> Vec<(char, Vec<u8>)> {
-        let (mut lines, mut out) = (Lines::default(), Vec::new());
+        let (mut lines, mut out) = (Lines::default(), Batch::default());
         for piece in pieces {
             lines.feed(Stream::Stdout, 0, piece, &mut out);
         }
         lines.finish(Stream::Stdout, 0, &mut out);
         let header = b"1970-01-01T00:00:00.000000000Z stdout ".len();
-        out.split_inclusive(|b| *b == b'\n')
+        assert_eq!(
+            out.output,
+            pieces.iter().map(|piece| piece.len()).sum::<usize>()
+        );
+        out.records
+            .split_inclusive(|b| *b == b'\n')
             .map(|record| {
                 (
                     char::from(record[header]),

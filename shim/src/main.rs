@@ -14,6 +14,7 @@ use corten_proto::id::SandboxId;
 use lexopt::ValueExt;
 use nix::sys::stat::{Mode, umask};
 
+use crate::report::report;
 use crate::runtime::Runtime;
 use crate::service::{Service, Timeouts};
 
@@ -29,6 +30,7 @@ mod pause;
 mod poll;
 mod process;
 mod reaper;
+mod report;
 mod runtime;
 mod service;
 mod sys;
@@ -59,7 +61,7 @@ fn main() -> ExitCode {
     match parse(std::env::args_os().skip(1)).and_then(|options| options.map_or(Ok(()), run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("corten-shim: {error:#}");
+            report!("{error:#}");
             ExitCode::FAILURE
         }
     }
@@ -96,7 +98,7 @@ fn lower_oom_score() {
 /// Reports the failure of a step the shim can do without.
 fn best_effort<T, E: std::fmt::Display>(step: &str, result: Result<T, E>) {
     if let Err(error) = result {
-        eprintln!("corten-shim: {step}: {error}");
+        report!("{step}: {error}");
     }
 }
 

@@ -5,34 +5,36 @@
 //! exits by itself after that, has not been OOM-killed; that its memory ran out shows in the cgroup's own counters.
 
 use anyhow::Result;
-use corten_runtime::cgroup::Cgroup;
+use corten_runtime::cgroup::{Cgroup, CgroupPaths};
 use rustix::process::Signal;
 
 use crate::process::Ended;
 
-/// The OOM count of one container's cgroup.
+/// The OOM count of one container's cgroup. By path, not by descriptor: a pod with many containers would keep a great
+/// many directories open for a count that is read twice.
 pub(crate) struct Watch {
-    cgroup: Cgroup,
+    memory: CgroupPaths,
     kills_before: u64,
 }
 
 impl Watch {
     /// Begins with the process's cgroup as it is now. Taken once the runtime has placed the process.
     pub(crate) fn begin(pid: i32) -> Result<Watch> {
-        let cgroup = Cgroup::of_process(pid)?;
-        let kills_before = cgroup.oom_kills()?;
+        let mut memory = Cgroup::of_process(pid)?.paths().clone();
+        if let CgroupPaths::V1(hierarchies) = &mut memory {
+            hierarchies.retain(|name, _| name.split(',').any(|controller| controller == "memory"));
+        }
+        let kills_before = Cgroup::open(memory.clone()).oom_kills()?;
         Ok(Watch {
-            cgroup,
+            memory,
             kills_before,
         })
     }
 
     /// Whether the OOM killer ended the init that ended so. A cgroup that cannot be read tells of none.
     pub(crate) fn verdict(&self, ended: Ended) -> bool {
+        let kills = || Cgroup::open(self.memory.clone()).oom_kills();
         ended.signal == Signal::KILL.as_raw()
-            && self
-                .cgroup
-                .oom_kills()
-                .is_ok_and(|kills| kills > self.kills_before)
+            && kills().is_ok_and(|kills| kills > self.kills_before)
     }
 }

@@ -17,6 +17,7 @@ use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
 use crate::process::{self, Ended, Process};
+use crate::report::report;
 
 /// Longest error text passed on, in bytes.
 const MAX_ERROR: usize = 4096;
@@ -204,7 +205,7 @@ impl Drop for Invocation {
             match fs::remove_file(file) {
                 // A runtime that failed early wrote neither.
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    eprintln!("corten-shim: unlink({}): {error}", file.display());
+                    report!("unlink({}): {error}", file.display());
                 }
                 _ => {}
             }

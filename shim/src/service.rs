@@ -32,6 +32,7 @@ use crate::io::Io;
 use crate::poll::{Poll, Source};
 use crate::process::kill_tree;
 use crate::reaper::{self, Children, ExecId, Operation};
+use crate::report::report;
 use crate::runtime::{Runtime, Verb};
 use crate::sys;
 
@@ -111,7 +112,7 @@ impl Service {
                 if let Some(source) = self.poll.source(token)
                     && let Err(error) = self.ready(source)
                 {
-                    eprintln!("corten-shim: {error:#}");
+                    report!("{error:#}");
                 }
             }
             self.reap_orphans()?;
@@ -406,7 +407,7 @@ impl Service {
             if call.deadline <= now && !call.overdue {
                 call.overdue = true;
                 if let Err(error) = process.signal(rustix::process::Signal::KILL) {
-                    eprintln!("corten-shim: {error:#}");
+                    report!("{error:#}");
                 }
             }
         }

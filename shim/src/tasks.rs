@@ -18,6 +18,7 @@ use crate::events::{Outcome, Requester};
 use crate::oom;
 use crate::process::{Ended, Process, kill_tree};
 use crate::reaper::{Call, Child, ExecId, Operation, Role};
+use crate::report::report;
 use crate::runtime::Verb;
 use crate::service::{Service, error, failed, wrong_state};
 
@@ -215,12 +216,11 @@ impl Service {
             .context("a container being created is held")?;
         container.io.begin(id, &mut self.poll)?;
         container.oom = oom::Watch::begin(pid)
-            .inspect_err(|cause| {
-                eprintln!("corten-shim: OOM kills of {id} will not be seen: {cause:#}")
-            })
+            .inspect_err(|cause| report!("OOM kills of {id} will not be seen: {cause:#}"))
             .ok();
         self.children
             .adopt(process, Role::Init(id.clone()), &mut self.poll)?;
+        container.io.keep_log();
         container.transition(|state| state.created(pid));
         Ok(pid)
     }
@@ -267,7 +267,7 @@ impl Service {
         if let Some(init) = self.children.init(id)
             && let Err(cause) = init.signal(Signal::KILL)
         {
-            eprintln!("corten-shim: {cause:#}");
+            report!("{cause:#}");
         }
         if let Some(container) = self.containers.get_mut(id) {
             container.removal = Removal::Done;
@@ -278,7 +278,7 @@ impl Service {
     }
 
     fn removal_failed(&mut self, id: &ContainerId, cause: &str) {
-        eprintln!("corten-shim: container {id} has exited and was not removed: {cause}");
+        report!("container {id} has exited and was not removed: {cause}");
         if let Some(container) = self.containers.get_mut(id) {
             container.removal = Removal::Failed;
         }

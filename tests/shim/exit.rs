@@ -7,30 +7,37 @@ use corten_proto::shim::container::State;
 use corten_tests::shim::eventually;
 use serde_json::json;
 
-use crate::with_shims;
+use crate::{with_lonely_shims, with_shims};
 
 #[test]
 fn an_exit_while_nobody_is_connected_is_on_disk_and_in_the_next_answer() {
-    with_shims(|shim, client| {
+    with_lonely_shims(|shim| {
         let bundle = shim.bundle("c", "sleep 0.3; exit 7", |_| {});
         let mut gone = shim.connect();
         gone.create(bundle.create());
         gone.start(&bundle.id);
         drop(gone);
-        let mut later = shim.connect();
-        let held = eventually("the exit is reported", || {
-            let held = later.subscribe();
-            (held[0].state() == State::Exited).then_some(held)
+        eventually("the exit record", || {
+            bundle.path.join("exit.json").exists().then_some(())
         });
         let record = bundle.exit_record();
         assert_eq!(record.code, 7);
-        assert_eq!(held[0].exit, Some(record.exit()));
+        let mut later = shim.connect();
+        let held = later.subscribe();
+        assert_eq!(
+            (held.len(), held[0].state(), held[0].exit),
+            (1, State::Exited, Some(record.exit()))
+        );
         assert_eq!(
             (held[0].pid, held[0].started_at),
             (record.pid, record.started_at)
         );
-        client.exit(&bundle.id);
-        client.delete(&bundle.id).expect("delete");
+        later.delete(&bundle.id).expect("delete");
+        assert_eq!(
+            later.event(Duration::ZERO),
+            None,
+            "an exit that was reported is not told again"
+        );
     });
 }
 

@@ -94,6 +94,7 @@ fn a_create_that_cannot_be_used_is_undone() {
             assert!(refused.message.contains(expected), "{}", refused.message);
             let verbs = fs::read_to_string(bundle.path.join("verbs")).expect("delete was called");
             assert!(verbs.ends_with("delete\n"), "{verbs}");
+            assert!(!bundle.log_path().exists(), "nothing of it remains");
             assert_eq!(client.subscribe(), []);
         });
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use corten_proto::shim::error::Code;
 use corten_proto::shim::{ReopenLog, request::Call};
-use corten_tests::shim::{eventually, records};
+use corten_tests::shim::{Record, eventually, records};
 
 use crate::with_shims;
 
@@ -255,7 +255,7 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
         });
         // All that was read before is dropped; then there is room again.
         std::thread::sleep(Duration::from_millis(500));
-        let before = bundle.output("stdout");
+        let mut records = bundle.records();
         fs::write(bundle.log_path(), "").expect("truncate");
         fs::write(bundle.path.join("rootfs/go"), "").expect("go");
         assert_eq!(
@@ -263,7 +263,7 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
             0,
             "the container was not held up"
         );
-        let after = bundle.records();
+        records.extend(bundle.records());
         client.delete(&bundle.id).expect("delete");
         assert!(
             Command::new("umount")
@@ -271,12 +271,32 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
                 .status()
                 .is_ok_and(|status| status.success())
         );
-        assert!(before.starts_with(b"a line of some length, number 0\n"));
-        let text = String::from_utf8(after[0].content.clone()).expect("text");
-        assert!(text.contains("bytes of output lost"), "{text}");
-        assert_eq!(after[1].content, b"again");
+        let line = |i: usize| format!("a line of some length, number {i}\n");
+        let expected = "full\nagain\n".len() + (0..4000).map(|i| line(i).len()).sum::<usize>();
+        // A short record may fit where a longer one did not, so there may be more than one gap; each is told.
+        let (told, logged): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| lost(record) > 0);
+        assert_eq!(logged[0].clone().text(), line(0).as_bytes());
+        assert_eq!(logged[logged.len() - 1].content, b"again");
+        let logged: usize = logged.into_iter().map(|record| record.text().len()).sum();
+        let told: usize = told.iter().map(lost).sum();
+        assert!(told > 0 && logged > 0, "{told} {logged}");
+        assert_eq!(
+            told + logged,
+            expected,
+            "every byte is in the log or counted"
+        );
         let log = shim.log();
         assert!(log.contains("works again"), "{log}");
         fs::write(shim.dir().join("shim.log"), "").expect("these complaints were wanted");
     });
+}
+
+/// How many bytes a record says were lost; 0 for one that says nothing of it.
+fn lost(record: &Record) -> usize {
+    let text = String::from_utf8_lossy(&record.content);
+    let count = text
+        .strip_prefix("[corten-shim: ")
+        .and_then(|rest| rest.split_once(" bytes of output lost: "));
+    count.map_or(0, |(count, _)| count.parse().expect("a number"))
 }

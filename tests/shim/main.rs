@@ -28,17 +28,23 @@ fn runtimes() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Runs a test with a new shim for each runtime; the test leaves no container.
+/// Runs a test with a new shim for each runtime, and a client that has subscribed; the test leaves no container.
 fn with_shims(test: impl Fn(&Shim, &mut Client)) {
+    with_lonely_shims(|shim| {
+        let mut client = shim.connect();
+        assert_eq!(client.subscribe(), []);
+        test(shim, &mut client);
+    });
+}
+
+/// The same without a client.
+fn with_lonely_shims(test: impl Fn(&Shim)) {
     for runtime in runtimes() {
         eprintln!("with {}", runtime.display());
         let watch = Watch::new(Vec::<String>::new());
         let shim = Shim::start(&runtime);
         watch.also(shim.marker());
-        let mut client = shim.connect();
-        assert_eq!(client.subscribe(), []);
-        test(&shim, &mut client);
-        drop(client);
+        test(&shim);
         assert_eq!(shim.log(), "", "the shim has nothing to complain about");
         shim.shut_down();
         watch.assert_clean();
