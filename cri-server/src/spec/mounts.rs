@@ -122,31 +122,8 @@ fn one(
     input: &ContainerSpecInput<'_>,
 ) -> Result<Mount, SpecError> {
     let field = |name: &str| format!("mounts[{index}].{name}");
-    let mode = propagation(index, mount)?;
-    let propagation = match (mode, source.propagation) {
-        (MountPropagation::PropagationPrivate, _) => "rprivate",
-        (
-            MountPropagation::PropagationHostToContainer,
-            Propagation::Shared | Propagation::Slave,
-        ) => "rslave",
-        (MountPropagation::PropagationBidirectional, Propagation::Shared) => "rshared",
-        (MountPropagation::PropagationHostToContainer, Propagation::Private) => {
-            let rule = "the mount that holds host_path must be shared or slave";
-            return Err(SpecError::invalid(
-                field("propagation"),
-                mode.as_str_name(),
-                rule,
-            ));
-        }
-        (MountPropagation::PropagationBidirectional, _) => {
-            let rule = "the mount that holds host_path must be shared";
-            return Err(SpecError::invalid(
-                field("propagation"),
-                mode.as_str_name(),
-                rule,
-            ));
-        }
-    };
+    let propagation = propagation_option(propagation(index, mount)?, source.propagation)
+        .map_err(|(mode, rule)| SpecError::invalid(field("propagation"), mode, rule))?;
     if mount.selinux_relabel && input.host.selinux {
         let rule = "SELinux labels are not supported yet";
         return Err(SpecError::unimplemented(
@@ -170,6 +147,27 @@ fn one(
     };
     let place = super::absolute(&field("container_path"), &mount.container_path)?;
     Ok(bind(&source.path, &place, &[propagation, access]))
+}
+
+/// The mount option of a mode, for a source in a mount that propagates so; else the mode's name and its rule.
+fn propagation_option(
+    mode: MountPropagation,
+    source: Propagation,
+) -> Result<&'static str, (&'static str, &'static str)> {
+    use MountPropagation::{PropagationBidirectional, PropagationHostToContainer};
+    match (mode, source) {
+        (MountPropagation::PropagationPrivate, _) => Ok("rprivate"),
+        (PropagationHostToContainer, Propagation::Shared | Propagation::Slave) => Ok("rslave"),
+        (PropagationBidirectional, Propagation::Shared) => Ok("rshared"),
+        (PropagationHostToContainer, Propagation::Private) => {
+            let rule = "the mount that holds host_path must be shared or slave";
+            Err((mode.as_str_name(), rule))
+        }
+        (PropagationBidirectional, _) => Err((
+            mode.as_str_name(),
+            "the mount that holds host_path must be shared",
+        )),
+    }
 }
 
 /// What every container has.
