@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ fn detect(memberships: &str, mountinfo: impl BufRead) -> Result<Layout> {
         .iter()
         .any(|name| !name.is_empty() && !name.starts_with("name="));
     wanted.retain(|name| name.is_empty() != v1);
-    let mut found = Vec::new();
+    let (mut found, mut unified) = (Vec::new(), None);
     let mut lines = mountinfo.lines();
     while !wanted.is_empty() {
         let Some(line) = lines.next() else { break };
@@ -110,28 +110,31 @@ fn detect(memberships: &str, mountinfo: impl BufRead) -> Result<Layout> {
         let Some(mount) = parse_mount(&line) else {
             continue;
         };
-        if mount.v2 == v1 {
-            continue;
-        }
-        let Some(at) = wanted.iter().position(|name| mount.holds(name)) else {
-            continue;
-        };
-        let name = wanted.swap_remove(at).to_owned();
-        found.push(Hierarchy {
+        let at = wanted.iter().position(|name| mount.holds(name));
+        let name = at.map_or("", |at| wanted.swap_remove(at)).to_owned();
+        let v2 = mount.v2;
+        let hierarchy = Hierarchy {
             name,
             mount_point: mount.point,
             root: mount.root,
-        });
-    }
-    match (v1, found.pop()) {
-        (false, Some(one)) => Ok(Layout::V2(one)),
-        (true, Some(last)) => {
-            found.push(last);
-            found.sort_by(|a, b| a.name.cmp(&b.name));
-            Ok(Layout::V1(found))
+        };
+        if v2 {
+            unified.get_or_insert(hierarchy);
+        } else if at.is_some() {
+            found.push(hierarchy);
         }
-        (_, None) => bail!("no cgroup filesystem is mounted (/proc/self/mountinfo)"),
     }
+    // Where no v1 hierarchy is mounted, as in a mount namespace that shows v2 alone, v2 serves: without the controllers
+    // that are elsewhere, but with devices, freezer and kill.
+    if let (true, Some(unified)) = (found.is_empty(), unified) {
+        return Ok(Layout::V2(unified));
+    }
+    ensure!(
+        !found.is_empty(),
+        "no cgroup filesystem is mounted (/proc/self/mountinfo)"
+    );
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Layout::V1(found))
 }
 
 /// A cgroup mount as a line of mountinfo describes it.
@@ -146,10 +149,15 @@ impl CgroupMount<'_> {
     /// Whether this is the hierarchy called `name`. Its controllers stand among the filesystem's options, maybe in
     /// another order.
     fn holds(&self, name: &str) -> bool {
-        self.v2
-            || name
-                .split(',')
-                .all(|part| has_controller(self.super_options, part))
+        match self.v2 {
+            true => name.is_empty(),
+            false => {
+                !name.is_empty()
+                    && name
+                        .split(',')
+                        .all(|part| has_controller(self.super_options, part))
+            }
+        }
     }
 }
 
@@ -231,6 +239,12 @@ mod tests {
             (
                 "v2, with a named hierarchy that has no controllers",
                 "1:name=systemd:/\n0::/user.slice\n",
+                HYBRID_MOUNTS,
+                Layout::V2(hierarchy("", "/sys/fs/cgroup/unified", "/")),
+            ),
+            (
+                "hybrid, where the v1 hierarchies are not mounted",
+                "4:rdma:/\n0::/\n",
                 HYBRID_MOUNTS,
                 Layout::V2(hierarchy("", "/sys/fs/cgroup/unified", "/")),
             ),
