@@ -272,6 +272,27 @@ async fn broken_content_is_refused_and_nothing_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broken_connection_costs_one_layer_one_more_request() {
+    let lab = Lab::new();
+    let image = Image::new()
+        .layer(large_layer("layer", 1))
+        .layer(small_layer("small"));
+    let saved = lab.serve(&image, &["a:1"]);
+    let (large, small) = (saved.blobs[0].as_str(), saved.blobs[1].as_str());
+    lab.registry.fail(large, Some(Fault::Truncate(1000)));
+    let (store, reference) = (Arc::clone(lab.store()), lab.registry.reference("a:1"));
+    let pull = tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
+    wait_for("the second attempt", || lab.registry.count(large) == 2);
+    lab.registry.fail(large, None);
+    assert_eq!(pull.await.unwrap().unwrap().id, saved.id);
+    assert_eq!(
+        (lab.registry.count(large), lab.registry.count(small)),
+        (3, 1)
+    );
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn documents_that_contradict_themselves_are_refused() {
     let lab = Lab::new();
     let saved = lab.serve(&Image::new().layer(small_layer("a")), &["a:1"]);

@@ -333,3 +333,112 @@ async fn usage_is_accounted() {
     );
     lab.finish();
 }
+
+/// Everything about a tree that an archive carries, by path.
+fn describe(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let kind = metadata.file_type();
+        let content = if kind.is_file() {
+            format!("{:?}", fs::read(&path).unwrap())
+        } else if kind.is_symlink() {
+            format!("{:?}", fs::read_link(&path).unwrap())
+        } else {
+            String::new()
+        };
+        if kind.is_dir() {
+            pending.extend(names(&path).iter().map(|name| path.join(name)));
+        }
+        let times = (metadata.mtime(), metadata.mtime_nsec());
+        let owner = (metadata.uid(), metadata.gid());
+        // A directory's number of links depends on the filesystem.
+        let links = if kind.is_dir() { 0 } else { metadata.nlink() };
+        found.push(format!(
+            "{:?} {:o} {owner:?} {times:?} {links} {:x} {:?} {content}",
+            path.strip_prefix(root).unwrap(),
+            metadata.mode(),
+            metadata.rdev(),
+            xattr(&path, "user.note"),
+        ));
+    }
+    found.sort();
+    found
+}
+
+/// Makes a tree of everything that tar can hold.
+fn plant(tree: &Path) {
+    let deep = tree
+        .join("d".repeat(90))
+        .join("e".repeat(90))
+        .join("f".repeat(120));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("file"), b"deep").unwrap();
+    fs::write(tree.join("a"), vec![7; 100_000]).unwrap();
+    fs::hard_link(tree.join("a"), tree.join("b")).unwrap();
+    std::os::unix::fs::symlink("x".repeat(300), tree.join("long link")).unwrap();
+    fs::write(tree.join("umlaut \u{e4}"), b"").unwrap();
+    fs::set_permissions(tree.join("a"), fs::Permissions::from_mode(0o6751)).unwrap();
+    std::os::unix::fs::chown(tree.join("a"), Some(70_000), Some(3_000_000_000)).unwrap();
+    fs::set_permissions(tree.join("a"), fs::Permissions::from_mode(0o6751)).unwrap();
+    let device = libc::makedev(240, 300_000);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let mode = rustix::fs::Mode::from_raw_mode(0o640);
+    rustix::fs::mknodat(rustix::fs::CWD, tree.join("device"), kind, mode, device).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(tree.join("a"), "user.note", b"\0=\n", flags).unwrap();
+}
+
+/// The archives of the field's tools come out as they went in.
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_of_gnu_tar_come_out_as_they_went_in() {
+    let lab = Lab::new();
+    let tree = lab.dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    plant(&tree);
+    for (format, keeps) in [
+        ("posix", ["--xattrs", "--format=posix"]),
+        ("gnu", ["--no-xattrs", "--format=gnu"]),
+    ] {
+        let output = std::process::Command::new("tar")
+            .args(keeps)
+            .args(["--numeric-owner", "-c", "-C"])
+            .args([tree.as_path(), Path::new(".")])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let saved = lab.serve(
+            &corten_tests::image::Image::new().archive(output.stdout),
+            &["tar:1"],
+        );
+        lab.pull("tar:1").await.unwrap();
+        let unpacked = describe(&lab.store().layer_path(&saved.diff_ids[0]));
+        let (mut expected, mut found) = (describe(&tree), unpacked);
+        if format == "gnu" {
+            // This format has whole seconds and no xattrs.
+            (expected, found) = (coarse(expected), coarse(found));
+        }
+        assert_eq!(found, expected, "{format}");
+    }
+    lab.finish();
+}
+
+/// A description without nanoseconds and xattrs.
+fn coarse(description: Vec<String>) -> Vec<String> {
+    let cut = |line: String| {
+        let (head, tail) = line
+            .split_once("), (")
+            .or_else(|| line.split_once(") ("))
+            .unwrap();
+        let (time, rest) = tail.split_once(')').unwrap();
+        let seconds = time.split(',').next().unwrap();
+        let rest = rest.split_once(" Some(").map_or(rest, |(before, _)| before);
+        format!("{head} {seconds} {}", rest.split(" None").next().unwrap())
+    };
+    description.into_iter().map(cut).collect()
+}

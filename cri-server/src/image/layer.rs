@@ -8,7 +8,7 @@
 //! its final name only when both digests match. Whoever stops listening to the download ends the thread: the channel
 //! closes early, and the partial directory goes with the error.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::io::{self, BufRead, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use super::unpack::{InvalidEntry, Tree, Usage};
 
 /// Most bytes that the headers of one entry may take, PAX records and long names included. The archive's reader keeps
 /// them in memory, and their length is the image's word.
-const MAX_HEADERS: u64 = 1 << 20;
+const MAX_HEADERS: usize = 1 << 20;
 
 /// What a layer must turn out to be.
 #[derive(Clone, Debug)]
@@ -135,25 +135,28 @@ fn apply(blob: &mut Blob, expected: &Expected, root: OwnedFd) -> anyhow::Result<
         Packing::Plain => Box::new(blob),
         Packing::Gzip => Box::new(MultiGzDecoder::new(blob)),
     };
-    let allowance = Rc::new(Cell::new(Some(MAX_HEADERS)));
+    let headers = Rc::new(RefCell::new(Headers::default()));
     let mut content = Content {
         inner: decoder,
         hash: Sha256::new(),
-        allowance: Rc::clone(&allowance),
+        headers: Rc::clone(&headers),
     };
     let mut tree = Tree::new(root).context(LocalError)?;
     let mut archive = tar::Archive::new(&mut content);
     // An archive of nothing at all is an empty layer to tar too, and a common one.
     let mut entries = archive.entries().map_err(malformed)?;
+    let mut content_end = 0;
     loop {
-        allowance.set(Some(MAX_HEADERS));
+        headers.borrow_mut().open();
         let Some(entry) = entries.next() else { break };
         let mut entry = entry.map_err(malformed)?;
-        allowance.set(None);
-        tree.apply(&mut entry).map_err(blame)?;
+        let blocks = headers.borrow_mut().close(content_end);
+        let end = entry.raw_file_position().saturating_add(entry.size());
+        content_end = end.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        tree.apply(&mut entry, &blocks).map_err(blame)?;
     }
     // Padding after the last entry is part of the digest.
-    allowance.set(None);
+    headers.borrow_mut().is_open = false;
     io::copy(&mut content, &mut io::sink()).map_err(malformed)?;
     let usage = tree.finish().context(LocalError)?;
     Ok((usage, Digest::from_sha256(&content.hash.finalize().into())))
@@ -248,24 +251,53 @@ impl Read for Blob {
     }
 }
 
-/// The archive: hashed, and with a limit on what may be read where only headers are due.
+/// The archive: hashed, and its header blocks kept aside.
 struct Content<R> {
     inner: R,
     hash: Sha256,
-    /// Bytes that may still be read; `None` inside an entry's content, which goes to disk.
-    allowance: Rc<Cell<Option<u64>>>,
+    headers: Rc<RefCell<Headers>>,
+}
+
+/// What was read of the archive since the last entry's content, while open.
+#[derive(Default)]
+struct Headers {
+    is_open: bool,
+    blocks: Vec<u8>,
+    /// Where in the archive `blocks` begins.
+    start: u64,
+    /// How much of the archive was read.
+    position: u64,
+}
+
+impl Headers {
+    /// Begins anew.
+    fn open(&mut self) {
+        self.is_open = true;
+        self.blocks.clear();
+        self.start = self.position;
+    }
+
+    /// Ends it and takes the blocks from `offset` of the archive on.
+    fn close(&mut self, offset: u64) -> Vec<u8> {
+        self.is_open = false;
+        let skipped = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        self.blocks.split_off(skipped.min(self.blocks.len()))
+    }
 }
 
 impl<R: Read> Read for Content<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.hash.update(&buffer[..count]);
-        if let Some(allowed) = self.allowance.get() {
-            let left = allowed.checked_sub(count as u64);
-            let left = left.ok_or_else(|| {
-                io::Error::other(format!("headers of more than {MAX_HEADERS} bytes"))
-            })?;
-            self.allowance.set(Some(left));
+        let mut headers = self.headers.borrow_mut();
+        headers.position += count as u64;
+        if headers.is_open {
+            if headers.blocks.len() + count > MAX_HEADERS {
+                return Err(io::Error::other(format!(
+                    "headers of more than {MAX_HEADERS} bytes"
+                )));
+            }
+            headers.blocks.extend_from_slice(&buffer[..count]);
         }
         Ok(count)
     }

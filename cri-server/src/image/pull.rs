@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
@@ -9,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::auth::Credentials;
-use super::error::PullError;
+use super::error::{Cause, PullError};
 use super::in_flight::InFlight;
 use super::layer::{self, Expected};
 use super::manifest::{self, Descriptor, Document, Manifest, Platform};
@@ -27,6 +28,10 @@ const LAYERS_AT_ONCE: usize = 6;
 
 /// Pieces of a download that may wait for the unpacker, at most about 16 KiB each.
 const CHUNKS_WAITING: usize = 64;
+
+/// Pauses before a layer is asked for again after the network or the registry failed. Without it one broken connection costs
+/// all layers of an image, because a failed pull keeps nothing.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 type LayerResult = Result<Arc<LayerLease>, PullError>;
 
@@ -178,7 +183,26 @@ impl ImageStore {
         fetched.await.unwrap_or_else(|| Err(ended("a layer")))
     }
 
+    /// Fetches a layer, several times if need be.
     async fn fetch(
+        self: &Arc<Self>,
+        repository: &Repository,
+        expected: Expected,
+    ) -> Result<LayerLease, PullError> {
+        for pause in RETRY_PAUSES {
+            match self.fetch_once(repository, expected.clone()).await {
+                Err(error) if error.cause == Cause::Unreachable => {
+                    let layer = &expected.blob.digest;
+                    tracing::info!(%layer, %error, "fetching a layer failed, trying again");
+                    tokio::time::sleep(pause).await;
+                }
+                fetched => return fetched,
+            }
+        }
+        self.fetch_once(repository, expected).await
+    }
+
+    async fn fetch_once(
         self: &Arc<Self>,
         repository: &Repository,
         expected: Expected,

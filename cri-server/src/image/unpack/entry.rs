@@ -1,17 +1,21 @@
-//! One entry of a layer's archive: its header, PAX records included, in the kernel's terms.
+//! One entry of a layer's archive in the kernel's terms.
 //!
 //! What comes out of here is checked: a relative path without `.` and `..`, ids and times the kernel takes, no xattr that
 //! belongs to the mount. Left out: GNU sparse files, refused; security.selinux, which is the node's to choose, dropped.
 
 use std::ffi::CString;
-use std::io::Read;
 
 use anyhow::{Result, ensure};
 use rustix::fs::{Gid, Mode, Timespec, Uid};
 use tar::EntryType;
 
+use super::header::Extended;
+
 /// Longest name of a file inside a layer, in bytes: the kernel's PATH_MAX.
 const MAX_PATH: usize = 4096;
+
+/// Name and value of an extended attribute.
+pub(super) type Xattr = (CString, Vec<u8>);
 
 /// An entry that must not or cannot be applied: the layer is at fault, not this node.
 #[derive(Debug)]
@@ -39,7 +43,7 @@ pub(super) fn ensure_valid(holds: bool, rule: &str) -> Result<()> {
     Ok(())
 }
 
-/// An entry's header, PAX records included, in the kernel's terms.
+/// A file to be made.
 pub(super) struct Node {
     /// Relative, without `.` and `..`; empty for the root.
     pub(super) path: Vec<u8>,
@@ -48,63 +52,65 @@ pub(super) struct Node {
     pub(super) uid: Uid,
     pub(super) gid: Gid,
     pub(super) modified: Timespec,
-    pub(super) xattrs: Vec<(CString, Vec<u8>)>,
+    pub(super) xattrs: Vec<Xattr>,
     pub(super) link: Vec<u8>,
     pub(super) device: (u32, u32),
 }
 
 impl Node {
-    /// Reads the header and its PAX records; the content stays unread.
-    pub(super) fn parse<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Node> {
-        let path = clean(&entry.path_bytes())?;
-        let link = entry.link_name_bytes().unwrap_or_default().into_owned();
-        let seconds = entry.header().mtime().map_err(malformed)?;
-        let seconds =
-            i64::try_from(seconds).map_err(|_too_large| invalid("mtime: out of range"))?;
-        let mut modified = Timespec {
-            tv_sec: seconds,
-            tv_nsec: 0,
-        };
-        let mut xattrs = Vec::new();
-        for record in entry
-            .pax_extensions()
-            .map_err(malformed)?
-            .into_iter()
-            .flatten()
-        {
-            let record = record.map_err(malformed)?;
-            let (key, value) = (record.key_bytes(), record.value_bytes());
-            if key == b"mtime" {
-                modified = parse_time(value)?;
-            } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                xattrs.extend(xattr(name, value)?);
-            } else {
-                ensure_valid(
-                    !key.starts_with(b"GNU.sparse."),
-                    "sparse files are not supported",
-                )?;
-            }
-        }
-        let header = entry.header();
-        let id = |value: u64, what: &str| {
+    /// Checks and converts a header with its extensions. `size` is how much content follows, in bytes.
+    pub(super) fn parse(extended: &Extended, size: u64) -> Result<Node> {
+        let header = &extended.header;
+        ensure_valid(
+            extended.number("size", header.entry_size())? == size,
+            "its size can be read in two ways",
+        )?;
+        let (modified, xattrs) = from_records(extended)?;
+        let id = |key: &str, value| {
+            let value = extended.number(key, value)?;
             // The kernel's "no change", so no file can have it.
             let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
-            id.ok_or_else(|| invalid(format!("{what} {value}: at most 4294967294")))
+            id.ok_or_else(|| invalid(format!("{key} {value}: at most 4294967294")))
         };
-        let major = header.device_major().map_err(malformed)?.unwrap_or(0);
-        let minor = header.device_minor().map_err(malformed)?.unwrap_or(0);
+        // GNU tar leaves the fields empty, which is no number, where there is no device.
+        let mut device = (0, 0);
+        if matches!(header.entry_type(), EntryType::Char | EntryType::Block) {
+            device.0 = header.device_major().map_err(malformed)?.unwrap_or(0);
+            device.1 = header.device_minor().map_err(malformed)?.unwrap_or(0);
+        }
         Ok(Node {
-            path,
+            path: clean(&extended.path())?,
             kind: header.entry_type(),
             mode: Mode::from_raw_mode(header.mode().map_err(malformed)? & 0o7777),
-            uid: Uid::from_raw(id(header.uid().map_err(malformed)?, "uid")?),
-            gid: Gid::from_raw(id(header.gid().map_err(malformed)?, "gid")?),
+            uid: Uid::from_raw(id("uid", header.uid())?),
+            gid: Gid::from_raw(id("gid", header.gid())?),
             modified,
             xattrs,
-            link,
-            device: (major, minor),
+            link: extended.link(),
+            device,
         })
     }
+}
+
+/// The time of modification and the xattrs.
+fn from_records(extended: &Extended) -> Result<(Timespec, Vec<Xattr>)> {
+    let seconds = extended.header.mtime().map_err(malformed)?;
+    let tv_sec = i64::try_from(seconds).map_err(|_too_large| invalid("mtime: out of range"))?;
+    let mut modified = Timespec { tv_sec, tv_nsec: 0 };
+    let mut xattrs = Vec::new();
+    for (key, value) in &extended.records {
+        if key == b"mtime" {
+            modified = parse_time(value)?;
+        } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+            xattrs.extend(xattr(name, value)?);
+        } else {
+            ensure_valid(
+                !key.starts_with(b"GNU.sparse."),
+                "sparse files are not supported",
+            )?;
+        }
+    }
+    Ok((modified, xattrs))
 }
 
 /// The components of an entry's name, joined again: relative, without empty ones and `.`.
@@ -136,7 +142,7 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// The xattr to set for a PAX record; `None` for one that is the node's to choose.
-fn xattr(name: &[u8], value: &[u8]) -> Result<Option<(CString, Vec<u8>)>> {
+fn xattr(name: &[u8], value: &[u8]) -> Result<Option<Xattr>> {
     // It would lead overlayfs to other directories than the layers', or make it take the layer for another.
     ensure_valid(
         !name.starts_with(b"trusted.overlay."),

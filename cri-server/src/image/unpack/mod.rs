@@ -12,6 +12,7 @@
 
 mod at;
 mod entry;
+mod header;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -32,6 +33,7 @@ use self::at::{
 };
 pub(super) use self::entry::InvalidEntry;
 use self::entry::{Node, clean, ensure_valid, invalid, malformed, split};
+use self::header::Extended;
 
 /// The prefix of a whiteout's name.
 const WHITEOUT: &[u8] = b".wh.";
@@ -78,15 +80,20 @@ impl Tree {
         })
     }
 
-    /// Applies one entry and reads its content to the end.
-    pub(super) fn apply<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<()> {
+    /// Applies one entry and reads its content to the end. `headers` are the blocks between the content of the entry
+    /// before and its own.
+    pub(super) fn apply<R: Read>(
+        &mut self,
+        entry: &mut tar::Entry<'_, R>,
+        headers: &[u8],
+    ) -> Result<()> {
         if entry.header().entry_type() == EntryType::XGlobalHeader {
             return Ok(());
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        Node::parse(entry)
+        let extended = Extended::parse(headers)?;
+        Node::parse(&extended, entry.size())
             .and_then(|node| self.place(&node, entry))
-            .with_context(|| format!("entry {name:?}"))
+            .with_context(|| format!("entry {:?}", String::from_utf8_lossy(&extended.path())))
     }
 
     /// Sets what had to wait for the last entry, and returns what the tree takes.
