@@ -47,7 +47,9 @@ impl Node {
         self: &Arc<Self>,
         request: CreateContainerRequest,
     ) -> Result<CreateContainerResponse, RpcStatus> {
-        let config = request.config.unwrap_or_default();
+        let Some(config) = request.config else {
+            return Err(Error::invalid("config", "", "must be there, with metadata").into());
+        };
         let metadata = check(&config)?.clone();
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         // Against what the sandbox was run with, not the copy that came with this request.

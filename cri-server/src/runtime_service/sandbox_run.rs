@@ -35,7 +35,9 @@ impl Node {
         self: &Arc<Self>,
         request: RunPodSandboxRequest,
     ) -> Result<RunPodSandboxResponse, RpcStatus> {
-        let config = request.config.unwrap_or_default();
+        let Some(config) = request.config else {
+            return Err(Error::invalid("config", "", "must be there, with metadata").into());
+        };
         let pod = check(&config)?.clone();
         let runtime = match request.runtime_handler.as_str() {
             "" => self.config.default_runtime.clone(),
