@@ -112,9 +112,8 @@ pub(super) fn names(spec: &Spec, linux: &Linux) -> Result<()> {
         ("hostname", spec.hostname()),
         ("domainname", spec.domainname()),
     ] {
-        let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else {
-            continue;
-        };
+        // An empty name is one, too: set without a namespace of its own it would be the host's.
+        let Some(name) = name else { continue };
         ensure!(
             name.len() <= MAX_NAME,
             "{field}: {name:?}: must not be longer than {MAX_NAME} bytes"
@@ -282,13 +281,13 @@ mod tests {
         let uts = |path: Value| namespaces(&[json!({"type": "uts", "path": path})]);
         for field in ["/hostname", "/domainname"] {
             let at = &field[1..];
-            assert_eq!(check(&[(field, json!("")), namespaces(&[])]), Ok(vec![]));
             assert_eq!(
                 check(&[(field, json!("x".repeat(64))), uts(Value::Null)]),
                 Ok(vec![])
             );
             for (name, namespaces, rule) in [
                 (json!("x"), namespaces(&[]), "uts"),
+                (json!(""), namespaces(&[]), "uts"),
                 (
                     json!("x"),
                     uts(json!("/proc/self/ns/uts")),
