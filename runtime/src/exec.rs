@@ -70,14 +70,21 @@ impl Exec {
             setns(&target.init, flags)
                 .with_context(|| format!("setns(pidfd of {}, {flags:?})", target.state.pid))
         };
-        let cgroup = Cgroup::open(target.state.cgroup.clone());
-        let plan = Plan {
-            new: CloneFlags::empty(),
-            cgroup: &cgroup,
-            between: Some(&join),
-        };
         let terms = Terms::new(flags.contains(CloneFlags::CLONE_NEWUSER), self.preserve_fds)?;
-        let child = spawn::spawn(&plan, |start| self.run(start, target, terms))?;
+        let spawn = |cgroup: &Cgroup| {
+            let plan = Plan {
+                new: CloneFlags::empty(),
+                cgroup,
+                between: Some(&join),
+            };
+            spawn::spawn(&plan, |start| self.run(start, target, terms))
+        };
+        let child = match spawn(&Cgroup::open(target.state.cgroup.clone())) {
+            // A v2 cgroup whose controllers the container has passed on to cgroups below takes no process itself; then
+            // the one that the container's init went to.
+            Err(error) if is_busy(&error) => spawn(&Cgroup::of_process(target.state.pid)?)?,
+            child => child?,
+        };
         self.prepare(&child, terms)
             .map_err(|error| child.explain(error))?;
         let pid = child.pid;
@@ -149,6 +156,13 @@ impl Exec {
         terminal.send(socket.as_fd())?;
         Ok(terminal)
     }
+}
+
+/// The cause is EBUSY, whichever crate's type says so.
+fn is_busy(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.and_then(std::io::Error::raw_os_error) == Some(libc::EBUSY)
+        || error.downcast_ref() == Some(&rustix::io::Errno::BUSY)
 }
 
 /// No exec gets inheritable capabilities beyond those that ambient ones need: programs with file capabilities would be

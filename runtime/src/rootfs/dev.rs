@@ -89,10 +89,7 @@ pub fn devices(spec: &Spec, user_namespace: bool) -> Result<Vec<Device>> {
 pub fn furnished(spec: &Spec) -> bool {
     !spec_mounts(spec).iter().any(|mount| {
         let bound = |option: &String| option == "bind" || option == "rbind";
-        mount
-            .destination()
-            .components()
-            .eq(Path::new("/dev").components())
+        super::destination(mount) == Path::new("/dev")
             && (mount.typ().as_deref() == Some("bind")
                 || mount.options().iter().flatten().any(bound))
     })

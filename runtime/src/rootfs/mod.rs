@@ -23,7 +23,7 @@ pub mod pivot;
 pub mod resolve;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{Linux, Mount, Spec};
@@ -34,6 +34,21 @@ use crate::bundle::Bundle;
 use crate::cgroup::CgroupPaths;
 use options::{Bind, Options, Propagation};
 use resolve::Root;
+
+/// Files of a procfs that may be covered, usually by lxcfs; runc allows the same.
+const OVER_PROC: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
 
 /// The mounts of a specification.
 pub fn spec_mounts(spec: &Spec) -> &[Mount] {
@@ -157,6 +172,38 @@ fn bind_path(path: &Path, bind: Bind, options: &Options) -> Result<OwnedFd> {
     Ok(copy)
 }
 
+/// Where a mount goes, as a path of the container; one that is not absolute is taken as from its root.
+fn destination(mount: &Mount) -> PathBuf {
+    let mut path = PathBuf::from("/");
+    for component in mount.destination().components() {
+        match component {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => drop(path.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    path
+}
+
+/// Nothing but a procfs may be /proc, and in a procfs only what shows facts about the machine may be covered: a program
+/// writes its security attributes there and must reach the kernel with them (CVE-2019-16884).
+fn check_proc(mount: &OwnedFd, place: &OwnedFd, destination: &Path) -> Result<()> {
+    let is_proc = |fd: &OwnedFd| -> Result<bool> {
+        let kind = rustix::fs::fstatfs(fd).context("fstatfs")?.f_type;
+        Ok(i128::from(kind) == i128::from(libc::PROC_SUPER_MAGIC))
+    };
+    if destination == Path::new("/proc") {
+        ensure!(is_proc(mount)?, "only a procfs can be mounted there");
+        return Ok(());
+    }
+    let allowed = OVER_PROC.iter().any(|path| destination == Path::new(path));
+    ensure!(
+        allowed || !is_proc(place)?,
+        "inside a procfs this cannot be mounted over"
+    );
+    Ok(())
+}
+
 fn mount_options(mount: &Mount) -> Result<Options> {
     Options::parse(mount.options().as_deref().unwrap_or_default())
 }
@@ -241,11 +288,13 @@ impl<'a> Rootfs<'a> {
     fn mount_bind(&self, mount: &Mount, copy: &OwnedFd) -> Result<()> {
         let stat = fstat(copy).context("fstat of the source")?;
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let destination = destination(mount);
         let place = if is_directory {
-            self.root.directory(mount.destination(), true)?
+            self.root.directory(&destination, true)?
         } else {
-            self.root.file(mount.destination())?
+            self.root.file(&destination)?
         };
+        check_proc(copy, &place, &destination)?;
         mount::attach(copy, place)
     }
 
@@ -263,8 +312,11 @@ impl<'a> Rootfs<'a> {
             0
         };
         mount::set_options(made.as_fd(), &options, later)?;
-        let links = !matches!(kind, "proc" | "sysfs") && mount.destination() != Path::new("/dev");
-        mount::attach(&made, self.root.directory(mount.destination(), links)?)?;
+        let destination = destination(mount);
+        let links = !matches!(kind, "proc" | "sysfs") && destination != Path::new("/dev");
+        let place = self.root.directory(&destination, links)?;
+        check_proc(&made, &place, &destination)?;
+        mount::attach(&made, place)?;
         if options.attributes.set & later != 0 {
             self.readonly.push(made);
         }
@@ -277,7 +329,7 @@ impl<'a> Rootfs<'a> {
         options.filesystem = vec![("mode".to_owned(), Some("755".to_owned()))];
         let made = mount::filesystem("tmpfs", Some("tmpfs"), &options.filesystem)?;
         mount::set_options(made.as_fd(), &options, libc::MOUNT_ATTR_RDONLY)?;
-        mount::attach(&made, self.root.directory(mount.destination(), true)?)?;
+        mount::attach(&made, self.root.directory(&destination(mount), true)?)?;
         let tmpfs = Root::new(made);
         for (name, copy) in directories {
             mount::attach(copy, tmpfs.directory(Path::new(name), false)?)
@@ -344,5 +396,25 @@ impl<'a> Rootfs<'a> {
             mount::set_propagation(self.root.as_fd(), propagation)
                 .context("linux.rootfsPropagation")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations() {
+        for (given, path) in [
+            ("/a/b", "/a/b"),
+            ("a", "/a"),
+            ("/proc/", "/proc"),
+            ("/../a/./../b", "/b"),
+            ("..", "/"),
+        ] {
+            let mut mount = Mount::default();
+            mount.set_destination(given.into());
+            assert_eq!(destination(&mount), Path::new(path), "{given}");
+        }
     }
 }
