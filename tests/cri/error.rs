@@ -215,7 +215,7 @@ fn bad_sandboxes_are_refused() {
     let no_config = node
         .cri
         .run_pod_sandbox(cri::RunPodSandboxRequest::default());
-    assert_error("no config", no_config, Code::InvalidArgument, &["metadata"]);
+    assert_error("no config", no_config, Code::InvalidArgument, &["config"]);
     let request = cri::RunPodSandboxRequest {
         config: Some(node.pod_config("bad")),
         runtime_handler: "no-such-handler".to_owned(),

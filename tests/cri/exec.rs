@@ -112,7 +112,7 @@ fn output_larger_than_a_reply_is_cut_off() {
     let node = Node::start();
     let pod = node.pod("large");
     let container = pod.sh("main", "sleep 1000");
-    let script = "dd if=/dev/zero bs=1M count=20 2>/dev/null; dd if=/dev/zero bs=1M count=20 2>/dev/null >&2; exit 3";
+    let script = "dd if=/dev/zero bs=1M count=20 2>/dev/null; dd if=/dev/zero bs=1M count=20 >&2 2>/dev/null; exit 3";
     let reply = container.exec(&["sh", "-c", script]);
     assert_eq!(reply.exit_code, 3, "the command is not disturbed");
     assert!(
