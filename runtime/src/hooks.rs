@@ -30,34 +30,17 @@ use rustix::process::{PidfdFlags, pidfd_open};
 const KEPT_OUTPUT: usize = 4096;
 
 /// Runs the hooks one after the other in `cwd` (host hooks: the bundle, as runc; in the container: `/`). The first that
-/// fails stops the row.
+/// fails stops the row; where the others are to run all the same the caller gives them one by one.
 pub fn run(hooks: &[Hook], state: &State, cwd: &Path) -> Result<()> {
-    each(hooks, state, cwd)?.try_for_each(|result| result)
-}
-
-/// Runs all the hooks, whichever fail; a failure is a warning in the log. How poststart and poststop hooks are to be run
-/// (runtime.md, Lifecycle).
-pub fn run_all(hooks: &[Hook], state: &State, cwd: &Path, what: &str) -> Result<()> {
-    each(hooks, state, cwd)?.for_each(|result| {
-        crate::log::best_effort(what, result);
-    });
-    Ok(())
-}
-
-/// The hooks' results; each runs when its result is asked for.
-fn each<'a>(
-    hooks: &'a [Hook],
-    state: &State,
-    cwd: &'a Path,
-) -> Result<impl Iterator<Item = Result<()>> + 'a> {
-    let state = match hooks {
-        [] => Vec::new(),
-        _ => serde_json::to_vec(state).context("encode the state for hooks")?,
-    };
-    Ok(hooks.iter().enumerate().map(move |(index, hook)| {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let state = serde_json::to_vec(state).context("encode the state for hooks")?;
+    for (index, hook) in hooks.iter().enumerate() {
         run_one(hook, &state, cwd)
-            .with_context(|| format!("hook {index} ({})", hook.path().display()))
-    }))
+            .with_context(|| format!("hook {index} ({})", hook.path().display()))?;
+    }
+    Ok(())
 }
 
 fn run_one(hook: &Hook, state: &[u8], cwd: &Path) -> Result<()> {
@@ -303,25 +286,6 @@ mod tests {
                 "{script}: {error}"
             );
         }
-    }
-
-    #[test]
-    fn the_rest_runs_or_not() {
-        let file = std::env::temp_dir().join(format!("corten-hooks-{}", std::process::id()));
-        let hook = |script: String| -> Hook {
-            let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]});
-            serde_json::from_value(hook).unwrap()
-        };
-        let hooks = [
-            hook("exit 1".into()),
-            hook(format!("touch {}", file.display())),
-        ];
-        let (state, root) = (State::default(), Path::new("/"));
-        assert!(run(&hooks, &state, root).is_err());
-        assert!(!file.exists());
-        run_all(&hooks, &state, root, "a poststop hook").unwrap();
-        assert!(file.exists());
-        std::fs::remove_file(file).unwrap();
     }
 
     #[test]
