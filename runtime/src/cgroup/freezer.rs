@@ -105,6 +105,9 @@ impl Cgroup {
             .processes()
             .and_then(|pids| signal_each(&pids, signal));
         held.release()?;
+        if signal == libc::SIGKILL && !self.is_v2() {
+            thaw_below(directory)?;
+        }
         sent
     }
 
@@ -119,6 +122,20 @@ impl Cgroup {
             .controller(controller)?
             .map(|directory| (directory, freezer)))
     }
+}
+
+/// Thaws what the container has frozen of its own on v1: a frozen process does not die of SIGKILL there.
+fn thaw_below(directory: &Directory) -> Result<()> {
+    for child in directory.children()? {
+        match child.try_write(V1.file, V1.thaw) {
+            // Not the freezer's hierarchy, or gone since.
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => thaw_below(&child)?,
+            Err(error) => {
+                return Err(error).with_context(|| format!("thaw {}", child.path.display()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Sends a signal to each of these processes; one that is gone is fine.

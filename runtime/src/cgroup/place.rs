@@ -277,8 +277,6 @@ fn remove_tree(path: &Path) -> Result<()> {
         return Ok(());
     };
     for child in directory.children()? {
-        // The container may have frozen a v1 cgroup of its own; a frozen process does not die of SIGKILL there.
-        let _not_a_freezer = child.try_write("freezer.state", "THAWED");
         remove_tree(&child.path)?;
     }
     directory::remove(path).with_context(|| format!("rmdir {} (at first: {error})", path.display()))
