@@ -29,6 +29,7 @@ macro_rules! corten_only {
     };
 }
 
+mod attacks;
 mod cgroup;
 mod errors;
 mod exec;

@@ -10,14 +10,14 @@
 //!
 //! A command that fails prints one line on stderr and exits with 1; a command it does not know exits with 2.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::SigSet;
@@ -59,6 +59,9 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         }
         ["spawn", count] => spawn(count.parse().context("spawn: not a count")?)?,
         ["allocate", mib] => allocate(mib.parse().context("allocate: not a number of MiB")?)?,
+        ["snoop", seconds] => {
+            say(&snoop(seconds.parse().context("snoop: not a number of seconds")?).to_string())?
+        }
         ["hook", path, label] => hook(path, label)?,
         _ => {
             eprintln!("probe: unknown command {words:?}");
@@ -126,6 +129,34 @@ fn spawn(count: usize) -> Result<()> {
 fn allocate(mib: usize) -> Result<()> {
     let held: Vec<Vec<u8>> = (0..mib).map(|_| vec![1_u8; 1 << 20]).collect();
     say(&held.len().to_string())
+}
+
+/// For some seconds looks at every other process it can see, as fast as it can, and reports what it got hold of: links
+/// to programs, programs it could open for writing, and links to open files.
+fn snoop(seconds: u64) -> Value {
+    let own = std::process::id().to_string();
+    let (mut programs, mut writable, mut files) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        let others = names_in("/proc")
+            .into_iter()
+            .filter(|name| name.parse::<u32>().is_ok() && *name != own);
+        for pid in others {
+            let program = format!("/proc/{pid}/exe");
+            programs.extend(link(&program));
+            if OpenOptions::new().write(true).open(&program).is_ok() {
+                writable.extend(link(&program));
+            }
+            let directory = format!("/proc/{pid}/fd");
+            files.extend(
+                names_in(&directory)
+                    .iter()
+                    .filter_map(|name| link(&format!("{directory}/{name}"))),
+            );
+        }
+    }
+    json!({ "programs": programs, "writable": writable, "files": files })
 }
 
 /// As a hook: appends one JSON line with the label, the state that stood on stdin, and what a hook process is given.
