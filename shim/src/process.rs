@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
-use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signal::SigSet;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -105,13 +105,14 @@ pub(crate) fn spawn(
             .with_context(call)?;
     }
     let mut attributes = PosixSpawnAttr::init().with_context(call)?;
-    // The shim blocks what its signalfd receives, and Rust's start-up ignores SIGPIPE: neither is for a container.
-    let mut defaults = SigSet::empty();
-    defaults.add(NixSignal::SIGPIPE);
+    // The shim blocks what its signalfd receives, Rust's start-up ignores SIGPIPE, and whoever started the server may
+    // have ignored more: nothing of it is for a container. (glibc has 32 and 33, its own, ignored all the same.)
     attributes
         .set_sigmask(&SigSet::empty())
         .with_context(call)?;
-    attributes.set_sigdefault(&defaults).with_context(call)?;
+    attributes
+        .set_sigdefault(&SigSet::all())
+        .with_context(call)?;
     let flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     attributes.set_flags(flags).with_context(call)?;
     let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];

@@ -1,13 +1,14 @@
 //! Execs: their descriptors, exit codes, and the end of one with all its descendants.
 
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use corten_proto::shim::error::Code;
 use corten_proto::shim::{Exec, Exit, KillExec, event, reply, request::Call};
-use corten_tests::shim::{Bundle, Client, PATIENCE, Shim, eventually, read_back};
+use corten_tests::shim::{Bundle, Client, PATIENCE, Shim, eventually};
 use serde_json::json;
 
 use crate::with_shims;
@@ -63,6 +64,14 @@ fn exit(client: &mut Client, exec_id: &str) -> Exit {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// What an exec has written to its file by now.
+fn read_back(file: &mut File) -> String {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).expect("seek");
+    file.read_to_string(&mut text).expect("read");
+    text
 }
 
 /// Runs a test with a container that does nothing.

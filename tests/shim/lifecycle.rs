@@ -217,6 +217,34 @@ fn standard_input_is_empty_unless_asked_for() {
     });
 }
 
+/// The shim blocks signals, ignores SIGPIPE and holds sockets and pipes; none of it is a container's business.
+#[test]
+fn a_container_inherits_nothing_of_the_shim() {
+    with_shims(|shim, client| {
+        let fds = shim.bundle("fds", "ls /proc/1/fd; exit 0", |_| {});
+        client.run(&fds);
+        assert_eq!(fds.output("stdout"), b"0\n1\n2\n");
+        // Without a shell, which has signals of its own to ignore.
+        let grep = [
+            "/bin/busybox",
+            "grep",
+            "-E",
+            "^Sig(Blk|Ign)",
+            "/proc/1/status",
+        ];
+        let signals = shim.bundle("signals", "", |c| c["process"]["args"] = json!(grep));
+        client.run(&signals);
+        let output = String::from_utf8(signals.output("stdout")).expect("text");
+        assert_eq!(output.lines().count(), 2, "{output}");
+        for line in output.lines() {
+            let (_, set) = line.split_once(":\t").expect("name and set");
+            // 32 and 33 belong to libc, which ignores them in what it spawns.
+            let set = u64::from_str_radix(set, 16).expect("a set") & !(0b11 << 31);
+            assert_eq!(set, 0, "{output}");
+        }
+    });
+}
+
 /// The pause program as the init of a pod's pid namespace: a second container's orphans come to it.
 #[test]
 fn the_infra_container_pauses_reaps_and_ends_on_sigterm() {

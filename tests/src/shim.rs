@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File, Permissions};
-use std::io::{IoSlice, Read, Seek, SeekFrom};
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -534,14 +534,6 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// A temporary file as an exec's output, and what is in it now.
-pub fn read_back(file: &mut File) -> String {
-    let mut text = String::new();
-    file.seek(SeekFrom::Start(0)).expect("seek");
-    file.read_to_string(&mut text).expect("read");
-    text
 }
 
 fn listener(path: &Path) -> OwnedFd {
