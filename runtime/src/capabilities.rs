@@ -48,65 +48,30 @@ impl Capabilities {
         grantable: CapabilitySet,
     ) -> (Capabilities, Vec<String>) {
         let mut warnings = Vec::new();
-        let mut set = |name: &str,
-                       asked: Option<&Option<HashSet<Capability>>>,
-                       limit: CapabilitySet,
-                       why: &str| {
-            let asked = asked
-                .and_then(Option::as_ref)
-                .map_or(CapabilitySet::empty(), bits);
-            let missing = asked - limit;
-            if !missing.is_empty() {
-                let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
-                let names = names.join(", ");
-                warnings.push(format!(
-                    "process.capabilities.{name}: {names}: {why}: left out"
-                ));
-            }
+        let asked = |of: fn(&LinuxCapabilities) -> &Option<HashSet<Capability>>| {
+            let set = spec.and_then(|spec| of(spec).as_ref());
+            set.map_or(CapabilitySet::empty(), bits)
+        };
+        let mut within = |name: &str, asked: CapabilitySet, limit: CapabilitySet, why: &str| {
+            warnings.extend(left_out(name, asked - limit, why));
             asked & limit
         };
+        use LinuxCapabilities as L;
         let lacking = "this runtime or this kernel does not have it";
-        let bounding = set(
-            "bounding",
-            spec.map(LinuxCapabilities::bounding),
-            grantable,
-            lacking,
-        );
-        let permitted = set(
-            "permitted",
-            spec.map(LinuxCapabilities::permitted),
-            grantable,
-            lacking,
-        );
-        let inheritable = set(
-            "inheritable",
-            spec.map(LinuxCapabilities::inheritable),
-            grantable,
-            lacking,
-        );
-        let effective = set(
-            "effective",
-            spec.map(LinuxCapabilities::effective),
+        let bounding = within("bounding", asked(L::bounding), grantable, lacking);
+        let permitted = within("permitted", asked(L::permitted), grantable, lacking);
+        let inheritable = within("inheritable", asked(L::inheritable), grantable, lacking);
+        let effective = within("effective", asked(L::effective), permitted, "not permitted");
+        let (both, why) = (permitted & inheritable, "not permitted and inheritable");
+        let ambient = within("ambient", asked(L::ambient), both, why);
+        let sets = Capabilities {
+            bounding,
+            effective,
             permitted,
-            "not permitted",
-        );
-        let both = permitted & inheritable;
-        let ambient = set(
-            "ambient",
-            spec.map(LinuxCapabilities::ambient),
-            both,
-            "not permitted and inheritable",
-        );
-        (
-            Capabilities {
-                bounding,
-                effective,
-                permitted,
-                inheritable,
-                ambient,
-            },
-            warnings,
-        )
+            inheritable,
+            ambient,
+        };
+        (sets, warnings)
     }
 
     /// Drops from the bounding set what the container is not to have: first, while CAP_SETPCAP is effective.
@@ -180,6 +145,14 @@ fn known_to_kernel() -> Result<CapabilitySet> {
         }
     }
     Ok(CapabilitySet::empty())
+}
+
+fn left_out(name: &str, missing: CapabilitySet, why: &str) -> Option<String> {
+    let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+    let names = (!names.is_empty()).then(|| names.join(", "))?;
+    Some(format!(
+        "process.capabilities.{name}: {names}: {why}: left out"
+    ))
 }
 
 fn nth(number: u32) -> CapabilitySet {
