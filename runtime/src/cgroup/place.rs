@@ -139,6 +139,8 @@ impl Drop for Created<'_> {
                 let _in_use = directory::remove(path);
             }
         }
+        // Made by another create, it may have waited for this one to go.
+        self.cgroup.remove_own_parent();
     }
 }
 
