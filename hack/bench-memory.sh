@@ -136,6 +136,8 @@ measure_containerd() {
 clean_up() {
     local status=$? left pid
     trap - EXIT
+    # Whoever read our output may have gone; what runs must end all the same.
+    trap '' PIPE
     if [[ $status -ne 0 ]]; then tail -n 10 "$DIR"/*.log >&2 || true; fi
     for pid in ${SERVER_PID:-} ${CONTAINERD_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
     remove_marked "$MARK"
@@ -148,26 +150,31 @@ clean_up() {
     exit "$status"
 }
 
-need_root
-if [[ ${1:-} != --inside ]]; then
-    find_toolchains
-    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" containerd runc util-linux
-    say "build ($PROFILE)"
-    build corten corten-shim corten-cri mkimage registry cri-client
-    # Bridges, forwarding and mounts of both daemons end with these namespaces.
-    exec unshare --net --mount --propagation private -- "$0" --inside "$(binaries)"
-fi
+main() {
+    need_root
+    if [[ ${1:-} != --inside ]]; then
+        find_toolchains
+        install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" containerd runc util-linux
+        say "build ($PROFILE)"
+        build corten corten-shim corten-cri mkimage registry cri-client
+        # Bridges, forwarding and mounts of both daemons end with these namespaces.
+        exec unshare --net --mount --propagation private -- "$0" --inside "$(binaries)"
+    fi
 
-BIN=$2
-make_dir
-trap clean_up EXIT
-ip link set lo up
-# containerd puts the sockets of its shims below /run/containerd whatever its configuration says.
-mount -t tmpfs tmpfs /run
-"$BIN/mkimage" --out "$DIR/images" --name busybox:latest >/dev/null
-start_registry
-write_cni_config
-say "one pod of one container, KiB"
-printf '%-22s %12s %12s %12s %12s %12s\n' "" "idle RSS" "RSS" "shim PSS" "pause PSS" "pod PSS"
-measure_corten
-measure_containerd
+    BIN=$2
+    make_dir
+    trap clean_up EXIT
+    ip link set lo up
+    # containerd puts the sockets of its shims below /run/containerd whatever its configuration says.
+    mount -t tmpfs tmpfs /run
+    "$BIN/mkimage" --out "$DIR/images" --name busybox:latest >/dev/null
+    start_registry
+    write_cni_config
+    say "one pod of one container, KiB"
+    printf '%-22s %12s %12s %12s %12s %12s\n' "" "idle RSS" "RSS" "shim PSS" "pause PSS" "pod PSS"
+    measure_corten
+    measure_containerd
+}
+
+# Called last: bash has read all of the script before any of it runs.
+main "$@"

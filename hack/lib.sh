@@ -185,13 +185,18 @@ gone() {
     ! grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"
 }
 
-# Processes that carry the marker $1 in their arguments, this script aside.
+# Processes that carry the marker $1 in their arguments, this script, its subshells and its callers aside: with --stop,
+# the marker is an argument of theirs too.
 marked_processes() {
-    local cmdline pid
+    local cmdline pid own=" " parent=$$
+    while [[ $parent -gt 1 ]]; do
+        own+="$parent "
+        parent=$(awk '/^PPid:/ { print $2 }' "/proc/$parent/status")
+    done
     for cmdline in /proc/[0-9]*/cmdline; do
         pid=${cmdline//[!0-9]/}
-        [[ $pid != "$$" && $pid != "$BASHPID" ]] || continue
-        if grep -qsaF -- "$1" "$cmdline"; then echo "$pid"; fi
+        [[ $own != *" $pid "* ]] || continue
+        if grep -qsaF -- "$1" "$cmdline" && ! cmp -s "$cmdline" "/proc/$$/cmdline"; then echo "$pid"; fi
     done
 }
 

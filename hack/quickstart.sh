@@ -104,19 +104,19 @@ show() {
 
 # Ends what runs in $DIR by its own means first, then by force, and removes the directory.
 clean_up() {
-    local status=$?
+    local status=$? left pid
     trap - EXIT
+    # Whoever read our output may have gone; what runs must end all the same.
+    trap '' PIPE
     if [[ $status -ne 0 && -s $DIR/cri.log ]]; then
         printf '\n-- the end of the log of corten-cri\n' >&2
         tail -n 20 "$DIR/cri.log" >&2
     fi
-    end_process "${SERVER_PID:-0}"
-    end_process "${REGISTRY_PID:-0}"
+    for pid in ${SERVER_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
     remove_marked "$MARK"
     # The bridge plugin turns forwarding on for the whole host.
     [[ ! -s $DIR/ip_forward ]] || cat "$DIR/ip_forward" >/proc/sys/net/ipv4/ip_forward
     rm -rf -- "$DIR"
-    local left
     left=$(left_behind "$MARK")
     if [[ -n $left ]]; then
         printf 'left behind:\n%s\n' "$left" >&2
@@ -160,36 +160,41 @@ end it:    sudo $0 --stop $DIR
 TEXT
 }
 
-need_root
-find_toolchains
-if [[ -n $stop ]]; then
-    stop_kept "$stop"
-    exit
-fi
+main() {
+    need_root
+    find_toolchains
+    if [[ -n $stop ]]; then
+        stop_kept "$stop"
+        exit
+    fi
 
-began=$SECONDS
-install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}"
-say "build corten, corten-shim, corten-cri ($PROFILE)"
-build corten corten-shim corten-cri mkimage registry
-BIN=$(binaries)
-make_dir
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-cat /proc/sys/net/ipv4/ip_forward >"$DIR/ip_forward"
+    began=$SECONDS
+    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}"
+    say "build corten, corten-shim, corten-cri ($PROFILE)"
+    build corten corten-shim corten-cri mkimage registry
+    BIN=$(binaries)
+    make_dir
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    cat /proc/sys/net/ipv4/ip_forward >"$DIR/ip_forward"
 
-say "a registry on loopback with a busybox image, and corten-cri"
-"$BIN/mkimage" --out "$DIR/images" --name busybox:latest
-start_registry
-image=$REGISTRY/busybox:latest
-write_cni_config
-write_config
-start_server
-printf 'endpoint %s\n' "$ENDPOINT"
-choose_client
-write_requests
+    say "a registry on loopback with a busybox image, and corten-cri"
+    "$BIN/mkimage" --out "$DIR/images" --name busybox:latest
+    start_registry
+    image=$REGISTRY/busybox:latest
+    write_cni_config
+    write_config
+    start_server
+    printf 'endpoint %s\n' "$ENDPOINT"
+    choose_client
+    write_requests
 
-say "a pod, step by step"
-show
-say "done in $((SECONDS - began)) s"
-[[ -z $keep ]] || tell_what_next
+    say "a pod, step by step"
+    show
+    say "done in $((SECONDS - began)) s"
+    [[ -z $keep ]] || tell_what_next
+}
+
+# Called last: bash has read all of the script before any of it runs.
+main "$@"

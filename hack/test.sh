@@ -75,32 +75,37 @@ print_totals() {
         END { printf "\n== total: %d passed, %d failed, %d ignored\n", passed, failed, ignored }'
 }
 
-need_root
-find_toolchains
-began=$SECONDS
-install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
-logs=$(mktemp -d /tmp/corten-test-logs-XXXXXX)
-trap clean_up EXIT
+main() {
+    need_root
+    find_toolchains
+    began=$SECONDS
+    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+    logs=$(mktemp -d /tmp/corten-test-logs-XXXXXX)
+    trap clean_up EXIT
 
-if [[ ${#suites[@]} -eq 0 ]]; then
-    check "format" cargo fmt --all --check
-    check "shell scripts" shellcheck --external-sources hack/*.sh .ci/run
-    check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
-fi
-say "build"
-(cd "$REPO" && as_caller cargo build --quiet --workspace)
-executables=$(test_executables)
-say "tests"
-while IFS=$'\t' read -r dir name executable; do
-    ! wanted "$name" || run_tests "$dir" "$name" "$executable"
-done <<<"$executables"
+    if [[ ${#suites[@]} -eq 0 ]]; then
+        check "format" cargo fmt --all --check
+        check "shell scripts" shellcheck --external-sources hack/*.sh .ci/run
+        check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
+    fi
+    say "build"
+    (cd "$REPO" && as_caller cargo build --quiet --workspace)
+    executables=$(test_executables)
+    say "tests"
+    while IFS=$'\t' read -r dir name executable; do
+        ! wanted "$name" || run_tests "$dir" "$name" "$executable"
+    done <<<"$executables"
 
-print_skips
-print_totals
-if [[ ${#failed[@]} -gt 0 ]]; then
-    printf '== failed after %d s:' "$((SECONDS - began))"
-    printf ' [%s]' "${failed[@]}"
-    echo
-    exit 1
-fi
-printf '== all passed in %d s\n' "$((SECONDS - began))"
+    print_skips
+    print_totals
+    if [[ ${#failed[@]} -gt 0 ]]; then
+        printf '== failed after %d s:' "$((SECONDS - began))"
+        printf ' [%s]' "${failed[@]}"
+        echo
+        exit 1
+    fi
+    printf '== all passed in %d s\n' "$((SECONDS - began))"
+}
+
+# Called last: bash has read all of the script before any of it runs.
+main "$@"
