@@ -10,28 +10,30 @@
 //! Commands write to files and not to pipes, because the container inherits its stdio from `create`, and reading a
 //! pipe to its end would wait for the container.
 
+mod command;
+mod report;
+mod spec;
+
+pub use command::{Output, Running, finish, wait_until};
+pub use report::Report;
+
 use std::cell::RefCell;
 use std::ffi::OsStr;
-use std::fs::{self, File, Permissions};
-use std::ops::Deref;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::process::ExitStatusExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
+use command::contents;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use spec::{default_spec, make_rootfs};
 use tempfile::TempDir;
-
-/// Longer than anything a test does on a loaded machine; a runtime that hangs fails the test after it.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The OCI runtimes every test runs against: ours, and runc as the control that the test itself is right.
 pub const RUNTIMES: [&str; 2] = ["corten", "runc"];
@@ -142,153 +144,6 @@ pub fn unique(prefix: &str) -> String {
         std::process::id(),
         COUNT.fetch_add(1, Ordering::Relaxed)
     )
-}
-
-/// What a command left behind.
-#[derive(Debug)]
-pub struct Output {
-    /// The exit code; 128 + n after signal n, as shells count.
-    pub code: i32,
-    /// What it, or the container it ran, wrote to stdout.
-    pub stdout: String,
-    /// The same for stderr.
-    pub stderr: String,
-}
-
-impl Output {
-    /// This output, of a command that exited with 0.
-    ///
-    /// # Panics
-    /// Where it did not.
-    #[must_use]
-    #[track_caller]
-    pub fn success(self) -> Output {
-        assert_eq!(self.code, 0, "failed: {self:?}");
-        self
-    }
-
-    /// The error of a command that failed the way runc's command line asks: exit code 1, or 255 for `exec` (runc's),
-    /// and one line of error on stderr. Lines runc marks as warnings do not count.
-    ///
-    /// # Panics
-    /// Where it succeeded or said nothing or too much.
-    #[track_caller]
-    pub fn failure(self) -> String {
-        assert!(
-            self.code == 1 || self.code == 255,
-            "not a failure: {self:?}"
-        );
-        let mut errors = self
-            .stderr
-            .lines()
-            .filter(|line| !line.contains("level=warning"));
-        let error = errors
-            .next()
-            .unwrap_or_else(|| panic!("no error: {self:?}"));
-        assert_eq!(errors.next(), None, "one line of error: {self:?}");
-        error.to_owned()
-    }
-}
-
-/// A command that has been started, with files as its stdout and stderr.
-pub struct Running {
-    child: Child,
-    stdout: File,
-    stderr: File,
-}
-
-impl Running {
-    /// Starts `command`.
-    ///
-    /// # Panics
-    /// Where it cannot be started.
-    #[must_use]
-    pub fn start(command: &mut Command) -> Running {
-        let stdout = tempfile::tempfile().expect("make a file for stdout");
-        let stderr = tempfile::tempfile().expect("make a file for stderr");
-        let child = command
-            .stdout(stdout.try_clone().expect("duplicate a descriptor"))
-            .stderr(stderr.try_clone().expect("duplicate a descriptor"))
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Running {
-            child,
-            stdout,
-            stderr,
-        }
-    }
-
-    /// The process id.
-    #[must_use]
-    pub fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid is an i32"))
-    }
-
-    /// What has been written to stdout so far.
-    ///
-    /// # Panics
-    /// Where the file cannot be read.
-    #[must_use]
-    pub fn stdout(&self) -> String {
-        contents(&self.stdout)
-    }
-
-    /// Waits for the end.
-    ///
-    /// # Panics
-    /// Where it does not end; it is killed then.
-    pub fn wait(mut self) -> Output {
-        let end = wait_until(|| self.child.try_wait().expect("wait for a child"));
-        let Some(status) = end else {
-            panic!(
-                "still running after {PATIENCE:?}; stderr: {}",
-                contents(&self.stderr)
-            );
-        };
-        let code = status
-            .code()
-            .or(status.signal().map(|signal| 128 + signal))
-            .expect("it exited or was killed");
-        Output {
-            code,
-            stdout: contents(&self.stdout),
-            stderr: contents(&self.stderr),
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both succeed where it has ended and been reaped.
-        self.child.kill().expect("kill a child");
-        self.child.wait().expect("reap a child");
-    }
-}
-
-/// Runs a command to its end.
-pub fn finish(command: &mut Command) -> Output {
-    Running::start(command).wait()
-}
-
-fn contents(file: &File) -> String {
-    // Opened anew: the offset of `file` is the writer's.
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let bytes = fs::read(path).expect("read a file of ours");
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Polls until `look` answers, for as long as anything in these tests may take.
-pub fn wait_until<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return Some(found);
-        }
-        if Instant::now() > end {
-            return None;
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// A bundle directory and the id of its container.
@@ -657,7 +512,7 @@ impl Container {
     /// What it has written to stdout so far.
     #[must_use]
     pub fn stdout(&self) -> String {
-        contents(&self.made_by.stdout)
+        self.made_by.stdout()
     }
 
     /// What it, and the command that made it, have written to stderr so far.
@@ -717,157 +572,4 @@ pub fn wait_for(pid: Pid) -> i32 {
         Some(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
         other => panic!("{pid}: {other:?}"),
     }
-}
-
-/// What the probe printed.
-#[derive(Debug)]
-pub struct Report(pub Value);
-
-impl Report {
-    /// # Panics
-    /// Where `text` is not one JSON document.
-    #[must_use]
-    #[track_caller]
-    pub fn parse(text: &str) -> Report {
-        Report(
-            serde_json::from_str(text)
-                .unwrap_or_else(|error| panic!("no report ({error}): {text:?}")),
-        )
-    }
-
-    /// What it says of a path it was asked about.
-    #[must_use]
-    pub fn path(&self, path: &str) -> &Value {
-        &self.0["paths"][path]
-    }
-
-    /// The last mount on `destination`: the one that is seen there.
-    ///
-    /// # Panics
-    /// Where nothing is mounted there.
-    #[must_use]
-    #[track_caller]
-    pub fn mount(&self, destination: &str) -> &Value {
-        self.find_mount(destination)
-            .unwrap_or_else(|| panic!("no mount on {destination}: {}", self.0["mounts"]))
-    }
-
-    /// The last mount on `destination`, if there is one.
-    #[must_use]
-    pub fn find_mount(&self, destination: &str) -> Option<&Value> {
-        self.0["mounts"]
-            .as_array()?
-            .iter()
-            .rfind(|mount| mount["destination"] == destination)
-    }
-
-    /// Whether the mount on `destination` has this option (of the mount itself, not of its filesystem).
-    #[must_use]
-    #[track_caller]
-    pub fn has_option(&self, destination: &str, option: &str) -> bool {
-        self.mount(destination)["options"]
-            .as_array()
-            .is_some_and(|options| options.contains(&json!(option)))
-    }
-
-    /// The namespace of this kind, as `pid:[4026531836]`.
-    #[must_use]
-    pub fn namespace(&self, kind: &str) -> &str {
-        self.0["namespaces"][kind].as_str().unwrap_or_default()
-    }
-
-    /// A line of `/proc/self/status`.
-    #[must_use]
-    pub fn status(&self, name: &str) -> &str {
-        self.0["status"][name].as_str().unwrap_or_default()
-    }
-}
-
-impl Deref for Report {
-    type Target = Value;
-
-    fn deref(&self) -> &Value {
-        &self.0
-    }
-}
-
-fn make_rootfs(root: &Path) -> std::io::Result<()> {
-    for directory in [
-        "dev",
-        "etc",
-        "home/tester",
-        "proc",
-        "root",
-        "run",
-        "sys",
-        "tmp",
-        "usr/bin",
-    ] {
-        fs::create_dir_all(root.join(directory))?;
-    }
-    fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o1777))?;
-    let probe = crate::binary("probe");
-    // A link: the copy of a program would be open for writing while another test's thread forks, and could not be
-    // executed as long as that child has the descriptor (ETXTBSY).
-    if fs::hard_link(&probe, root.join("probe")).is_err() {
-        fs::copy(&probe, root.join("probe"))?;
-    }
-    symlink("/probe", root.join("usr/bin/probe"))?;
-    fs::write(
-        root.join("etc/passwd"),
-        "root:x:0:0:root:/root:/bin/sh\ntester:x:1000:1000::/home/tester:/bin/sh\n",
-    )?;
-    fs::write(root.join("etc/group"), "root:x:0:\ntester:x:1000:\n")
-}
-
-/// What `runc spec` writes, with our root filesystem, the probe, no terminal, and a cgroup of the container's own.
-fn default_spec(id: &str) -> Value {
-    let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
-    json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "user": { "uid": 0, "gid": 0 },
-            "args": ["/probe", "report"],
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
-            "cwd": "/",
-            "capabilities": {
-                "bounding": capabilities, "effective": capabilities,
-                "permitted": capabilities, "ambient": capabilities,
-            },
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024 }],
-            "noNewPrivileges": true,
-        },
-        "root": { "path": "rootfs", "readonly": true },
-        "hostname": "probe",
-        "mounts": default_mounts(),
-        "linux": {
-            "cgroupsPath": format!("/{id}"),
-            "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "namespaces": [
-                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
-            ],
-            "maskedPaths": [
-                "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-                "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
-            ],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-        },
-    })
-}
-
-fn default_mounts() -> Value {
-    json!([
-        { "destination": "/proc", "type": "proc", "source": "proc" },
-        { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-          "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
-        { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-          "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
-        { "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-          "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] },
-        { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
-          "options": ["nosuid", "noexec", "nodev"] },
-        { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
-        { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-          "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] },
-    ])
 }
