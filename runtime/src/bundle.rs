@@ -1,12 +1,17 @@
 //! The bundle: a directory with config.json in it, read once and checked before anything is touched.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{Mode, OFlags};
 
 use crate::{log, validate};
+
+/// The longest document that is read, in bytes.
+const MAX_DOCUMENT: u64 = 16 << 20;
 
 /// A bundle whose specification this runtime can carry out.
 #[derive(Debug)]
@@ -26,7 +31,7 @@ impl Bundle {
     pub fn load(path: &Path) -> Result<Bundle> {
         let path = fs::canonicalize(path).with_context(|| format!("bundle {}", path.display()))?;
         let config = path.join("config.json");
-        let text = fs::read(&config).with_context(|| format!("read {}", config.display()))?;
+        let text = read_document(&config)?;
         let parsed = validate::parse_spec(&text).with_context(|| config.display().to_string())?;
         let spec = parsed.value;
         let warnings =
@@ -46,4 +51,25 @@ impl Bundle {
     pub fn process(&self) -> Result<&Process> {
         self.spec.process().as_ref().context("process: missing")
     }
+}
+
+/// Reads a file that somebody else wrote: not for ever, and not more than a document can be.
+pub fn read_document(path: &Path) -> Result<Vec<u8>> {
+    // A fifo must not be waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let what = || format!("read {}", path.display());
+    let file = rustix::fs::open(path, flags, Mode::empty()).with_context(what)?;
+    let file = File::from(file);
+    let regular = file.metadata().with_context(what)?.is_file();
+    ensure!(regular, "{}: not a regular file", path.display());
+    let mut text = Vec::new();
+    file.take(MAX_DOCUMENT + 1)
+        .read_to_end(&mut text)
+        .with_context(what)?;
+    ensure!(
+        text.len() as u64 <= MAX_DOCUMENT,
+        "{}: more than {MAX_DOCUMENT} bytes",
+        path.display()
+    );
+    Ok(text)
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use oci_spec::runtime::{ContainerState, Hook};
+use oci_spec::runtime::{ContainerState, Hook, Spec};
 
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
@@ -72,42 +72,67 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     // Before the cgroup: delete must know where to look for it.
     directory.write(&state)?;
     let made = cgroup.create().context("make the cgroup")?;
+    state.own_cgroup = true;
+    directory.write(&state)?;
     cgroup.apply(linux).context("linux.resources")?;
+    match launch(request, bundle, directory, &mut state, &cgroup, &namespaces) {
+        Ok(init) => {
+            made.keep();
+            Ok(Created {
+                directory: reserved.keep(),
+                state,
+                init,
+            })
+        }
+        Err(error) => {
+            // Hooks may have run: the last ones run after everything is undone (runtime.md, "Lifecycle").
+            drop(made);
+            drop(reserved);
+            run_poststop_hooks(spec, &state);
+            Err(error)
+        }
+    }
+}
+
+/// Makes init and brings it to where it waits to be started. On failure it is gone.
+fn launch(
+    request: &Create,
+    bundle: &Bundle,
+    directory: &Directory,
+    state: &mut State,
+    cgroup: &Cgroup,
+    namespaces: &Namespaces,
+) -> Result<OwnedFd> {
     let fifo = directory.make_fifo()?;
-    let own_cgroup_root = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
-    let sources = Sources::open(bundle, cgroup.paths(), namespaces.user(), own_cgroup_root)?;
+    let sources = (!namespaces.joins_mount())
+        .then(|| Sources::open(bundle, cgroup.paths(), namespaces))
+        .transpose()?;
 
     let terms = Terms::new(namespaces.user(), request.preserve_fds)?;
     let init = Init {
         bundle,
-        namespaces: &namespaces,
-        sources: &sources,
-        state: &state,
+        namespaces,
+        sources: sources.as_ref(),
+        state,
         fifo: &fifo,
         console: request.console.as_ref(),
         terms,
         new_keyring: request.new_keyring,
     };
-    let child = spawn_init(&init, &cgroup)?;
+    let child = spawn_init(&init, cgroup)?;
     state.pid = child.pid;
-    serve(&child, bundle, &state)?;
+    serve(&child, bundle, state)?;
     state.start_time = state::process_start(child.pid).context("init has ended")?;
     if terms.limits_from_outside {
         process::set_rlimits(bundle.process()?, Some(child.pid))?;
     }
-    directory.write(&state)?;
+    directory.write(state)?;
     if let Some(path) = &request.pid_file {
         state::write_pid_file(path, child.pid)?;
     }
     // The last step that can fail; init has everything it needs.
     child.channel.send(&FromParent::Proceed)?;
-    made.keep();
-    let init = child.release();
-    Ok(Created {
-        directory: reserved.keep(),
-        state,
-        init,
-    })
+    Ok(child.release())
 }
 
 fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
@@ -122,6 +147,7 @@ fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
         own_pid_namespace: namespaces::own_pid_namespace(&bundle.spec),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup: cgroup.paths().clone(),
+        own_cgroup: false,
     }
 }
 
@@ -304,20 +330,27 @@ pub fn delete(root: &Path, id: &ContainerId, force: bool) -> Result<()> {
 /// The deletion proper, by whoever has the lock.
 pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
     end(state)?;
-    Cgroup::open(state.cgroup.clone())
-        .delete()
-        .context("remove the cgroup")?;
+    let cgroup = Cgroup::open(state.cgroup.clone());
+    if state.own_cgroup {
+        cgroup.delete().context("remove the cgroup")?;
+    } else {
+        cgroup.remove_empty();
+    }
     let spec = directory.spec();
     directory.remove()?;
     let Some(spec) = log::best_effort("poststop hooks", spec) else {
         return Ok(());
     };
+    run_poststop_hooks(&spec, state);
+    Ok(())
+}
+
+fn run_poststop_hooks(spec: &Spec, state: &State) {
     let hooks = spec
         .hooks()
         .as_ref()
         .and_then(|hooks| hooks.poststop().as_deref());
     run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
-    Ok(())
 }
 
 /// Kills init, and waits until it is gone.

@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use corten_proto::id::ContainerId;
@@ -32,8 +33,8 @@ pub struct Init<'a> {
     pub bundle: &'a Bundle,
     /// The namespaces to be in.
     pub namespaces: &'a Namespaces,
-    /// Everything that has a path on the host, open.
-    pub sources: &'a Sources,
+    /// Everything that has a path on the host, open; none where the paths are those of a mount namespace to be joined.
+    pub sources: Option<&'a Sources>,
     /// The state that hooks get.
     pub state: &'a State,
     /// The exec fifo, as a place.
@@ -53,9 +54,13 @@ impl Init<'_> {
         nix::unistd::setsid().context("setsid")?;
         self.enter_namespaces(start)?;
         join_keyring(&self.state.id, self.new_keyring)?;
-        // Before anything of the container's is mounted: nobody can have put anything over this procfs, ever.
+        // Before anything of the container's is mounted: nobody can have put anything over this procfs, ever. For the
+        // sysctls, and to open the fifo anew when /proc may be anything.
         let proc = own_procfs()?;
-        let mut root = Rootfs::attach(&self.bundle.spec, self.sources)?;
+        let joined = self.joined_sources()?;
+        let sources = self.sources.or(joined.as_ref());
+        let sources = sources.context("nobody has opened the root")?;
+        let mut root = Rootfs::attach(&self.bundle.spec, sources)?;
         root.mount_all()?;
         root.furnish(process.cwd())?;
         let terminal = self.open_terminal(&root, process)?;
@@ -65,10 +70,13 @@ impl Init<'_> {
             start.channel.expect(FromParent::Placed)?;
         }
         self.namespaces.unshare_cgroup()?;
-        self.create_hooks(start)?;
+        self.create_hooks(start, &root)?;
         // After the hooks, which may still have something to mount; before the host's root is gone nothing runs that
         // is the container's.
         root.seal()?;
+        if self.namespaces.joins_mount() {
+            root.relocate(|| self.namespaces.join_mount())?;
+        }
         pivot::pivot(&root.root)?;
         root.share()?;
         let spec = &self.bundle.spec;
@@ -120,7 +128,17 @@ impl Init<'_> {
                 start.channel.expect(FromParent::Mapped)?;
             }
         }
-        self.namespaces.become_root()
+        self.namespaces.become_root()?;
+        self.namespaces.copy_mounts()
+    }
+
+    /// What has a path, where paths are those of the mount namespace we are in a copy of.
+    fn joined_sources(&self) -> Result<Option<Sources>> {
+        if self.sources.is_some() {
+            return Ok(None);
+        }
+        let cgroup = &self.state.cgroup;
+        Sources::open(self.bundle, cgroup, self.namespaces).map(Some)
     }
 
     fn open_terminal(&self, root: &Rootfs<'_>, process: &Process) -> Result<Option<Terminal>> {
@@ -136,7 +154,10 @@ impl Init<'_> {
     }
 
     /// The hooks of a create: the parent runs those of the runtime's namespace, we run those of the container's.
-    fn create_hooks(&self, start: &Start) -> Result<()> {
+    ///
+    /// The latter work on the root by its path on the host (the state has the bundle), where runc has it mounted and has
+    /// made it their working directory; no path of the host is looked at afterwards.
+    fn create_hooks(&self, start: &Start, root: &Rootfs<'_>) -> Result<()> {
         if has_runtime_hooks(&self.bundle.spec) {
             start.channel.send(&FromChild::RunHooks)?;
             start.channel.expect(FromParent::HooksDone)?;
@@ -146,8 +167,14 @@ impl Init<'_> {
             .spec
             .hooks()
             .as_ref()
-            .and_then(|hooks| hooks.create_container().as_deref());
-        self.run_hooks("createContainer", create, ContainerState::Creating)
+            .and_then(|hooks| hooks.create_container().as_deref())
+            .unwrap_or_default();
+        if create.is_empty() {
+            return Ok(());
+        }
+        root.show_at(&self.bundle.rootfs)?;
+        let cwd = &self.bundle.rootfs;
+        self.run_hooks("createContainer", create, ContainerState::Creating, cwd)
     }
 
     fn start_hooks(&self) -> Result<()> {
@@ -156,27 +183,22 @@ impl Init<'_> {
             .spec
             .hooks()
             .as_ref()
-            .and_then(|hooks| hooks.start_container().as_deref());
-        self.run_hooks("startContainer", start, ContainerState::Created)
+            .and_then(|hooks| hooks.start_container().as_deref())
+            .unwrap_or_default();
+        let cwd = Path::new("/");
+        self.run_hooks("startContainer", start, ContainerState::Created, cwd)
     }
 
     fn run_hooks(
         &self,
         what: &'static str,
-        hooks: Option<&[Hook]>,
+        hooks: &[Hook],
         status: ContainerState,
+        cwd: &Path,
     ) -> Result<()> {
-        let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else {
-            return Ok(());
-        };
         let mut state = self.state.oci(status);
         // A process knows its own pid only as its namespace has it.
         state.set_pid(Some(nix::unistd::getpid().as_raw()));
-        let cwd = if status == ContainerState::Creating {
-            self.bundle.path.as_path()
-        } else {
-            "/".as_ref()
-        };
         hooks::run(hooks, &state, cwd).with_context(|| format!("hooks.{what}"))
     }
 }
@@ -191,8 +213,7 @@ pub fn has_runtime_hooks(spec: &Spec) -> bool {
 /// The hooks that run in the runtime's namespace during create, and their names, in order.
 pub fn runtime_hooks(spec: &Spec) -> [(&'static str, &[Hook]); 2] {
     let hooks = spec.hooks().as_ref();
-    #[allow(deprecated)]
-    // prestart is still what some callers send, and the specification demands it
+    // Deprecated, but still what some callers send, and the specification demands it.
     let prestart = hooks
         .and_then(|hooks| hooks.prestart().as_deref())
         .unwrap_or_default();

@@ -4,6 +4,13 @@
 //! loses the right to enter namespaces of the one outside. So existing namespaces are joined first, the user namespace
 //! last of them, and only then are new ones made; a pid namespace takes effect for children only. Where that means joining
 //! something before the container's init is cloned, a process in between does it (see [`crate::spawn`]).
+//!
+//! A mount namespace that exists is joined twice. The container's root becomes its root, as with runc: for every process
+//! in it, and for good. So init joins it, copies it, builds the root in the copy, where a failure leaves no trace, and
+//! comes back for the exchange alone ([`crate::rootfs::Rootfs::relocate`]). Paths of the specification lead where they
+//! lead in that namespace: one that has no such root, another container's for one, is left as it is, with an error.
+//! Where we differ: runc mounts right into the namespace, and leaves in it what a failed create has mounted; the
+//! namespace of the host, whose root would be exchanged under everything, is refused.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -23,6 +30,8 @@ pub struct Namespaces {
     pub new: CloneFlags,
     /// To be joined; the user namespace is the last.
     join: Vec<Existing>,
+    /// A mount namespace to be joined, before the others.
+    mount: Option<Existing>,
 }
 
 /// A namespace that exists, held open.
@@ -39,22 +48,32 @@ impl Namespaces {
         let mut namespaces = Namespaces {
             new: CloneFlags::empty(),
             join: Vec::new(),
+            mount: None,
         };
         for namespace in declared(spec) {
             let flag = clone_flag(namespace.typ())?;
-            match namespace.path() {
-                Some(path) if !path.as_os_str().is_empty() => {
-                    namespaces.join.push(Existing::open(flag, path.clone())?)
-                }
-                _ => namespaces.new |= flag,
+            let Some(path) = namespace
+                .path()
+                .as_ref()
+                .filter(|path| !path.as_os_str().is_empty())
+            else {
+                namespaces.new |= flag;
+                continue;
+            };
+            let existing = Existing::open(flag, path.clone())?;
+            if flag == CloneFlags::CLONE_NEWNS {
+                existing.check_not_the_hosts()?;
+                namespaces.mount = Some(existing);
+            } else {
+                namespaces.join.push(existing);
             }
         }
         namespaces
             .join
             .sort_by_key(|existing| existing.flag == CloneFlags::CLONE_NEWUSER);
         ensure!(
-            namespaces.new.contains(CloneFlags::CLONE_NEWNS),
-            "linux.namespaces: a new mount namespace is required: the root filesystem is built in it"
+            namespaces.new.contains(CloneFlags::CLONE_NEWNS) || namespaces.joins_mount(),
+            "linux.namespaces: a mount namespace is required: the root filesystem is built in it"
         );
         Ok(namespaces)
     }
@@ -89,18 +108,30 @@ impl Namespaces {
             || beside_new_user
     }
 
+    /// The container gets a mount namespace that exists: its paths lead where they lead in there.
+    pub fn joins_mount(&self) -> bool {
+        self.mount.is_some()
+    }
+
     /// Enters the namespaces that exist.
     pub fn join(&self) -> Result<()> {
-        for existing in &self.join {
-            setns(&existing.file, existing.flag).with_context(|| {
-                format!(
-                    "join {}: setns({:?})",
-                    existing.path.display(),
-                    existing.flag
-                )
-            })?;
+        self.mount
+            .iter()
+            .chain(&self.join)
+            .try_for_each(Existing::join)
+    }
+
+    /// Leaves a joined mount namespace for a copy of it, in which everything can be done without a trace.
+    pub fn copy_mounts(&self) -> Result<()> {
+        if self.joins_mount() {
+            unshare(CloneFlags::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
         }
         Ok(())
+    }
+
+    /// Returns from the copy to the joined mount namespace itself; its `/` is our root again.
+    pub fn join_mount(&self) -> Result<()> {
+        self.mount.iter().try_for_each(Existing::join)
     }
 
     /// Becomes root of the user namespace, if there is one, and makes what had to wait for that.
@@ -142,6 +173,28 @@ impl Existing {
             path,
             file: file.into(),
         })
+    }
+
+    fn join(&self) -> Result<()> {
+        setns(&self.file, self.flag)
+            .with_context(|| format!("join {}: setns({:?})", self.path.display(), self.flag))
+    }
+
+    /// A mount namespace that neither the runtime nor the machine's first process lives in.
+    fn check_not_the_hosts(&self) -> Result<()> {
+        let inode = rustix::fs::fstat(&self.file)
+            .with_context(|| format!("fstat({})", self.path.display()))?
+            .st_ino;
+        for host in ["/proc/self/ns/mnt", "/proc/1/ns/mnt"] {
+            // Another's may be out of sight, and is then nothing a path can lead to either.
+            let same = std::fs::metadata(host).is_ok_and(|meta| meta.ino() == inode);
+            ensure!(
+                !same,
+                "linux.namespaces: {}: the host's mount namespace, whose root would become the container's",
+                self.path.display()
+            );
+        }
+        Ok(())
     }
 }
 
@@ -263,10 +316,11 @@ fn proc_name(kind: LinuxNamespaceType) -> &'static str {
 
 /// Sets the host name and the NIS domain name of the uts namespace.
 pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<()> {
-    if let Some(name) = hostname {
+    // An empty name is one that a Go program did not set, as runc takes it.
+    if let Some(name) = hostname.filter(|name| !name.is_empty()) {
         nix::unistd::sethostname(name).with_context(|| format!("sethostname({name:?})"))?;
     }
-    if let Some(name) = domainname {
+    if let Some(name) = domainname.filter(|name| !name.is_empty()) {
         let text = CString::new(name).with_context(|| format!("domainname {name:?}"))?;
         rustix::system::setdomainname(text.as_bytes())
             .with_context(|| format!("setdomainname({name:?})"))?;
@@ -324,6 +378,8 @@ mod tests {
     fn what_is_refused() {
         for list in [
             r#"[{"type":"pid"}]"#,
+            r#"[{"type":"mount","path":"/proc/self/ns/mnt"}]"#,
+            r#"[{"type":"mount","path":"/proc/1/ns/mnt"}]"#,
             r#"[{"type":"mount"},{"type":"time"}]"#,
             r#"[{"type":"mount"},{"type":"network","path":"/proc/self/status"}]"#,
             r#"[{"type":"mount"},{"type":"network","path":"/nonexistent"}]"#,

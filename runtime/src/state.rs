@@ -29,7 +29,7 @@ use crate::cgroup::CgroupPaths;
 use crate::error::Error;
 
 /// The version of the OCI runtime specification this runtime follows.
-pub const OCI_VERSION: &str = "1.2.1";
+pub const OCI_VERSION: &str = "1.3.0";
 
 /// How long a command waits for another that changes the same container.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +62,9 @@ pub struct State {
     pub annotations: HashMap<String, String>,
     /// Where the container's cgroups are.
     pub cgroup: CgroupPaths,
+    /// They have been found empty or made: what is in them is the container's. A create that is killed before may have
+    /// been on its way to somebody else's.
+    pub own_cgroup: bool,
 }
 
 impl State {
@@ -166,11 +169,22 @@ impl Directory {
                 }
             }
         }
-        // Whoever held the lock before may have deleted the container.
-        if self.path.exists() {
+        // Whoever held the lock before may have deleted the container, and another may have made one of that name.
+        if self.is_current()? {
             Ok(())
         } else {
             Err(Error::NotFound(self.id.clone()).into())
+        }
+    }
+
+    /// The directory that is open is the one at the path.
+    fn is_current(&self) -> Result<bool> {
+        let what = || format!("stat({})", self.path.display());
+        let open = rustix::fs::fstat(&self.fd).with_context(what)?;
+        match rustix::fs::lstat(&self.path) {
+            Ok(there) => Ok((there.st_dev, there.st_ino) == (open.st_dev, open.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error).with_context(what),
         }
     }
 
@@ -319,6 +333,23 @@ pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_of_the_directory_that_is_there() {
+        let root = std::env::temp_dir().join(format!("corten-state-{}", std::process::id()));
+        let id: ContainerId = "x".parse().unwrap();
+        let first = reserve(&root, &id).unwrap().keep();
+        let waiting = Directory::open(&root, &id).unwrap();
+        first.remove().unwrap();
+        drop(first);
+        let gone = waiting.lock().unwrap_err();
+        assert!(matches!(gone.downcast_ref(), Some(Error::NotFound(_))));
+        // Another of that name is not the one that was waited for.
+        let second = reserve(&root, &id).unwrap();
+        assert!(waiting.lock().is_err());
+        drop(second);
+        fs::remove_dir(root).unwrap();
+    }
 
     #[test]
     fn stat_lines() {

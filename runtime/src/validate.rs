@@ -39,6 +39,7 @@ pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
         .as_ref()
         .ok_or_else(|| anyhow!("linux: missing"))?;
     warnings.extend(linux::linux(linux)?);
+    linux::joined_mount_namespace(spec, linux)?;
     linux::names(spec, linux)?;
     linux::process_ids(process, linux)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {

@@ -158,7 +158,11 @@ struct Held<'a>(Option<&'a Cgroup>);
 
 impl<'a> Held<'a> {
     fn hold(cgroup: &'a Cgroup) -> Self {
-        // Without a freezer, or with a process that does not stop, the signal is sent all the same.
+        // No freezer: this machine has none, or the cgroup is on its way out and that hierarchy's was the first to go.
+        if matches!(cgroup.freezer(), Ok(None)) {
+            return Held(None);
+        }
+        // With a process that does not stop the signal is sent all the same.
         let frozen = crate::log::best_effort("hold the processes for a signal", cgroup.freeze());
         Held(frozen.map(|()| cgroup))
     }

@@ -192,9 +192,12 @@ pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> 
     above.reverse();
     for parent in above {
         let directory = Directory::existing(parent)?;
+        if has_processes(&directory)? {
+            return Ok(());
+        }
         for name in &missing {
-            // One by one, since one refusal is a refusal of the whole line. A cgroup with processes of its own answers
-            // EBUSY (no internal processes, cgroup-v2.rst), one above that lacks the controller ENOENT.
+            // One by one, since one refusal is a refusal of the whole line. A cgroup that has got processes meanwhile
+            // answers EBUSY, one above that lacks the controller ENOENT.
             match directory.try_write("cgroup.subtree_control", &format!("+{name}")) {
                 Ok(()) | Err(Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP) => {}
                 Err(error) => {
@@ -209,6 +212,18 @@ pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Whether a v2 cgroup has processes of its own, and so can hand nothing on (no internal processes, cgroup-v2.rst). The
+/// root may; it is told by the lack of this file.
+///
+/// To be asked and not tried: the kernel does switch cpu, cpuset and pids on there, but makes the cgroup the root of a
+/// threaded tree by it, in which no container can run, and leaves it so.
+fn has_processes(directory: &Directory) -> Result<bool> {
+    if matches!(directory.try_read("cgroup.type"), Err(Errno::NOENT)) {
+        return Ok(false);
+    }
+    Ok(!directory.read("cgroup.procs")?.is_empty())
 }
 
 impl Cgroup {
@@ -230,6 +245,14 @@ impl Cgroup {
         }
         self.remove_own_parent();
         Ok(())
+    }
+
+    /// Removes what is empty and kills nobody: for whoever cannot tell whether these cgroups are a container's.
+    pub fn remove_empty(&self) {
+        for (_, path) in self.paths.iter() {
+            let _in_use = directory::remove(path);
+        }
+        self.remove_own_parent();
     }
 
     /// Removes /corten if this was the last container in it.

@@ -8,6 +8,7 @@
 //! | [`Rootfs::attach`]: cut the propagation, put the root over `/` | init | it is reachable by descriptor only; the host's paths still lead to the host |
 //! | [`Rootfs::mount_all`] | init | /proc, mqueue and sysfs show the namespaces of who mounts them |
 //! | [`Rootfs::furnish`], `/dev/console`, [`Rootfs::seal`] | init | after the mounts they lie on; what makes read-only comes last |
+//! | [`Rootfs::relocate`] into a mount namespace that is joined | init | until here it has seen nothing of all this |
 //! | [`pivot::pivot`], [`Rootfs::share`] | init | a shared mount cannot become the root |
 //!
 //! Every mount is made detached and attached by descriptor; see [`mount`] and [`resolve`]. Nothing is ever mounted
@@ -26,12 +27,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::CloneFlags;
 use oci_spec::runtime::{Linux, Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, fstat};
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::bundle::Bundle;
 use crate::cgroup::CgroupPaths;
+use crate::namespaces::Namespaces;
 use options::{Bind, Options, Propagation};
 use resolve::Root;
 
@@ -78,14 +81,11 @@ enum Source {
 }
 
 impl Sources {
-    /// Opens the root and every source of a bind. `cgroup_namespace`: the container has one, and sees its own cgroup
-    /// as the root of the hierarchy.
-    pub fn open(
-        bundle: &Bundle,
-        cgroup: &CgroupPaths,
-        user_namespace: bool,
-        cgroup_namespace: bool,
-    ) -> Result<Sources> {
+    /// Opens the root and every source of a bind.
+    pub fn open(bundle: &Bundle, cgroup: &CgroupPaths, namespaces: &Namespaces) -> Result<Sources> {
+        let user_namespace = namespaces.user();
+        // It shows the container its own cgroup as the root of the hierarchy.
+        let cgroup_namespace = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
         let root =
             mount::copy_path(&bundle.rootfs, Bind::Recursive).context("the root filesystem")?;
         let kind = FileType::from_raw_mode(fstat(&root).context("fstat of the root")?.st_mode);
@@ -240,12 +240,7 @@ pub struct Rootfs<'a> {
 impl<'a> Rootfs<'a> {
     /// Cuts this mount namespace off from the host's and puts the container's root over `/`.
     pub fn attach(spec: &'a Spec, sources: &'a Sources) -> Result<Rootfs<'a>> {
-        rustix::mount::mount_change(
-            "/",
-            rustix::mount::MountPropagationFlags::DOWNSTREAM
-                | rustix::mount::MountPropagationFlags::REC,
-        )
-        .context("mount(/, MS_REC | MS_SLAVE)")?;
+        cut_propagation()?;
         let root = sources.root.try_clone().context("dup the root")?;
         // Private, whatever its source was: the container's mounts below it must not appear on the host.
         mount::set_propagation(
@@ -255,8 +250,7 @@ impl<'a> Rootfs<'a> {
                 recursive: true,
             },
         )?;
-        move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .context("move_mount over /")?;
+        put_over_root(&root)?;
         Ok(Rootfs {
             root: Root::new(root),
             spec,
@@ -390,6 +384,27 @@ impl<'a> Rootfs<'a> {
         Ok(())
     }
 
+    /// Moves the root to its own path, for hooks that look for it there. The path is the host's, until then.
+    pub fn show_at(&self, path: &Path) -> Result<()> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+        move_mount(&self.root, "", CWD, path, flags)
+            .with_context(|| format!("move_mount to {}", path.display()))
+    }
+
+    /// Takes the finished root along into the mount namespace that `enter` enters, over its `/`.
+    ///
+    /// A copy of it: mounts of one namespace cannot be moved to another. What is mounted there must not reach the
+    /// namespaces it shares mounts with, nor may the end of its old root, so that its propagation is cut first, as runc
+    /// does.
+    pub fn relocate(&mut self, enter: impl FnOnce() -> Result<()>) -> Result<()> {
+        let copy = mount::copy(&self.root).context("copy the finished root")?;
+        enter()?;
+        cut_propagation()?;
+        put_over_root(&copy)?;
+        self.root = Root::new(copy);
+        Ok(())
+    }
+
     /// Sets the root's propagation, once it is the root: pivot_root takes no shared mount.
     pub fn share(&self) -> Result<()> {
         root_propagation(self.spec).map_or(Ok(()), |propagation| {
@@ -397,6 +412,21 @@ impl<'a> Rootfs<'a> {
                 .context("linux.rootfsPropagation")
         })
     }
+}
+
+/// Nothing that is mounted or unmounted in this mount namespace reaches another from here on.
+fn cut_propagation() -> Result<()> {
+    rustix::mount::mount_change(
+        "/",
+        rustix::mount::MountPropagationFlags::DOWNSTREAM
+            | rustix::mount::MountPropagationFlags::REC,
+    )
+    .context("mount(/, MS_REC | MS_SLAVE)")
+}
+
+fn put_over_root(root: &OwnedFd) -> Result<()> {
+    move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .context("move_mount over /")
 }
 
 #[cfg(test)]

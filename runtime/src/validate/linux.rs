@@ -80,12 +80,47 @@ fn namespaces(linux: &Linux) -> Result<()> {
         );
         path(namespace).map_or(Ok(()), |path| absolute(path, &format!("{at}.path")))?;
     }
-    let mount = find(linux, LinuxNamespaceType::Mount)
+    ensure!(
+        find(linux, LinuxNamespaceType::Mount).is_some(),
+        "linux.namespaces: must hold a mount namespace: the root filesystem is built in it"
+    );
+    Ok(())
+}
+
+/// What does not go together with a mount namespace that exists: the root is built in a copy of it, and moved.
+pub(super) fn joined_mount_namespace(spec: &Spec, linux: &Linux) -> Result<()> {
+    let Some((index, _)) =
+        find(linux, LinuxNamespaceType::Mount).filter(|(_, namespace)| path(namespace).is_some())
+    else {
+        return Ok(());
+    };
+    let at = format!("linux.namespaces[{index}].path");
+    let new_user = find(linux, LinuxNamespaceType::User)
         .is_some_and(|(_, namespace)| path(namespace).is_none());
     ensure!(
-        mount,
-        "linux.namespaces: must hold a mount namespace without a path: the root filesystem is built in it"
+        !new_user,
+        "{at}: needs the user namespace it belongs to: a new one has no rights in it"
     );
+    let hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.create_container().as_ref());
+    // Its processes decide what is at the path of a hook there, which would run with all of the runtime's rights.
+    ensure!(
+        hooks.is_none_or(Vec::is_empty),
+        "{at}: must be absent where there are hooks.createContainer"
+    );
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let options = mount.options().iter().flatten();
+        // The kernel leaves such a mount out of every copy.
+        let unbindable = options
+            .filter_map(|option| Propagation::parse(option))
+            .any(|propagation| propagation.kind == libc::MS_UNBINDABLE);
+        ensure!(
+            !unbindable,
+            "{at}: must be absent where mounts[{index}].options says unbindable"
+        );
+    }
     Ok(())
 }
 
@@ -266,7 +301,7 @@ mod tests {
         refused(
             r#"
             /linux/namespaces | [] | linux.namespaces | mount
-            /linux/namespaces | [{"type": "mount", "path": "/proc/self/ns/mnt"}] | linux.namespaces | mount
+            /linux/namespaces | [{"type": "mount", "path": "x"}] | linux.namespaces[0].path: "x" | absolute
             /linux/namespaces | [{"type": "mount"}, {"type": "mount"}] | linux.namespaces[1].type: mnt | twice
             /linux/namespaces | [{"type": "time"}] | linux.namespaces[0].type: time | not supported
             /linux/namespaces | [{"type": "pid", "path": "x"}] | linux.namespaces[0].path: "x" | absolute
@@ -274,6 +309,43 @@ mod tests {
         );
         let empty_path = json!({"type": "pid", "path": ""});
         assert_eq!(check(&[namespaces(&[empty_path])]), Ok(vec![]));
+    }
+
+    #[test]
+    fn beside_a_mount_namespace_that_exists() {
+        let joined = |more: &[Value]| {
+            let mut all = vec![json!({"type": "mount", "path": "/run/mnt"})];
+            all.extend_from_slice(more);
+            ("/linux/namespaces", Value::Array(all))
+        };
+        let ids = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+        let bind = |option: &str| json!([{"destination": "/x", "source": "/", "type": "bind", "options": ["bind", option]}]);
+        assert_eq!(check(&[joined(&[])]), Ok(vec![]));
+        assert_eq!(
+            check(&[joined(&[]), ("/mounts", bind("private"))]),
+            Ok(vec![])
+        );
+        for (change, rule) in [
+            (("/mounts", bind("unbindable")), "mounts[0].options"),
+            (("/mounts", bind("runbindable")), "mounts[0].options"),
+            (
+                ("/hooks", json!({"createContainer": [{"path": "/x"}]})),
+                "hooks.createContainer",
+            ),
+        ] {
+            let error = check(&[joined(&[]), change]).unwrap_err();
+            assert!(
+                error.starts_with("linux.namespaces[0].path: ") && error.contains(rule),
+                "{error}"
+            );
+        }
+        let error = check(&[
+            joined(&[json!({"type": "user"})]),
+            ("/linux/uidMappings", ids.clone()),
+            ("/linux/gidMappings", ids),
+        ])
+        .unwrap_err();
+        assert!(error.contains("user namespace"), "{error}");
     }
 
     #[test]
