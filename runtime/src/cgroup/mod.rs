@@ -350,7 +350,7 @@ impl Cgroup {
 }
 
 fn describe(write: &Write) -> String {
-    format!("linux.resources: write {:?} to {}", write.value, write.file)
+    format!("write {:?} to {}", write.value, write.file)
 }
 
 /// The number on the line `KEY NUMBER`.
