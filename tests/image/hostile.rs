@@ -1,12 +1,16 @@
 //! Layers that are made to break out, to lie or to wear the node out: each is refused, and nothing of it stays.
 
 use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
 
-use corten_cri::image::Cause;
-use corten_tests::image::{Entry, Image, Layer, Packing};
+use corten_cri::image::{Cause, Credentials, ImageStore};
+use corten_tests::image::{self, Entry, Image, Layer, Packing};
+use corten_tests::registry::{Fault, Registry};
+use serde_json::{Value, json};
 use tar::EntryType;
 
-use crate::Lab;
+use crate::{Lab, large_layer, small_layer, wait_for};
 
 /// Pulls an image of this one archive, expects a refusal that says `says`, and nothing kept.
 async fn refused(lab: &Lab, name: &str, tar: Vec<u8>, says: &str) {
@@ -257,5 +261,86 @@ async fn failed_layers_keep_no_descriptor() {
     }
     assert_eq!(open(), 0);
     lab.assert_empty();
+    lab.finish();
+}
+
+fn read_json(lab: &Lab, digest: &corten_proto::id::Digest) -> Value {
+    let content = fs::read(image::blob_path(&lab.served(), digest)).unwrap();
+    serde_json::from_slice(&content).unwrap()
+}
+
+/// Serves `manifest` as `name`.
+fn serve_manifest(lab: &Lab, manifest: &Value, name: &str) {
+    let media_type = manifest["mediaType"].as_str().unwrap();
+    image::save_document(&lab.served(), manifest, media_type, &[name]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_claims_a_layer_of_others_holds_none_of_them_up() {
+    let mut lab = Lab::new();
+    let good = lab.serve(&Image::new().layer(small_layer("popular")), &["good:1"]);
+    // Another registry's image: the same config, and so the same diff id, with a blob that never comes to its end.
+    let other = lab.serve(&Image::new().layer(large_layer("other", 8)), &["other:1"]);
+    let mut claim = read_json(&lab, &good.manifest);
+    claim["layers"] = read_json(&lab, &other.manifest)["layers"].clone();
+    serve_manifest(&lab, &claim, "claim:1");
+    let slow = Registry::start(&lab.served()).unwrap();
+    slow.fail("/blobs/", Some(Fault::Slow(Duration::from_millis(200))));
+    slow.fail(good.id.as_str(), None);
+    let mut configs = lab.configs();
+    let plain = configs.values().next().unwrap().clone();
+    configs.insert(slow.address().to_string(), plain);
+    lab.store = None;
+    lab.store = Some(ImageStore::open(&lab.root(), configs).unwrap());
+
+    let (store, reference) = (Arc::clone(lab.store()), slow.reference("claim:1"));
+    let claiming =
+        tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
+    wait_for("the download", || slow.count(other.blobs[0].as_str()) == 1);
+    let pulled = tokio::time::timeout(Duration::from_secs(10), lab.pull("good:1")).await;
+    assert_eq!(pulled.expect("it waits for the other").unwrap().id, good.id);
+    assert!(!claiming.is_finished());
+    claiming.abort();
+    drop(claiming.await);
+    drop(slow);
+    wait_for("the end of the download", || lab.names("layers").len() == 1);
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_failure_of_another_pull_is_not_shared() {
+    let lab = Lab::new();
+    let good = lab.serve(&Image::new().layer(large_layer("popular", 2)), &["good:1"]);
+    let mut claim = read_json(&lab, &good.manifest);
+    // It fails at the end of the download, when the other waits for it already.
+    let size = claim["layers"][0]["size"].as_u64().unwrap();
+    claim["layers"][0]["size"] = (size + 1).into();
+    serve_manifest(&lab, &claim, "claim:1");
+    let blob = good.blobs[0].as_str();
+    lab.registry
+        .fail(blob, Some(Fault::Slow(Duration::from_millis(3))));
+
+    let (store, reference) = (Arc::clone(lab.store()), lab.registry.reference("claim:1"));
+    let claiming =
+        tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
+    wait_for("the download", || lab.registry.count(blob) == 1);
+    assert_eq!(lab.pull("good:1").await.unwrap().id, good.id);
+    let error = claiming.await.unwrap().unwrap_err();
+    assert_eq!(error.cause, Cause::Refused, "{error}");
+    assert_eq!(lab.registry.count(blob), 2);
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_size_of_a_known_config_is_checked_too() {
+    let lab = Lab::new();
+    let good = lab.serve(&Image::new().layer(small_layer("a")), &["good:1"]);
+    lab.pull("good:1").await.unwrap();
+    let mut claim = read_json(&lab, &good.manifest);
+    claim["config"]["size"] = json!(u64::MAX);
+    serve_manifest(&lab, &claim, "claim:1");
+    let error = lab.pull("claim:1").await.unwrap_err();
+    assert_eq!(error.cause, Cause::Refused, "{error}");
+    assert!(error.to_string().contains("at most 4194304"), "{error}");
     lab.finish();
 }

@@ -20,7 +20,8 @@
 //! ```text
 //! reference --> registry: manifest --> index? the platform's manifest --> config --> layers, a few at a time --> record
 //! ```
-//! Pulls of the same image join; so do pulls of different images that have a layer in common. Nothing that is here
+//! Pulls of the same image join; so do pulls of different images that have a layer in common and get it from the same
+//! place. What one pull's registry does costs no other pull more than its turn. Nothing that is here
 //! already is fetched again, except the manifest: it proves to the registry that the caller may have the image.
 //!
 //! | module | owns |
@@ -28,7 +29,8 @@
 //! | [`reference`] | the text form of an image's name |
 //! | [`registry`], [`auth`] | HTTP, credentials |
 //! | `manifest` | what documents are accepted, pure |
-//! | `pull` | the order of a pull |
+//! | `pull`, `in_flight` | the order of a pull, and what pulls share |
+//! | `slots`, `pace` | how many layers at once, and how slow they may come |
 //! | `layer`, `unpack` | one layer: digests, and its archive applied to a directory |
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | [`snapshot`] | a container's root: the overlay mount |
@@ -40,10 +42,12 @@ mod error;
 mod in_flight;
 mod layer;
 mod manifest;
+mod pace;
 mod pull;
 mod record;
 pub mod reference;
 pub mod registry;
+mod slots;
 pub mod snapshot;
 mod store;
 mod unpack;

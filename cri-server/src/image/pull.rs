@@ -7,7 +7,7 @@ use std::time::Duration;
 use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::auth::Credentials;
 use super::error::{Cause, PullError};
@@ -17,14 +17,11 @@ use super::manifest::{self, Descriptor, Document, Manifest, Platform};
 use super::record::Image;
 use super::reference::{Reference, Version};
 use super::registry::{Registries, RegistryConfigs, Repository};
+use super::slots::Slots;
 use super::store::{ImageStore, LayerLease};
 
 /// Largest image config, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;
-
-/// Layers fetched and unpacked at once, all pulls together: each has a thread, and more threads than that wait for the
-/// same disk.
-const LAYERS_AT_ONCE: usize = 6;
 
 /// Pieces of a download that may wait for the unpacker, at most about 16 KiB each.
 const CHUNKS_WAITING: usize = 64;
@@ -35,12 +32,22 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_
 
 type LayerResult = Result<Arc<LayerLease>, PullError>;
 
+/// What makes two downloads the same: what is fetched, what it is to become, where from and with which rights. The diff id
+/// alone is the claim of an image, which may not deliver.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct LayerKey {
+    diff_id: Digest,
+    blob: Digest,
+    registry: String,
+    credentials: Credentials,
+}
+
 /// The pulls under way.
 pub(super) struct Pulls {
     registries: Registries,
     images: InFlight<(Reference, Credentials), Result<Arc<Image>, PullError>>,
-    layers: InFlight<Digest, LayerResult>,
-    slots: Arc<Semaphore>,
+    layers: InFlight<LayerKey, LayerResult>,
+    slots: Slots,
 }
 
 impl Pulls {
@@ -49,7 +56,7 @@ impl Pulls {
             registries: Registries::new(registries),
             images: InFlight::new(),
             layers: InFlight::new(),
-            slots: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            slots: Slots::new(),
         }
     }
 }
@@ -79,7 +86,8 @@ impl ImageStore {
         reference: &Reference,
         credentials: Credentials,
     ) -> Result<Arc<Image>, PullError> {
-        let repository = Arc::new(self.pulls.registries.repository(reference, credentials)?);
+        let registries = &self.pulls.registries;
+        let repository = Arc::new(registries.repository(reference, credentials).await?);
         let platform = Platform::host();
         let (digest, manifest) = resolve(&repository, reference, &platform).await?;
         let (config, config_size) = self.config(&repository, &manifest.config).await?;
@@ -90,7 +98,7 @@ impl ImageStore {
             id: manifest.config.digest,
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
-            size: self.layers_size(&layers) + config_size,
+            size: self.layers_size(&layers).saturating_add(config_size),
             config,
             layers,
         };
@@ -111,22 +119,23 @@ impl ImageStore {
         repository: &Repository,
         descriptor: &Descriptor,
     ) -> Result<(ImageConfiguration, u64), PullError> {
-        if let Ok(Some(known)) = self.find(descriptor.digest.as_str()) {
-            return Ok((known.config.clone(), descriptor.size));
-        }
         let failed = |error: PullError| error.context(format!("config {}", descriptor.digest));
+        // First of all: the size is the manifest's word, whether or not the config is here already.
         if descriptor.size > MAX_CONFIG {
             return Err(failed(PullError::refused(format!(
                 "{} bytes, at most {MAX_CONFIG}",
                 descriptor.size
             ))));
         }
+        if let Ok(Some(known)) = self.find(descriptor.digest.as_str()) {
+            return Ok((known.config.clone(), descriptor.size));
+        }
         let limit = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
-        let response = repository
+        let body = repository
             .blob(descriptor.digest.as_str())
             .await
             .map_err(failed)?;
-        let content = repository.read(response, limit).await.map_err(failed)?;
+        let content = repository.read(body, limit).await.map_err(failed)?;
         check_digest(&content, &descriptor.digest).map_err(failed)?;
         let config = serde_json::from_slice(&content)
             .map_err(|error| failed(PullError::refused(error.to_string())))?;
@@ -160,56 +169,68 @@ impl ImageStore {
         Ok(leases)
     }
 
-    /// Makes one layer present: it is here, or another pull is at it, or it is fetched.
+    /// Makes one layer present: it is here, or another pull is at the same, or it is fetched.
     async fn layer(
         self: &Arc<Self>,
         repository: Arc<Repository>,
         expected: Expected,
     ) -> LayerResult {
-        if let Ok(lease) = self.lease(std::slice::from_ref(&expected.diff_id)) {
-            return Ok(Arc::new(lease));
+        if let Some(lease) = self.present(&expected) {
+            return Ok(lease);
         }
-        let store = Arc::clone(self);
-        let fetched = self
-            .pulls
-            .layers
-            .join(expected.diff_id.clone(), || async move {
-                let digest = expected.blob.digest.clone();
-                let fetched = store.fetch(&repository, expected).await;
-                fetched
-                    .map(Arc::new)
-                    .map_err(|error| error.context(format!("layer {digest}")))
-            });
-        fetched.await.unwrap_or_else(|| Err(ended("a layer")))
+        let key = LayerKey {
+            diff_id: expected.diff_id.clone(),
+            blob: expected.blob.digest.clone(),
+            registry: repository.registry.clone(),
+            credentials: repository.credentials.clone(),
+        };
+        let (store, from, wanted) = (Arc::clone(self), Arc::clone(&repository), expected.clone());
+        let mut own = false;
+        let fetched = self.pulls.layers.join(key, || {
+            own = true;
+            async move { store.fetch(&from, wanted).await }
+        });
+        match fetched.await.unwrap_or_else(|| Err(ended("a layer"))) {
+            // Another pull's failure may be its own doing: a repository without the blob, a wrong size in its manifest.
+            Err(_theirs) if !own => self.fetch(&repository, expected).await,
+            fetched => fetched,
+        }
+    }
+
+    /// The layer, if it is here.
+    fn present(&self, expected: &Expected) -> Option<Arc<LayerLease>> {
+        let lease = self.lease(std::slice::from_ref(&expected.diff_id));
+        lease.ok().map(Arc::new)
     }
 
     /// Fetches a layer, several times if need be.
-    async fn fetch(
-        self: &Arc<Self>,
-        repository: &Repository,
-        expected: Expected,
-    ) -> Result<LayerLease, PullError> {
-        for pause in RETRY_PAUSES {
-            match self.fetch_once(repository, expected.clone()).await {
-                Err(error) if error.cause == Cause::Unreachable => {
-                    let layer = &expected.blob.digest;
-                    tracing::info!(%layer, %error, "fetching a layer failed, trying again");
-                    tokio::time::sleep(pause).await;
-                }
-                fetched => return fetched,
-            }
+    async fn fetch(self: &Arc<Self>, repository: &Repository, expected: Expected) -> LayerResult {
+        let layer = expected.blob.digest.clone();
+        let mut pauses = RETRY_PAUSES.into_iter();
+        loop {
+            let error = match self.fetch_once(repository, expected.clone()).await {
+                Ok(lease) => return Ok(lease),
+                Err(error) => error,
+            };
+            let Some(pause) = pauses.next().filter(|_| error.cause == Cause::Unreachable) else {
+                return Err(error.context(format!("layer {layer}")));
+            };
+            tracing::info!(%layer, %error, "fetching a layer failed, trying again");
+            tokio::time::sleep(pause).await;
         }
-        self.fetch_once(repository, expected).await
     }
 
     async fn fetch_once(
         self: &Arc<Self>,
         repository: &Repository,
         expected: Expected,
-    ) -> Result<LayerLease, PullError> {
-        let slot = Arc::clone(&self.pulls.slots).acquire_owned().await;
-        let slot = slot.expect("the semaphore is never closed");
-        let mut response = repository.blob(expected.blob.digest.as_str()).await?;
+    ) -> LayerResult {
+        let slot = self.pulls.slots.take(&repository.registry).await;
+        // A download from elsewhere may have brought it meanwhile.
+        if let Some(lease) = self.present(&expected) {
+            return Ok(lease);
+        }
+        let mut body = repository.blob(expected.blob.digest.as_str()).await?;
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let store = Arc::clone(self);
         let unpacking = tokio::task::spawn_blocking(move || {
@@ -218,7 +239,7 @@ impl ImageStore {
             unpacked
         });
         loop {
-            let chunk = match repository.chunk(&mut response).await {
+            let chunk = match repository.chunk(&mut body).await {
                 Ok(Some(chunk)) => Ok(chunk),
                 Ok(None) => break,
                 Err(error) => Err(error),
@@ -230,9 +251,10 @@ impl ImageStore {
             }
         }
         drop(sender);
-        unpacking
-            .await
+        let unpacked = unpacking.await;
+        unpacked
             .unwrap_or_else(|_panic| Err(ended("unpacking")))
+            .map(Arc::new)
     }
 
     /// Blocks; for a thread of its own.

@@ -2,13 +2,13 @@
 //!
 //! Plain HTTP is spoken to a registry only where the configuration says so; there is no falling back to it. Redirects
 //! are followed a few times, never from HTTPS to HTTP, and lose the `Authorization` header when they leave the host.
-//! Every wait has a limit. Left out: pushes, mirrors tried in turn, resuming a broken download.
+//! Every wait has a limit, and a reply that trickles is given up. Left out: pushes, mirrors tried in turn, resuming a broken download.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::auth::{Challenge, Credentials};
 use super::error::{Cause, PullError};
 use super::manifest;
+use super::pace::Pace;
 use super::reference::Reference;
+use crate::node::blocking;
 
 /// Largest manifest or index, in bytes: what the distribution API obliges registries to take.
 const MAX_MANIFEST: usize = 4 << 20;
@@ -51,18 +53,45 @@ pub type RegistryConfigs = BTreeMap<String, RegistryConfig>;
 /// All registries: their configuration, and the connections kept to them.
 pub(super) struct Registries {
     configs: RegistryConfigs,
-    /// By registry: a client keeps its idle connections, and building one reads the system's certificates.
-    clients: Mutex<HashMap<String, Client>>,
+    /// Kept because a client keeps its idle connections, and building one reads the system's certificates. As many as the
+    /// configuration tells apart and no more: registries are named by whoever names images.
+    clients: Mutex<HashMap<ClientKey, Client>>,
+}
+
+/// What makes one client unlike another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ClientKey {
+    /// Name of the configuration's entry; `None` for registries without one.
+    entry: Option<String>,
+    /// Loopback is reached without a proxy.
+    loopback: bool,
 }
 
 /// One repository of one registry, and what this pull may show it.
 pub(super) struct Repository {
+    /// As references name it.
+    pub(super) registry: String,
+    pub(super) credentials: Credentials,
     client: Client,
     /// `https://host/v2/library/busybox/`
     base: Url,
-    credentials: Credentials,
     /// The `Authorization` header that last worked, or is worth trying first.
     authorization: Mutex<Option<String>>,
+}
+
+/// The content of a reply, as it arrives.
+pub(super) struct Body {
+    response: Response,
+    pace: Pace,
+}
+
+impl From<Response> for Body {
+    fn from(response: Response) -> Self {
+        Body {
+            response,
+            pace: Pace::default(),
+        }
+    }
 }
 
 impl Registries {
@@ -74,18 +103,14 @@ impl Registries {
     }
 
     /// Where `reference` is fetched from.
-    pub(super) fn repository(
+    pub(super) async fn repository(
         &self,
         reference: &Reference,
         credentials: Credentials,
     ) -> Result<Repository, PullError> {
-        let config = self
-            .configs
-            .get(&reference.registry)
-            .or_else(|| self.configs.get("*"))
-            .cloned();
-        let config = config.unwrap_or_default();
-        let host = match (&config.endpoint, reference.registry.as_str()) {
+        let registry = reference.registry.as_str();
+        let (entry, config) = self.config(registry);
+        let host = match (&config.endpoint, registry) {
             (Some(endpoint), _) => endpoint,
             // Docker Hub answers its API under another name than its references have.
             (None, "docker.io") => "registry-1.docker.io",
@@ -99,9 +124,14 @@ impl Registries {
                 format!("registry address {address:?}: {error}"),
             )
         })?;
+        let key = ClientKey {
+            entry,
+            loopback: is_loopback(&base),
+        };
         let client = self
-            .client(&reference.registry, &config, &base)
-            .with_context(|| format!("set up the connection to registry {}", reference.registry))
+            .client(key, config)
+            .await
+            .with_context(|| format!("set up the connection to registry {registry}"))
             .map_err(|error| PullError::local(&error))?;
         // A token can go out at once; a login waits until the registry asks for it, because many want a token instead.
         let authorization = match &credentials {
@@ -109,47 +139,54 @@ impl Registries {
             Credentials::Anonymous | Credentials::Basic { .. } => None,
         };
         Ok(Repository {
+            registry: registry.to_owned(),
+            credentials,
             client,
             base,
-            credentials,
             authorization: Mutex::new(authorization),
         })
     }
 
-    fn client(
-        &self,
-        registry: &str,
-        config: &RegistryConfig,
-        base: &Url,
-    ) -> anyhow::Result<Client> {
-        if let Some(client) = lock(&self.clients).get(registry) {
+    /// The entry of the configuration that is about `registry`, and its name.
+    fn config(&self, registry: &str) -> (Option<String>, RegistryConfig) {
+        let entry = self.configs.get_key_value(registry);
+        match entry.or_else(|| self.configs.get_key_value("*")) {
+            Some((name, config)) => (Some(name.clone()), config.clone()),
+            None => (None, RegistryConfig::default()),
+        }
+    }
+
+    async fn client(&self, key: ClientKey, config: RegistryConfig) -> anyhow::Result<Client> {
+        if let Some(client) = lock(&self.clients).get(&key) {
             return Ok(client.clone());
         }
-        let client = build_client(config, base)?;
-        lock(&self.clients).insert(registry.to_owned(), client.clone());
+        let loopback = key.loopback;
+        let client = blocking(move || build_client(&config, loopback)).await?;
+        lock(&self.clients).insert(key, client.clone());
         Ok(client)
     }
 }
 
-fn build_client(config: &RegistryConfig, base: &Url) -> anyhow::Result<Client> {
+/// Blocks: reads certificates.
+fn build_client(config: &RegistryConfig, loopback: bool) -> anyhow::Result<Client> {
     // Fails only where a provider is installed already, which is then this one: nothing else in the process does TLS.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut authorities = Vec::new();
     if let Some(path) = &config.ca {
         authorities = certificates(path)?;
     }
-    let built = client_builder(config, base)
+    let built = client_builder(config, loopback)
         .tls_certs_merge(authorities)
         .build();
     match built {
         // A machine without any authority, ca-certificates not installed, needs none for this.
-        Err(_) if config.plain_http => client_builder(config, base).tls_certs_only([]).build(),
+        Err(_) if config.plain_http => client_builder(config, loopback).tls_certs_only([]).build(),
         built => built,
     }
     .context("build the HTTP client")
 }
 
-fn client_builder(config: &RegistryConfig, base: &Url) -> ClientBuilder {
+fn client_builder(config: &RegistryConfig, loopback: bool) -> ClientBuilder {
     let builder = Client::builder()
         .user_agent(concat!("corten/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
@@ -159,7 +196,7 @@ fn client_builder(config: &RegistryConfig, base: &Url) -> ClientBuilder {
         .https_only(!config.plain_http)
         .tls_danger_accept_invalid_certs(config.skip_verify);
     // A proxy's loopback is not ours; Go's clients have the same rule.
-    if is_loopback(base) {
+    if loopback {
         builder.no_proxy()
     } else {
         builder
@@ -190,36 +227,39 @@ impl Repository {
             .and_then(|value| value.to_str().ok());
         let content_type = content_type.unwrap_or_default().to_owned();
         let content = self
-            .read(response, MAX_MANIFEST)
+            .read(response.into(), MAX_MANIFEST)
             .await
             .map_err(|error| error.context("manifest"))?;
         Ok((content_type, content))
     }
 
-    /// Asks for a blob; its content follows in the response's body.
-    pub(super) async fn blob(&self, digest: &str) -> Result<Response, PullError> {
-        self.get(&format!("blobs/{digest}"), None).await
+    /// Asks for a blob, whose content follows.
+    pub(super) async fn blob(&self, digest: &str) -> Result<Body, PullError> {
+        let response = self.get(&format!("blobs/{digest}"), None).await?;
+        Ok(response.into())
     }
 
-    /// The next piece of a blob; `None` after the last.
-    pub(super) async fn chunk(
-        &self,
-        response: &mut Response,
-    ) -> Result<Option<bytes::Bytes>, PullError> {
-        response
-            .chunk()
-            .await
-            .map_err(|error| self.unreachable(&error))
+    /// The next piece of a reply; `None` after the last.
+    pub(super) async fn chunk(&self, body: &mut Body) -> Result<Option<bytes::Bytes>, PullError> {
+        let asked = Instant::now();
+        let chunk = body.response.chunk().await;
+        let chunk = chunk.map_err(|error| self.unreachable(&error))?;
+        if let Some(chunk) = &chunk {
+            let slow = body.pace.note(asked.elapsed(), chunk.len());
+            slow.map_err(|what| {
+                PullError::new(
+                    Cause::Unreachable,
+                    format!("registry {}: {what}", self.host()),
+                )
+            })?;
+        }
+        Ok(chunk)
     }
 
     /// Reads a whole body of at most `limit` bytes.
-    pub(super) async fn read(
-        &self,
-        mut response: Response,
-        limit: usize,
-    ) -> Result<Vec<u8>, PullError> {
+    pub(super) async fn read(&self, mut body: Body, limit: usize) -> Result<Vec<u8>, PullError> {
         let mut content = Vec::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
+        while let Some(chunk) = self.chunk(&mut body).await? {
             if content.len() + chunk.len() > limit {
                 return Err(PullError::refused(format!("larger than {limit} bytes")));
             }
@@ -311,7 +351,7 @@ impl Repository {
             .await
             .map_err(|error| self.unreachable(&error))?;
         let response = self.check(response, &url)?;
-        let content = self.read(response, MAX_TOKEN_REPLY).await?;
+        let content = self.read(response.into(), MAX_TOKEN_REPLY).await?;
         #[derive(Deserialize)]
         struct Reply {
             token: Option<String>,
@@ -373,4 +413,47 @@ impl Repository {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every critical section is one look-up or one assignment: a panic elsewhere leaves the data whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_that_nobody_configured_share_a_client() {
+        let plain = RegistryConfig {
+            plain_http: true,
+            ..RegistryConfig::default()
+        };
+        let configured = RegistryConfigs::from([("known.example".to_owned(), plain.clone())]);
+        let registries = Registries::new(configured);
+        let clients = async |names: &[&str]| {
+            for name in names {
+                let reference = format!("{name}/a:1").parse().unwrap();
+                let repository = registries.repository(&reference, Credentials::Anonymous);
+                assert_eq!(repository.await.unwrap().registry, *name);
+            }
+            lock(&registries.clients).len()
+        };
+        assert_eq!(clients(&["known.example"]).await, 1);
+        assert_eq!(
+            clients(&["one.example", "two.example", "three.example:5"]).await,
+            2
+        );
+        assert_eq!(
+            clients(&["127.0.0.1:1", "localhost:2"]).await,
+            3,
+            "no proxy"
+        );
+
+        let mirror = Registries::new(RegistryConfigs::from([("*".to_owned(), plain)]));
+        for name in ["a.example/a:1", "b.example/b:1"] {
+            let reference = name.parse().unwrap();
+            mirror
+                .repository(&reference, Credentials::Anonymous)
+                .await
+                .unwrap();
+        }
+        assert_eq!(lock(&mirror.clients).len(), 1);
+    }
 }
