@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use corten_tests::bundle::{Bundle, Container, Output, Running, Runtime, finish, wait_until};
+use corten_tests::cgroup;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -216,12 +217,8 @@ fn family(runtime: &Runtime) -> (Bundle<'_>, Container, Vec<Pid>) {
     bundle.probe(&["orphan"]);
     let container = bundle.start();
     container.wait_for("ready");
-    let pids = bundle.cgroup_file("pids", "cgroup.procs");
-    let pids: Vec<Pid> = pids
-        .lines()
-        .filter_map(|pid| pid.parse().ok())
-        .map(Pid::from_raw)
-        .collect();
+    let pids = cgroup::processes(&bundle.cgroup("pids"));
+    let pids: Vec<Pid> = pids.into_iter().map(Pid::from_raw).collect();
     assert_eq!(pids.len(), 2, "{pids:?}");
     (bundle, container, pids)
 }

@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use corten_tests::bundle::{Bundle, Runtime};
+use corten_tests::bundle::{Bundle, Report, Runtime};
+use corten_tests::cgroup;
 use serde_json::json;
 
 each_runtime! {
@@ -26,7 +27,7 @@ each_runtime! {
     a_missing_source_is_refused,
     a_directory_cannot_be_bound_onto_a_file,
     an_unknown_filesystem_is_refused,
-    v1_controllers_are_mounted_read_only,
+    cgroups_are_mounted_read_only,
 }
 
 corten_only! {
@@ -339,8 +340,14 @@ fn an_unknown_filesystem_is_refused(runtime: &Runtime) {
     bundle.assert_nothing_left();
 }
 
-fn v1_controllers_are_mounted_read_only(runtime: &Runtime) {
+fn cgroups_are_mounted_read_only(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
+    if cgroup::unified() {
+        let report = bundle.report(&["/sys/fs/cgroup/cgroup.procs"]);
+        assert_eq!(report.path("/sys/fs/cgroup/cgroup.procs")["write"], "EROFS");
+        assert_only_its_own_cgroup(&bundle, &report, "/sys/fs/cgroup", "cgroup2");
+        return;
+    }
     let report = bundle.report(&["/sys/fs/cgroup/memory/cgroup.procs"]);
     assert_eq!(
         report.path("/sys/fs/cgroup/memory/cgroup.procs")["write"],
@@ -353,13 +360,15 @@ fn v1_controllers_are_mounted_read_only(runtime: &Runtime) {
     );
     for controller in ["memory", "pids", "cpu", "devices", "freezer"] {
         let destination = format!("/sys/fs/cgroup/{controller}");
-        let mount = report.mount(&destination);
-        assert_eq!(mount["type"], "cgroup", "{mount}");
-        assert!(report.has_option(&destination, "ro"), "{mount}");
-        let root = mount["root"].as_str().unwrap_or_default();
-        assert!(
-            root.ends_with(&bundle.id),
-            "only the container's own cgroup is mounted: {mount}"
-        );
+        assert_only_its_own_cgroup(&bundle, &report, &destination, "cgroup");
     }
+}
+
+#[track_caller]
+fn assert_only_its_own_cgroup(bundle: &Bundle<'_>, report: &Report, destination: &str, kind: &str) {
+    let mount = report.mount(destination);
+    assert_eq!(mount["type"], kind, "{mount}");
+    assert!(report.has_option(destination, "ro"), "{mount}");
+    let root = mount["root"].as_str().unwrap_or_default();
+    assert!(root.ends_with(&bundle.id), "{mount}");
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use corten_proto::shim::error::Code;
 use corten_proto::shim::{Exec, Exit, KillExec, event, reply, request::Call};
+use corten_tests::cgroup;
 use corten_tests::shim::{Bundle, Client, PATIENCE, Shim, eventually};
 use serde_json::json;
 
@@ -122,7 +123,7 @@ fn an_exec_is_killed_with_its_descendants() {
         eventually("it has children", || {
             (read_back(&mut stdout) == "started\n").then_some(())
         });
-        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+        let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
         std::thread::sleep(Duration::from_millis(200));
         let kill = || {
             Call::KillExec(KillExec {
@@ -133,14 +134,10 @@ fn an_exec_is_killed_with_its_descendants() {
         client.call(kill()).expect("kill");
         assert_eq!(exit(client, "e").signal, 9);
         client.call(kill()).expect("it is over, which is no error");
-        let path = cgroup
-            .lines()
-            .find_map(|line| line.split_once(":pids:"))
-            .expect("a pids cgroup")
-            .1;
-        let procs = PathBuf::from(format!("/sys/fs/cgroup/pids{path}/cgroup.procs"));
+        let path = cgroup::membership(memberships.lines(), "pids").expect("a pids cgroup");
+        let cgroup = cgroup::directory("pids", path);
         eventually("init alone is left", || {
-            (fs::read_to_string(&procs).ok()?.lines().count() == 1).then_some(())
+            (cgroup::processes(&cgroup).len() == 1).then_some(())
         });
     });
 }

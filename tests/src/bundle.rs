@@ -35,6 +35,8 @@ use serde_json::{Value, json};
 use spec::{default_spec, make_rootfs};
 use tempfile::TempDir;
 
+use crate::cgroup;
+
 /// The OCI runtimes every test runs against: ours, and runc as the control that the test itself is right.
 pub const RUNTIMES: [&str; 2] = ["corten", "runc"];
 
@@ -416,7 +418,7 @@ impl<'r> Bundle<'r> {
         Report::parse(&self.exec(options, &["/probe", "report"]).success().stdout)
     }
 
-    /// A file of the container's cgroup on the v1 hierarchy of `controller`, without the newline.
+    /// A file of the container's cgroup, on v1 in the hierarchy of `controller`, without the newline.
     ///
     /// # Panics
     /// Where it cannot be read.
@@ -430,10 +432,10 @@ impl<'r> Bundle<'r> {
             .to_owned()
     }
 
-    /// The container's cgroup directory on the v1 hierarchy of `controller`.
+    /// The container's cgroup directory, on v1 in the hierarchy of `controller`.
     #[must_use]
     pub fn cgroup(&self, controller: &str) -> PathBuf {
-        Path::new("/sys/fs/cgroup").join(controller).join(&self.id)
+        cgroup::directory(controller, &self.id)
     }
 
     /// Fails unless a command that failed undid all it did.

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 pub mod bundle;
+pub mod cgroup;
 pub mod cri;
 pub mod image;
 pub mod leak;

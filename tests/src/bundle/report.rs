@@ -4,6 +4,8 @@ use std::ops::Deref;
 
 use serde_json::{Value, json};
 
+use crate::cgroup;
+
 /// What the probe printed.
 #[derive(Debug)]
 pub struct Report(pub Value);
@@ -59,6 +61,13 @@ impl Report {
     #[must_use]
     pub fn namespace(&self, kind: &str) -> &str {
         self.0["namespaces"][kind].as_str().unwrap_or_default()
+    }
+
+    /// The path of its cgroup, on v1 in the hierarchy of `controller`.
+    #[must_use]
+    pub fn cgroup(&self, controller: &str) -> Option<&str> {
+        let lines = self.0["cgroups"].as_array()?;
+        cgroup::membership(lines.iter().filter_map(Value::as_str), controller)
     }
 
     /// A line of `/proc/self/status`.
