@@ -2,11 +2,13 @@
 //!
 //! `/etc/passwd` and `/etc/group` of the image are a stranger's: they may be links out of the root, devices, fifos or
 //! endless. They are opened beneath the root (openat2, Linux 5.6), must be regular files of at most 10 MiB, and a
-//! missing one counts as empty. A numeric string is a number and is never looked up as a name: an image could
+//! missing one counts as empty. They are read line by line and once per question, so that the work is linear in their
+//! size; the lines of a file and the groups of a user are bounded. A numeric string is a number and is never looked up as a name: an image could
 //! otherwise map "1000" to root behind the back of whoever checked it.
 //!
 //! The host's files and the C library's lookups (NSS) take no part.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -19,6 +21,10 @@ use super::SpecError;
 
 /// Most bytes of a passwd or group file that are read; an image with more is refused.
 const MAX_FILE: u64 = 10 << 20;
+/// Most lines of a passwd or group file; an image with more is refused.
+const MAX_LINES: usize = 100_000;
+/// Most groups of a user: NGROUPS_MAX, beyond which setgroups(2) answers EINVAL.
+const MAX_GROUPS: usize = 65_536;
 /// Largest id: 2^32 - 1 means "no change" to the kernel's calls.
 const MAX_ID: u32 = u32::MAX - 1;
 
@@ -70,13 +76,6 @@ pub(super) fn id(field: &str, value: i64) -> Result<u32, SpecError> {
 /// Ids out of a CRI message.
 pub(super) fn ids(field: &str, values: &[i64]) -> Result<Vec<u32>, SpecError> {
     values.iter().map(|&value| id(field, value)).collect()
-}
-
-/// Adds `id` if it is not there yet.
-fn add(ids: &mut Vec<u32>, id: u32) {
-    if !ids.contains(&id) {
-        ids.push(id);
-    }
 }
 
 /// A user or a group, by number or by name, and where it came from.
@@ -221,22 +220,36 @@ impl Request {
         Ok(User {
             uid,
             gid,
-            additional_gids: self.groups(files, entry.as_ref(), gid),
+            additional_gids: self.groups(files, entry.as_ref(), gid)?,
         })
     }
 
     /// Primary group first, then the image's groups of the user (Merge only), then the requested ones.
-    fn groups(&self, files: &Files, user: Option<&UserEntry<'_>>, gid: u32) -> Vec<u32> {
-        let mut ids = vec![gid];
-        if let (true, Some(user)) = (self.merge, user) {
-            for group in files.groups().filter(|group| group.has(user.name)) {
-                add(&mut ids, group.gid);
-            }
+    fn groups(
+        &self,
+        files: &Files,
+        user: Option<&UserEntry<'_>>,
+        gid: u32,
+    ) -> Result<Vec<u32>, SpecError> {
+        let of_image = user.filter(|_| self.merge).into_iter().flat_map(|user| {
+            let groups = files.groups().filter(|group| group.has(user.name));
+            groups.map(|group| group.gid)
+        });
+        let requested = self.supplemental.iter().copied();
+        let mut seen = HashSet::new();
+        // One beyond the bound tells that it is broken, and ends the search there.
+        let ids: Vec<u32> = std::iter::once(gid)
+            .chain(of_image)
+            .chain(requested)
+            .filter(|&id| seen.insert(id))
+            .take(MAX_GROUPS + 1)
+            .collect();
+        if ids.len() > MAX_GROUPS {
+            let rule = format!("with the image's /etc/group, at most {MAX_GROUPS} groups");
+            let requested = format!("{} requested", self.supplemental.len());
+            return Err(SpecError::invalid(SUPPLEMENTAL, requested, rule));
         }
-        for &id in &self.supplemental {
-            add(&mut ids, id);
-        }
-        ids
+        Ok(ids)
     }
 }
 
@@ -334,6 +347,10 @@ fn read(rootfs: &Path, path: &str) -> Result<String, SpecError> {
     file.take(MAX_FILE)
         .read_to_end(&mut bytes)
         .map_err(|error| failed("read", &error))?;
+    if bytes.iter().filter(|&&byte| byte == b'\n').count() > MAX_LINES {
+        let rule = format!("must have at most {MAX_LINES} lines");
+        return Err(SpecError::invalid(field, rootfs.display(), rule));
+    }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -439,6 +456,24 @@ mod tests {
     }
 
     #[test]
+    fn a_user_of_many_groups_is_cheap_and_bounded() {
+        let of_groups = |count: u32| {
+            let group: String = (1..=count).map(|gid| format!("a::{gid}:u\n")).collect();
+            let files = Files {
+                passwd: "u:x:1:1::/:\n".into(),
+                group,
+            };
+            Request::parse(None, Some("u"))?.resolve(&files)
+        };
+        assert_eq!(of_groups(65_536).unwrap().additional_gids.len(), 65_536);
+        // Linear: a search of the list for every group would take minutes.
+        let started = std::time::Instant::now();
+        let error = of_groups(800_000).unwrap_err();
+        assert!(started.elapsed().as_secs() < 10);
+        assert!(error.to_string().contains("at most 65536"), "{error}");
+    }
+
+    #[test]
     fn requests_that_break_a_rule_name_the_field() {
         let value = |value| Some(Int64Value { value });
         for (context, field) in [
@@ -527,5 +562,11 @@ mod tests {
         let file = File::create(&path).unwrap();
         file.set_len(MAX_FILE + 1).unwrap();
         assert!(read(root.path(), "passwd").is_err(), "too large");
+
+        std::fs::write(&path, "\n".repeat(MAX_LINES)).unwrap();
+        assert!(read(root.path(), "passwd").is_ok());
+        std::fs::write(&path, "\n".repeat(MAX_LINES + 1)).unwrap();
+        let error = read(root.path(), "passwd").unwrap_err().to_string();
+        assert!(error.contains("100000 lines"), "{error}");
     }
 }
