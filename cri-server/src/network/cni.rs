@@ -11,14 +11,21 @@
 //! The configuration belongs to others: the directory is listed whenever it is needed, and read anew when a name, a
 //! size or a time in it has changed. There is no watch that could miss a rename or lose its directory.
 //!
+//! Directories are read on threads for blocking work, one at a time: a disk that hangs costs one thread.
+//!
+//! A plugin leads a process group, which ends with the run that was given up. A server that is killed cannot do that:
+//! its plugins go on, and would set up what nobody takes down. So a DEL without a recorded ADD first ends what is left
+//! of the last server's run (`leftover`).
+//!
 //! Left out: CHECK, STATUS and GC; networks of Windows and per-runtime configurations.
 
 mod conf;
+mod leftover;
 mod plugin;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -26,8 +33,10 @@ use corten_proto::cri::{PortMapping, Protocol};
 use corten_proto::id::SandboxId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use crate::config;
+use crate::node::blocking;
 use conf::Network;
 use plugin::{Command, Invocation};
 
@@ -70,8 +79,8 @@ pub struct Cni {
     conf_dir: PathBuf,
     bin_dirs: Vec<PathBuf>,
     timeout: Duration,
-    /// What was read last, and from what.
-    loaded: Mutex<Option<Loaded>>,
+    /// What was read last, and from what. Held while the directory is read, by the thread that reads.
+    loaded: Arc<Mutex<Option<Loaded>>>,
 }
 
 #[derive(Debug)]
@@ -95,22 +104,23 @@ impl Cni {
             conf_dir: config.conf_dir.clone(),
             bin_dirs: config.bin_dirs.clone(),
             timeout: Duration::from_secs(config.timeout_s),
-            loaded: Mutex::new(None),
+            loaded: Arc::default(),
         }
     }
 
-    /// Whether pods can have a network now; else why not. Lists a directory.
-    pub fn ready(&self) -> Result<(), String> {
-        let network = self.network()?;
-        for plugin in &network.plugins {
-            plugin::find(&self.bin_dirs, &plugin.kind).map_err(|error| format!("{error:#}"))?;
-        }
-        Ok(())
+    /// Whether pods can have a network now; else why not.
+    pub async fn ready(&self) -> Result<()> {
+        let bin_dirs = self.bin_dirs.clone();
+        self.read(move |network| {
+            let mut kinds = network.plugins.iter().map(|plugin| &plugin.kind);
+            kinds.try_for_each(|kind| plugin::find(&bin_dirs, kind).map(|_program| ()))
+        })
+        .await
     }
 
     /// Attaches the pod to the node's network.
     pub async fn add(&self, pod: &PodNetwork) -> Result<Attachment> {
-        let network = self.network().map_err(anyhow::Error::msg)?;
+        let network = self.network().await?;
         let mut result = None;
         for (index, plugin) in network.plugins.iter().enumerate() {
             let stdin = plugin.stdin(&network, &capabilities(pod), result.as_ref());
@@ -146,7 +156,11 @@ impl Cni {
     /// missing must not make a sandbox unremovable that never had a network.
     pub async fn remove(&self, pod: &PodNetwork, attachment: Option<&Attachment>) -> Result<()> {
         let Some(attachment) = attachment else {
-            if let Ok(network) = self.network()
+            let id = pod.id.clone();
+            if let Err(error) = blocking(move || leftover::end(&id)).await {
+                tracing::warn!(sandbox = %pod.id, "end what is left of a CNI plugin: {error:#}");
+            }
+            if let Ok(network) = self.network().await
                 && let Err(error) = self.delete(&network, &network.plugins, pod, None).await
             {
                 tracing::warn!(sandbox = %pod.id, "CNI DEL without a recorded ADD: {error:#}");
@@ -209,22 +223,32 @@ impl Cni {
         })
     }
 
-    /// The network of the first valid configuration by name, from memory while the directory stays as it was.
-    fn network(&self) -> Result<Network, String> {
-        let listing = list(&self.conf_dir)?;
-        let mut loaded = self
-            .loaded
-            .lock()
-            .expect("nothing panics with this lock held");
-        if loaded
-            .as_ref()
-            .is_none_or(|loaded| loaded.listing != listing)
-        {
-            let network = read_first(&self.conf_dir, &listing);
-            *loaded = Some(Loaded { listing, network });
-        }
-        let loaded = loaded.as_ref().expect("it was filled just now");
-        loaded.network.clone()
+    /// The network of the first valid configuration by name.
+    async fn network(&self) -> Result<Network> {
+        self.read(|network| Ok(network.clone())).await
+    }
+
+    /// Looks at the network, on a thread that may block. It comes from memory while the directory stays as it was.
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Network) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let directory = self.conf_dir.clone();
+        // Taken before the thread, and kept by it when the caller has gone: the others wait without a thread each.
+        let mut loaded = Arc::clone(&self.loaded).lock_owned().await;
+        blocking(move || {
+            let listing = list(&directory).map_err(anyhow::Error::msg)?;
+            if loaded.as_ref().is_none_or(|it| it.listing != listing) {
+                let network = read_first(&directory, &listing);
+                *loaded = Some(Loaded { listing, network });
+            }
+            let current = loaded.as_ref().expect("it was filled just now");
+            match &current.network {
+                Ok(network) => look(network),
+                Err(problem) => bail!("{problem}"),
+            }
+        })
+        .await
     }
 }
 

@@ -44,13 +44,11 @@ impl Node {
         &self,
         request: &StatusRequest,
     ) -> Result<StatusResponse, Error> {
-        let runtime = self
-            .runtime_ready()
-            .await
-            .map_err(|error| format!("{error:#}"));
+        let runtime = self.runtime_ready().await;
+        let network = self.cni.ready().await;
         let conditions = vec![
             condition("RuntimeReady", "RuntimeNotReady", runtime),
-            condition("NetworkReady", "NetworkPluginNotReady", self.cni.ready()),
+            condition("NetworkReady", "NetworkPluginNotReady", network),
         ];
         // The default runtime has the empty name too: it is what a pod without a RuntimeClass asks for.
         let names = std::iter::once("").chain(self.config.handlers());
@@ -128,7 +126,7 @@ impl Node {
     }
 }
 
-fn condition(kind: &str, reason: &str, ready: Result<(), String>) -> RuntimeCondition {
+fn condition(kind: &str, reason: &str, ready: Result<()>) -> RuntimeCondition {
     RuntimeCondition {
         r#type: kind.to_owned(),
         status: ready.is_ok(),
@@ -137,6 +135,9 @@ fn condition(kind: &str, reason: &str, ready: Result<(), String>) -> RuntimeCond
         } else {
             reason.to_owned()
         },
-        message: ready.err().unwrap_or_default(),
+        message: ready
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default(),
     }
 }

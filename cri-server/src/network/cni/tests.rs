@@ -1,7 +1,9 @@
 //! The plugin chain against fake plugins at the process boundary, and as root against the real bridge.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::time::Instant;
 
 use super::*;
@@ -74,6 +76,11 @@ impl Fixture {
         }
     }
 
+    /// Whether there is a network; else the text of the condition.
+    fn ready(&self) -> Result<(), String> {
+        run(self.cni.ready()).map_err(|error| format!("{error:#}"))
+    }
+
     /// The lines that the plugins logged, each cut at `width` words.
     fn log(&self, width: usize) -> Vec<String> {
         let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
@@ -87,6 +94,15 @@ impl Fixture {
         let log = fs::read_to_string(self.directory.path().join("log")).unwrap();
         let line = log.lines().nth(run).unwrap();
         serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap()
+    }
+}
+
+/// The pod as one that was never added. Its id is another: taking it down ends whatever runs for it, and the plugins of
+/// other tests run beside this one.
+fn never_added(pod: PodNetwork) -> PodNetwork {
+    PodNetwork {
+        id: "sandbox-never-added".parse().unwrap(),
+        ..pod
     }
 }
 
@@ -151,7 +167,7 @@ fn a_chain_is_added_forwards_and_removed_backwards() {
         fixture.stdin(3)["prevResult"]["ips"][0]["address"],
         "10.1.2.3/24"
     );
-    run(fixture.cni.remove(&gone, None)).unwrap();
+    run(fixture.cni.remove(&never_added(gone), None)).unwrap();
     assert_eq!(
         fixture.log(1).len(),
         4,
@@ -230,13 +246,66 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
     );
     assert!(started.elapsed() < Duration::from_secs(20));
     let child = fs::read_to_string(fixture.directory.path().join("child")).unwrap();
-    let executable = Path::new("/proc").join(child.trim()).join("exe");
-    // The kill is asynchronous; what is left of the orphan then is a zombie at most, which has no executable.
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while executable.exists() {
-        assert!(Instant::now() < deadline, "the plugin's child lives on");
+    // The kill is asynchronous.
+    wait_for("the end of the plugin's child", || !is_alive(&child));
+}
+
+/// Whether a process runs; a zombie has no executable.
+fn is_alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid.trim()).join("exe").exists()
+}
+
+fn wait_for(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !holds() {
+        assert!(Instant::now() < deadline, "still waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+#[test]
+fn what_a_killed_server_left_running_ends_before_its_undo() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    let pod = PodNetwork {
+        id: "sandbox-of-a-killed-server".parse().unwrap(),
+        ..fixture.pod()
+    };
+    // As a plugin is left by a server that was killed: in a group of its own, with a child, nobody waiting.
+    let mut plugin = std::process::Command::new(fixture.directory.path().join("one"))
+        .env("CNI_COMMAND", "ADD")
+        .env("CNI_CONTAINERID", pod.id.as_str())
+        .stdin(std::process::Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    plugin.stdin.take().unwrap().write_all(b"\"hang\"").unwrap();
+    let path = fixture.directory.path().join("child");
+    let child = || fs::read_to_string(&path).unwrap_or_default();
+    wait_for("the plugin's child", || child().ends_with('\n'));
+
+    run(fixture.cni.remove(&pod, None)).unwrap();
+    assert!(!is_alive(&child()), "the plugin's child");
+    assert!(!plugin.wait().unwrap().success());
+    let id = pod.id.as_str();
+    assert_eq!(
+        fixture.log(3),
+        [format!("one ADD {id}"), format!("one DEL {id}")]
+    );
+}
+
+#[test]
+fn whoever_waits_for_the_directory_waits_without_a_thread() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    // This runtime has one worker: a caller that blocked it would never be timed out.
+    run(async {
+        let read_by_another = Arc::clone(&fixture.cni.loaded).lock_owned().await;
+        for _ in 0..3 {
+            let ready = tokio::time::timeout(Duration::from_millis(50), fixture.cni.ready());
+            assert!(ready.await.is_err());
+        }
+        drop(read_by_another);
+        fixture.cni.ready().await.unwrap();
+    });
 }
 
 #[test]
@@ -250,13 +319,13 @@ fn a_failed_del_is_an_error_only_after_an_add() {
         run(fixture.cni.remove(&pod, Some(&attachment))).unwrap_err()
     );
     assert!(text.contains("CNI plugin one is not in"), "{text}");
-    run(fixture.cni.remove(&pod, None)).unwrap();
+    run(fixture.cni.remove(&never_added(pod), None)).unwrap();
 }
 
 #[test]
 fn the_first_valid_configuration_counts_and_changes_are_seen() {
     let fixture = Fixture::new(&json!([{ "type": "one" }]));
-    assert_eq!(fixture.cni.ready(), Ok(()));
+    assert_eq!(fixture.ready(), Ok(()));
     let conf = fixture.directory.path().join("conf");
 
     fs::write(conf.join("00-broken.conf"), "{").unwrap();
@@ -265,23 +334,22 @@ fn the_first_valid_configuration_counts_and_changes_are_seen() {
         r#"{"name":"e","cniVersion":"1.0.0","type":"../one"}"#,
     )
     .unwrap();
-    assert_eq!(fixture.cni.ready(), Ok(()), "what is broken is passed over");
+    assert_eq!(fixture.ready(), Ok(()), "what is broken is passed over");
 
     fs::remove_file(conf.join("10-net.conflist")).unwrap();
-    let reason = fixture.cni.ready().unwrap_err();
+    let reason = fixture.ready().unwrap_err();
     assert!(
         reason.contains("00-broken.conf") && reason.contains("without slashes"),
         "{reason}"
     );
 
     fixture.configure("20.conflist", &json!([{ "type": "three" }]));
-    let reason = fixture.cni.ready().unwrap_err();
+    let reason = fixture.ready().unwrap_err();
     assert!(reason.contains("CNI plugin three is not in"), "{reason}");
 
     fs::remove_dir_all(&conf).unwrap();
     assert!(
         fixture
-            .cni
             .ready()
             .unwrap_err()
             .contains("no CNI configuration")
@@ -289,13 +357,12 @@ fn the_first_valid_configuration_counts_and_changes_are_seen() {
     fs::create_dir(&conf).unwrap();
     assert!(
         fixture
-            .cni
             .ready()
             .unwrap_err()
             .contains("no CNI configuration in")
     );
     fixture.configure("30.conflist", &json!([{ "type": "two" }]));
-    assert_eq!(fixture.cni.ready(), Ok(()));
+    assert_eq!(fixture.ready(), Ok(()));
 }
 
 #[test]
