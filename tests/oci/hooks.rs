@@ -14,6 +14,8 @@ each_runtime! {
     a_failing_start_hook_fails_start,
     a_hook_that_takes_too_long_is_killed,
     a_missing_hook_is_an_error,
+    create_container_hooks_find_the_root_at_its_path,
+    poststop_hooks_follow_a_failed_create,
 }
 
 corten_only! {
@@ -270,4 +272,38 @@ fn a_missing_hook_is_an_error(runtime: &Runtime) {
     let error = bundle.call("create", &[]).failure();
     assert!(error.contains("/no/such/hook"), "{error}");
     bundle.assert_nothing_left();
+}
+
+fn create_container_hooks_find_the_root_at_its_path(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    let root = bundle.rootfs("");
+    let root = root.to_string_lossy();
+    let root = root.trim_end_matches('/');
+    let script = format!(
+        "pwd -P; test -c {root}/dev/null && test -d {root}/proc/1 && test -c dev/zero && echo furnished"
+    );
+    let script = format!("{{ {script}; }} >{}", log(&bundle).display());
+    let env = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": [env] });
+    add(&mut bundle, "createContainer", hook);
+    assert_eq!(bundle.run().success().code, 0);
+    let text = fs::read_to_string(log(&bundle)).expect("the hook ran");
+    assert_eq!(text, format!("{root}\nfurnished\n"));
+    assert!(
+        !bundle.rootfs("/dev/null").exists(),
+        "the host sees none of it"
+    );
+}
+
+fn poststop_hooks_follow_a_failed_create(runtime: &Runtime) {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let mut bundle = with_hooks(runtime);
+        let hook_that_fails = failing(&bundle);
+        add(&mut bundle, kind, hook_that_fails);
+        let last = hook(&bundle, "poststop", "last");
+        add(&mut bundle, "poststop", last);
+        bundle.call("create", &[]).failure();
+        assert_eq!(labels(&bundle), ["last"], "{kind}");
+        bundle.assert_nothing_left();
+    }
 }

@@ -39,6 +39,7 @@ mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
+mod recovery;
 mod rootfs;
 mod run;
 mod same_result;
