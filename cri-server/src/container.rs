@@ -222,6 +222,7 @@ impl Status {
                 pid: held.pid,
                 started_at: held.started_at,
             },
+            // CREATING is never seen here: what is being created has no record yet.
             _ => Status::Created { pid: held.pid },
         }
     }
@@ -295,11 +296,16 @@ impl Container {
         matches!(*self.status.borrow(), Status::Exited(_))
     }
 
-    /// Waits until its init has ended, `limit` at most; whether it has.
-    pub async fn wait_exit(&self, limit: Duration) -> bool {
+    /// Waits until its init has ended.
+    pub async fn exit(&self) {
         let mut status = self.status.subscribe();
         let exited = status.wait_for(|status| matches!(status, Status::Exited(_)));
-        matches!(tokio::time::timeout(limit, exited).await, Ok(Ok(_)))
+        exited.await.expect("the sender is a field of this");
+    }
+
+    /// Waits until its init has ended, `limit` at most; whether it has.
+    pub async fn wait_exit(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.exit()).await.is_ok()
     }
 }
 

@@ -66,6 +66,8 @@ impl fmt::Display for Error {
     }
 }
 
+impl std::error::Error for Error {}
+
 impl From<SpecError> for Error {
     fn from(error: SpecError) -> Self {
         Error::Request(error)

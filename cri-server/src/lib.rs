@@ -31,3 +31,6 @@ pub mod spec;
 pub mod store;
 mod supervisor;
 pub mod tasks;
+
+/// Most threads for blocking work: mounts, unpacking, records, looks at host paths.
+pub const BLOCKING_THREADS: usize = 32;

@@ -4,13 +4,11 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
+use corten_cri::BLOCKING_THREADS;
 use corten_cri::cli::{Action, Cli};
 use corten_cri::config::{Config, LogFormat, LogLevel};
 use corten_cri::server;
 use tracing::level_filters::LevelFilter;
-
-/// Most threads for blocking work: mounts, unpacking, records.
-const BLOCKING_THREADS: usize = 32;
 
 fn main() -> ExitCode {
     let config = match Cli::parse().run() {

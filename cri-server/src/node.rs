@@ -10,7 +10,9 @@ use anyhow::{Context, Result};
 use corten_proto::cri;
 use corten_proto::id::{ContainerId, SandboxId};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
+use crate::BLOCKING_THREADS;
 use crate::config::Config;
 use crate::container::{self, Container};
 use crate::error::Error;
@@ -22,6 +24,9 @@ use crate::sandbox::{self, Sandbox};
 use crate::spec::Host;
 use crate::store::{Lookup, Store};
 use crate::tasks::{Adoption, Tasks};
+
+/// Most looks at host paths at once: half of the threads there are for blocking work.
+const MAX_LOOKS: usize = BLOCKING_THREADS / 2;
 
 /// One server's everything.
 pub struct Node {
@@ -43,6 +48,9 @@ pub struct Node {
     pub sandbox_runs: Adoption<SandboxKey>,
     /// CreateContainer calls in flight.
     pub container_creates: Adoption<ContainerKey>,
+    /// Threads that may look at host paths. One on a filesystem that does not answer keeps its thread for as long as that
+    /// lasts; what they leave is for everything else the server does.
+    pub looks: Arc<Semaphore>,
     /// Work that calls have begun.
     pub work: Tasks,
     /// One task per shim.
@@ -66,6 +74,7 @@ impl Node {
             cni: Cni::new(&config.cni),
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),
+            looks: Arc::new(Semaphore::new(MAX_LOOKS)),
             work: Tasks::default(),
             supervisors: Tasks::default(),
             config,
@@ -114,6 +123,21 @@ impl Node {
             sandbox.status.send_replace(after);
         }
         after
+    }
+
+    /// The infra container runs: makes the sandbox ready, on disk first. A record that stayed at `Starting` would have
+    /// the next start of the server undo the pod, so that here a failing write is a failing call.
+    pub(crate) async fn sandbox_started(
+        &self,
+        sandbox: &Sandbox,
+        pid: i32,
+    ) -> Result<sandbox::Status> {
+        let _order = sandbox.record.lock().await;
+        let after = sandbox.status().started(pid);
+        let path = self.paths.sandbox_record(sandbox.id());
+        self.write_record(path, &sandbox.metadata, &after).await?;
+        sandbox.status.send_replace(after);
+        Ok(after)
     }
 
     /// Applies a transition to a container's status; the status after it.

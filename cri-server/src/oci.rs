@@ -1,4 +1,4 @@
-//! The server's own few calls of the OCI runtime: is it there, and delete what no shim is left to delete.
+//! The server's own few calls of the OCI runtime: is it there, and end what no shim answers for.
 //!
 //! Everything else of a container's life goes through its shim.
 
@@ -12,8 +12,8 @@ use tokio::process::Command;
 
 /// How long `--version` may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
-/// How long `delete --force` may take: it waits for processes to die.
-const DELETE_LIMIT: Duration = Duration::from_secs(30);
+/// How long `kill` and `delete --force` may take: the latter waits for processes to die.
+const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs `RUNTIME --version`: an executable file may still be the wrong one, or lack its interpreter.
 pub async fn probe(runtime: &Path) -> Result<()> {
@@ -30,7 +30,17 @@ pub async fn delete(runtime: &Path, root: &Path, id: &ContainerId) -> Result<()>
         .arg("--root")
         .arg(root)
         .args(["delete", "--force", id.as_str()]);
-    run(command, DELETE_LIMIT).await
+    run(command, END_LIMIT).await
+}
+
+/// Runs `RUNTIME kill ID SIGNAL`, which signals the container's init.
+pub async fn kill(runtime: &Path, root: &Path, id: &ContainerId, signal: i32) -> Result<()> {
+    let mut command = Command::new(runtime);
+    command
+        .arg("--root")
+        .arg(root)
+        .args(["kill", id.as_str(), &signal.to_string()]);
+    run(command, END_LIMIT).await
 }
 
 async fn run(mut command: Command, limit: Duration) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Records: one JSON file for each sandbox and container, replaced by rename.
 //!
 //! A reader sees a whole record or none. Nothing is synced: a server that is killed needs no sync to be consistent, and
-//! after a power cut the containers are dead anyway. A record that cannot be read is moved to `quarantine/` alone;
+//! after a power cut the containers are dead anyway. A record that makes no sense is moved to `quarantine/` alone;
 //! the others are served.
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -79,18 +79,36 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     write().with_context(|| format!("write {}", path.display()))
 }
 
+/// Why there is no record.
+#[derive(Debug)]
+pub enum ReadError {
+    /// Its content makes no sense, and will not another time.
+    Bad(anyhow::Error),
+    /// It could not be read, or it is a later server's: nothing is known of its content.
+    Failed(anyhow::Error),
+}
+
 /// Reads the record at `path`.
-pub fn read<M: DeserializeOwned, S: DeserializeOwned>(path: &Path) -> Result<Record<M, S>> {
-    let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let record: Record<M, S> =
-        serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))?;
-    ensure!(
-        record.version <= VERSION,
-        "{}: version {} is newer than this server's {VERSION}",
-        path.display(),
-        record.version
-    );
-    Ok(record)
+pub fn read<M: DeserializeOwned, S: DeserializeOwned>(
+    path: &Path,
+) -> Result<Record<M, S>, ReadError> {
+    /// All that is common to every version.
+    #[derive(Deserialize)]
+    struct Form {
+        version: u32,
+    }
+    let name = path.display();
+    let text = fs::read(path).with_context(|| format!("read {name}"));
+    let text = text.map_err(ReadError::Failed)?;
+    let decode = || format!("decode {name}");
+    let form: Result<Form> = serde_json::from_slice(&text).with_context(decode);
+    let Form { version } = form.map_err(ReadError::Bad)?;
+    if version > VERSION {
+        let error = anyhow!("{name}: version {version} is newer than this server's {VERSION}");
+        return Err(ReadError::Failed(error));
+    }
+    let record = serde_json::from_slice(&text).with_context(decode);
+    record.map_err(ReadError::Bad)
 }
 
 /// Reads a JSON document; none where there is no file.
@@ -146,9 +164,21 @@ mod tests {
     fn a_bad_or_newer_record_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        for text in ["{", r#"{"version":2,"boot_id":"","metadata":0,"status":0}"#] {
+        let table = [
+            ("{", true),
+            (
+                r#"{"version":1,"boot_id":"","metadata":"x","status":0}"#,
+                true,
+            ),
+            (r#"{"version":2,"form":"of its own"}"#, false),
+        ];
+        for (text, is_bad) in table {
             fs::write(&path, text).unwrap();
-            let error = read::<i32, i32>(&path).err().expect("refused");
+            let (found_bad, error) = match read::<i32, i32>(&path).err().expect("refused") {
+                ReadError::Bad(error) => (true, error),
+                ReadError::Failed(error) => (false, error),
+            };
+            assert_eq!(found_bad, is_bad, "{text}");
             assert!(format!("{error:#}").contains("a.json"), "{error:#}");
         }
     }

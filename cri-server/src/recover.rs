@@ -1,12 +1,14 @@
 //! What a starting server does about what the last one left.
 //!
-//! 1. Records are read; a bad one is quarantined alone.
+//! 1. Records are read. One that makes no sense is quarantined alone, and what it was about is removed like everything
+//!    that has no record: the kubelet makes it anew, where otherwise it would run on unseen. One that could not be read,
+//!    or that a later server wrote, says nothing of the kind: then nothing is touched, and the server does not start.
 //! 2. Sandboxes and containers enter memory with the status they had. After a reboot everything has ended.
 //! 3. Each sandbox's shim is reconnected, all at once. What it says goes through the same transitions as its events.
 //! 4. Leftovers are removed: runs and creations that had no time to finish, and directories without a record.
 //!
-//! The endpoint opens after that, so that no caller sees half of it. Every step but reading the directories goes on
-//! past a failure, which is logged: one hopeless pod must not keep the node down.
+//! The endpoint opens after that, so that no caller sees half of it. Every step but reading goes on past a failure,
+//! which is logged: one hopeless pod must not keep the node down.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -14,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 use corten_proto::cri::PodSandboxConfig;
 use corten_proto::id::{ContainerId, SandboxId};
 use corten_proto::shim::Connected;
@@ -23,10 +25,10 @@ use tokio::task::JoinSet;
 
 use crate::container::Container;
 use crate::node::{Node, blocking, remove_file};
-use crate::record::{ContainerRecord, Record, SandboxRecord, quarantine, read};
+use crate::record::{ContainerRecord, ReadError, Record, SandboxRecord, quarantine, read};
 use crate::runtime_service::discard_files;
 use crate::sandbox::{Metadata, Sandbox, Status};
-use crate::shim::{ConnectError, Shim};
+use crate::shim::{self, ConnectError, Shim};
 
 /// What the disk holds.
 #[derive(Default)]
@@ -56,9 +58,12 @@ pub async fn recover(node: &Arc<Node>) -> Result<()> {
     .await?;
     let (sandboxes, containers) = (found.sandboxes.len(), found.containers.len());
     let unfinished = load(node, found.sandboxes, found.containers).await;
-    reconnect_all(node).await;
+    let mut orphans = found.container_directories;
+    for unfinished in reconnect_all(node).await {
+        orphans.remove(&unfinished);
+    }
     undo_unfinished(node, unfinished, found.sandbox_directories).await;
-    remove_orphans(node, found.container_directories).await;
+    remove_orphans(node, orphans).await;
     tracing::info!(sandboxes, containers, "recovered");
     Ok(())
 }
@@ -105,18 +110,19 @@ async fn load(
     unfinished
 }
 
-/// Reconnects every sandbox's shim.
-async fn reconnect_all(node: &Arc<Node>) {
+/// Reconnects every sandbox's shim. Gives back the containers no record knows that could not be deleted.
+async fn reconnect_all(node: &Arc<Node>) -> Vec<ContainerId> {
     let mut reconnects = JoinSet::new();
     for sandbox in node.store.sandboxes() {
         let node = node.clone();
         reconnects.spawn(async move {
-            if let Some(connected) = reconnect(&node, &sandbox).await {
-                delete_strangers(&node, &sandbox, &connected).await;
+            match reconnect(&node, &sandbox).await {
+                Some(connected) => delete_strangers(&node, &sandbox, &connected).await,
+                None => Vec::new(),
             }
         });
     }
-    while reconnects.join_next().await.is_some() {}
+    reconnects.join_all().await.into_iter().flatten().collect()
 }
 
 /// Reconnects one shim and applies what it says; that, if it is there.
@@ -143,21 +149,29 @@ async fn reconnect(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Option<Connected
     }
 }
 
-/// Has a shim delete the containers it holds and nobody knows: their creation did not end.
-async fn delete_strangers(node: &Node, sandbox: &Sandbox, connected: &Connected) {
-    let Some(shim) = sandbox.shim() else { return };
-    let ids = connected
-        .containers
-        .iter()
-        .filter_map(|held| held.id.parse::<ContainerId>().ok());
+/// Has a shim delete the containers it holds and nobody knows: their creation did not end. One that the shim is still at
+/// is deleted when it is made. Gives back those that could not be deleted: the removal of the pod has them, and their
+/// files must not go before them.
+async fn delete_strangers(
+    node: &Node,
+    sandbox: &Sandbox,
+    connected: &Connected,
+) -> Vec<ContainerId> {
+    let mut left = Vec::new();
+    let Some(shim) = sandbox.shim() else {
+        return left;
+    };
+    let ids = shim::ids(connected).into_iter();
     for id in ids.filter(|id| id != sandbox.id() && node.container(id.as_str()).is_err()) {
         match shim.delete(&id).await {
             Ok(()) => tracing::info!(container = %id, "deleted: no record knows it"),
             Err(error) => {
-                tracing::warn!(container = %id, "delete an unfinished container: {error}")
+                tracing::warn!(container = %id, "delete an unfinished container: {error}");
+                left.push(id);
             }
         }
     }
+    left
 }
 
 /// Undoes the sandboxes whose run did not end, and those that have a directory and no record.
@@ -227,7 +241,7 @@ fn sandbox_records(directory: &Path, to: &Path) -> Result<Vec<SandboxRecord>> {
                 &id,
                 to,
                 |record: &SandboxRecord| record.metadata.id.as_str(),
-            ));
+            )?);
         } else if let Err(error) = remove_file(&path) {
             // What an interrupted write left, or somebody else's.
             tracing::warn!("{error:#}");
@@ -247,38 +261,30 @@ fn container_records(directory: &Path, to: &Path) -> Result<Vec<ContainerRecord>
                 &id,
                 to,
                 |record: &ContainerRecord| record.metadata.id.as_str(),
-            ));
+            )?);
         }
     }
     Ok(records)
 }
 
-/// Reads a record that must be about `id`; moves it out of the way if it cannot be read or is about something else.
+/// Reads a record that must be about `id`; moves it out of the way if it makes no sense or is about something else.
 fn read_or_quarantine<M: DeserializeOwned, S: DeserializeOwned>(
     path: &Path,
     id: &OsStr,
     to: &Path,
     own_id: impl Fn(&Record<M, S>) -> &str,
-) -> Option<Record<M, S>> {
-    let checked = read(path).and_then(|record| {
-        ensure!(
-            OsStr::new(own_id(&record)) == id,
-            "{} is about {}",
-            path.display(),
-            own_id(&record)
-        );
-        Ok(record)
-    });
-    match checked {
-        Ok(record) => Some(record),
-        Err(error) => {
-            match quarantine(path, to) {
-                Ok(target) => tracing::error!("{error:#}; moved to {}", target.display()),
-                Err(second) => tracing::error!("{error:#}; {second:#}"),
-            }
-            None
-        }
+) -> Result<Option<Record<M, S>>> {
+    let bad = match read(path) {
+        Ok(record) if OsStr::new(own_id(&record)) == id => return Ok(Some(record)),
+        Ok(record) => anyhow!("{} is about {}", path.display(), own_id(&record)),
+        Err(ReadError::Bad(error)) => error,
+        Err(ReadError::Failed(error)) => return Err(error),
+    };
+    match quarantine(path, to) {
+        Ok(target) => tracing::error!("{bad:#}; moved to {}", target.display()),
+        Err(second) => tracing::error!("{bad:#}; {second:#}"),
     }
+    Ok(None)
 }
 
 /// The directories in `directory` that are named by an id.
@@ -336,5 +342,20 @@ mod tests {
         assert_eq!(ids, ["good"]);
         assert_eq!(fs::read_dir(&quarantine).unwrap().count(), 2);
         assert_eq!(fs::read_dir(&records).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_is_newer_stops_the_start_and_stays() {
+        let records = tempfile::tempdir().unwrap();
+        let path = records.path().join("a.json");
+        let list = || sandbox_records(records.path(), Path::new("/nowhere"));
+        fs::write(&path, r#"{"version":2,"something":"else"}"#).unwrap();
+        let error = list().err().expect("refused");
+        assert!(format!("{error:#}").contains("newer"), "{error:#}");
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        list().err().expect("EISDIR");
+        assert!(path.exists());
     }
 }

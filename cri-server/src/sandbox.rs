@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use corten_proto::cri;
 use corten_proto::id::SandboxId;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::network::Attachment;
 use crate::shim::Shim;
@@ -129,6 +129,8 @@ pub struct Sandbox {
     pub operations: RwLock<()>,
     /// Orders the writes of the record.
     pub record: tokio::sync::Mutex<()>,
+    /// One look at the pod's host paths at a time: see `Node::looks`.
+    pub look: Arc<Semaphore>,
     /// The shim's client; none once the shim has gone.
     shim: Mutex<Option<Arc<Shim>>>,
 }
@@ -141,6 +143,7 @@ impl Sandbox {
             status: watch::Sender::new(status),
             operations: RwLock::new(()),
             record: tokio::sync::Mutex::new(()),
+            look: Arc::new(Semaphore::new(1)),
             shim: Mutex::new(shim),
         })
     }

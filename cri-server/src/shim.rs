@@ -1,8 +1,8 @@
-//! The client of one pod's shim: connect, call, and hear of exits. `proto/shim/shim.proto` draws the protocol.
+//! The client of one pod's shim: connect, call, and hear of starts and exits. `proto/shim/shim.proto` draws the protocol.
 //!
 //! Any number of calls may be under way; each has a deadline and an error that says what it waited for. One task per
-//! shim (`supervisor`) reads the socket through [`Shim::next_exit`]: replies and the ends of execs go from there to
-//! whoever waits, exits of containers to the supervisor.
+//! shim (`supervisor`) reads the socket through [`Shim::next_event`]: replies and the ends of execs go from there to
+//! whoever waits, starts and exits of containers to the supervisor.
 //!
 //! A connection may break without the shim being gone (it drops a client that reads too slowly). The shim's process
 //! holds the only listener, so a refused connection says that the shim is gone: [`ConnectError::Gone`].
@@ -23,7 +23,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use corten_proto::id::{ContainerId, SandboxId};
 use corten_proto::shim::{
-    self as proto, Connected, ContainerExited, Exit, error, event, message, reply, request,
+    self as proto, Connected, ContainerExited, ContainerStarted, Exit, error, event, message,
+    reply, request,
 };
 use prost::Message as _;
 use tokio::sync::oneshot;
@@ -34,6 +35,9 @@ use socket::Socket;
 /// How long the shim may take to answer a call that runs the runtime. Kubelet waits two minutes for most calls, so
 /// that our answer, which names the stage, comes before its own.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(90);
+/// How long the shim may take to signal or delete a container. Short, because there is a second way: a container whose
+/// shim does not answer is ended by the runtime itself, within the same call of the kubelet.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// How long the shim may take to answer a call it answers from memory.
 const PROMPT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -82,6 +86,11 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
+    /// There was no answer: the shim has ended, hangs, or is slow.
+    pub fn is_unanswered(&self) -> bool {
+        !matches!(self, Error::Refused { .. })
+    }
+
     /// The shim does not have the container or exec.
     pub fn is_not_found(&self) -> bool {
         matches!(
@@ -103,7 +112,16 @@ pub enum ConnectError {
     Failed(anyhow::Error),
 }
 
-/// The reading half of a connection, for [`Shim::next_exit`].
+/// News of a container.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// It has been started.
+    Started(ContainerStarted),
+    /// Its init has ended.
+    Exited(ContainerExited),
+}
+
+/// The reading half of a connection, for [`Shim::next_event`].
 pub struct Incoming(Arc<Socket>);
 
 /// The client of one shim.
@@ -138,8 +156,20 @@ impl Shim {
 
     /// Connects, subscribes to events and learns what the shim holds. Calls go through the new connection from here.
     pub async fn connect(&self) -> Result<(Incoming, Connected), ConnectError> {
+        let socket = match Socket::connect(&self.directory) {
+            Ok(socket) => socket,
+            // Nobody listens. A connection that breaks later says less: a shim may refuse one and live on.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused | ErrorKind::NotFound
+                ) =>
+            {
+                return Err(ConnectError::Gone);
+            }
+            Err(error) => return Err(self.connect_failed(anyhow!(error))),
+        };
         let handshake = async {
-            let socket = Socket::connect(&self.directory)?;
             let call = request::Call::Connect(proto::Connect {});
             let request = proto::Request {
                 seq: 0,
@@ -147,33 +177,29 @@ impl Shim {
             };
             socket.send(&request.encode_to_vec(), &[]).await?;
             let packet = socket.receive().await?;
-            std::io::Result::Ok((socket, packet))
+            std::io::Result::Ok(packet)
         };
-        let (socket, packet) = match tokio::time::timeout(PROMPT_LIMIT, handshake).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) if is_gone(error.kind()) => return Err(ConnectError::Gone),
-            Ok(Err(error)) => {
-                let context = format!("connect to the shim of {}", self.sandbox);
-                return Err(ConnectError::Failed(anyhow!(error).context(context)));
-            }
+        let packet = match tokio::time::timeout(PROMPT_LIMIT, handshake).await {
+            Ok(Ok(packet)) => packet,
+            Ok(Err(error)) => return Err(self.connect_failed(anyhow!(error))),
             Err(_elapsed) => {
                 let limit = PROMPT_LIMIT.as_secs();
-                let error = anyhow!(
-                    "connect to the shim of {}: no answer in {limit} s",
-                    self.sandbox
-                );
-                return Err(ConnectError::Failed(error));
+                return Err(self.connect_failed(anyhow!("no answer in {limit} s")));
             }
         };
-        let connected = connected(&packet).map_err(ConnectError::Failed)?;
+        let connected = connected(&packet).map_err(|error| self.connect_failed(error))?;
         let socket = Arc::new(socket);
         self.link().socket = Some(socket.clone());
         Ok((Incoming(socket), connected))
     }
 
-    /// The next exit of a container; none once the connection has broken. Everything else that comes in on the way
+    fn connect_failed(&self, cause: anyhow::Error) -> ConnectError {
+        ConnectError::Failed(cause.context(format!("connect to the shim of {}", self.sandbox)))
+    }
+
+    /// The next news of a container; none once the connection has broken. Everything else that comes in on the way
     /// is handed to whoever waits for it.
-    pub async fn next_exit(&self, incoming: &Incoming) -> Option<ContainerExited> {
+    pub async fn next_event(&self, incoming: &Incoming) -> Option<Event> {
         loop {
             let packet = match incoming.0.receive().await {
                 Ok(packet) if !packet.is_empty() => packet,
@@ -186,7 +212,12 @@ impl Shim {
             match message.kind {
                 Some(message::Kind::Reply(reply)) => self.answer(reply),
                 Some(message::Kind::Event(event)) => match event.kind {
-                    Some(event::Kind::ContainerExited(exited)) => return Some(exited),
+                    Some(event::Kind::ContainerExited(exited)) => {
+                        return Some(Event::Exited(exited));
+                    }
+                    Some(event::Kind::ContainerStarted(started)) => {
+                        return Some(Event::Started(started));
+                    }
                     Some(event::Kind::ExecExited(exited)) => self.exec_exited(exited),
                     None => {}
                 },
@@ -196,7 +227,7 @@ impl Shim {
     }
 
     /// Fails everything that waits: its answer will not come.
-    fn broken(&self, cause: &str) -> Option<ContainerExited> {
+    fn broken(&self, cause: &str) -> Option<Event> {
         tracing::debug!(sandbox = %self.sandbox, cause, "shim connection ended");
         let mut link = self.link();
         link.socket = None;
@@ -298,13 +329,13 @@ impl Shim {
             signal,
             all,
         });
-        self.done("kill", RUNTIME_LIMIT, call).await
+        self.done("kill", END_LIMIT, call).await
     }
 
     /// Runs `RUNTIME delete --force`, or joins the one that runs; the cgroup is gone afterwards.
     pub async fn delete(&self, id: &ContainerId) -> Result<(), Error> {
         let call = request::Call::Delete(proto::Delete { id: id.to_string() });
-        match self.done("delete", RUNTIME_LIMIT, call).await {
+        match self.done("delete", END_LIMIT, call).await {
             Err(error) if error.is_not_found() => Ok(()),
             other => other,
         }
@@ -349,10 +380,24 @@ impl Shim {
         self.done("reopen_log", PROMPT_LIMIT, call).await
     }
 
+    /// The containers the shim holds now, the infra container among them.
+    pub async fn held(&self) -> Result<Vec<ContainerId>, Error> {
+        let call = request::Call::Connect(proto::Connect {});
+        match self.call("connect", PROMPT_LIMIT, call, &[]).await? {
+            reply::Result::Connected(connected) => Ok(ids(&connected)),
+            other => Err(unexpected("connect", &other)),
+        }
+    }
+
     /// Ends the shim.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let call = request::Call::Shutdown(proto::Shutdown {});
         self.done("shutdown", PROMPT_LIMIT, call).await
+    }
+
+    /// Ends a shim that does not answer. Its containers are not touched by it.
+    pub fn kill_process(&self) -> anyhow::Result<()> {
+        process::kill(&self.sandbox, &self.directory)
     }
 
     async fn done(
@@ -386,15 +431,10 @@ fn deliver<T>(waiting: oneshot::Sender<T>, value: T) {
     }
 }
 
-/// What a connection says when the listener's owner has ended.
-fn is_gone(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::ConnectionRefused
-            | ErrorKind::NotFound
-            | ErrorKind::ConnectionReset
-            | ErrorKind::BrokenPipe
-    )
+/// The ids in a shim's list.
+pub(crate) fn ids(connected: &Connected) -> Vec<ContainerId> {
+    let containers = connected.containers.iter();
+    containers.filter_map(|held| held.id.parse().ok()).collect()
 }
 
 fn connected(packet: &[u8]) -> anyhow::Result<Connected> {

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corten_proto::exit::ExitRecord;
-use corten_proto::shim::{Connected, ContainerExited};
+use corten_proto::id::ContainerId;
+use corten_proto::shim::{Connected, ContainerExited, ContainerStarted};
 
 use crate::container::Container;
 use crate::node::{Node, blocking};
 use crate::oci;
 use crate::record::read_optional;
 use crate::sandbox::{Sandbox, Status};
-use crate::shim::{ConnectError, Incoming, Shim};
+use crate::shim::{ConnectError, Event, Incoming, Shim};
 use crate::store::now;
 
 /// Pause between attempts to reach a shim that is there but does not answer.
@@ -41,8 +42,11 @@ impl Node {
     ) {
         loop {
             if let Some(incoming) = incoming.take() {
-                while let Some(exited) = shim.next_exit(&incoming).await {
-                    self.exited(sandbox, &exited).await;
+                while let Some(event) = shim.next_event(&incoming).await {
+                    match event {
+                        Event::Started(started) => self.started(sandbox, &started).await,
+                        Event::Exited(exited) => self.exited(sandbox, &exited).await,
+                    }
                 }
             }
             match shim.connect().await {
@@ -56,6 +60,16 @@ impl Node {
                     self.silent(sandbox).await;
                     tokio::time::sleep(RETRY).await;
                 }
+            }
+        }
+    }
+
+    /// A start, which the caller who asked for it may not have lived to hear of.
+    async fn started(&self, sandbox: &Sandbox, event: &ContainerStarted) {
+        for container in self.store.containers_of(sandbox.id()) {
+            if container.id().as_str() == event.id {
+                self.container_changed(&container, |status| status.started(event.started_at))
+                    .await;
             }
         }
     }
@@ -150,15 +164,22 @@ impl Node {
     /// Has the runtime delete the infra container and all others of a sandbox that has no shim. Each is tried; the
     /// first failure is returned.
     pub(crate) async fn delete_orphans(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
-        let (runtime, root) = self
-            .runtime(&sandbox.metadata.runtime)
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
         let containers = self.store.containers_of(sandbox.id());
         let ids = containers.iter().map(|container| container.id());
         let mut result = Ok(());
         for id in ids.chain([sandbox.id()]) {
-            result = result.and(oci::delete(&runtime, &root, id).await);
+            result = result.and(self.delete_orphan(sandbox, id).await);
         }
         result
+    }
+
+    /// Has the runtime itself delete a container whose shim does not answer: nothing of it runs afterwards.
+    pub(crate) async fn delete_orphan(
+        &self,
+        sandbox: &Sandbox,
+        id: &ContainerId,
+    ) -> anyhow::Result<()> {
+        let (runtime, root) = self.runtime(&sandbox.metadata.runtime)?;
+        oci::delete(&runtime, &root, id).await
     }
 }

@@ -5,12 +5,14 @@
 //! | [`cri`] (feature `cri`) | kubelet, crictl and `corten-cri` | gRPC, `cri/api.proto` |
 //! | [`shim`] | `corten-cri` and `corten-shim` | packets, `shim/shim.proto` |
 //! | [`exit`] | `corten-shim` and whoever reads the disk later | one JSON file a container |
+//! | [`log`] | `corten-cri` and `corten-shim` | a path's rule |
 //! | [`id`] | all of them | ids and digests, parsed once |
 //!
 //! What stays out: the OCI documents (crate `oci-spec`) and what one binary alone reads and writes.
 
 pub mod exit;
 pub mod id;
+pub mod log;
 
 /// CRI v1 as of Kubernetes 1.37: `runtime.v1.RuntimeService` and `runtime.v1.ImageService`.
 #[cfg(feature = "cri")]

@@ -103,10 +103,10 @@ impl State {
         }
     }
 
-    /// The container as the protocol reports it; nothing while it is being created.
-    pub(crate) fn report(&self, id: &ContainerId) -> Option<shim::Container> {
+    /// The container as the protocol reports it.
+    pub(crate) fn report(&self, id: &ContainerId) -> shim::Container {
         let (state, pid, started_at, exit) = match self {
-            State::Creating => return None,
+            State::Creating => (Reported::Creating, 0, 0, None),
             State::Created { pid } => (Reported::Created, *pid, 0, None),
             State::Running { pid, started_at } => (Reported::Running, *pid, *started_at, None),
             State::Draining { record, .. } if record.started_at == 0 => {
@@ -122,13 +122,13 @@ impl State {
                 Some(record.exit()),
             ),
         };
-        Some(shim::Container {
+        shim::Container {
             id: id.to_string(),
             state: state.into(),
             pid,
             started_at,
             exit,
-        })
+        }
     }
 
     /// The state's name in an error.
@@ -326,14 +326,13 @@ mod tests {
         let id: ContainerId = "c".parse().expect("valid id");
         let until = Instant::now();
         let state = |state: &State| {
-            state
-                .report(&id)
-                .map(|report| (report.state(), report.pid, report.started_at))
+            let report = state.report(&id);
+            (report.state(), report.pid, report.started_at)
         };
-        assert_eq!(state(&State::Creating), None);
+        assert_eq!(state(&State::Creating), (Reported::Creating, 0, 0));
         assert_eq!(
             state(&State::Created { pid: 7 }),
-            Some((Reported::Created, 7, 0))
+            (Reported::Created, 7, 0)
         );
         // An exit is not reported before its record is on disk.
         let draining = State::Running {
@@ -341,12 +340,12 @@ mod tests {
             started_at: 5,
         }
         .ended(ENDED, true, 50, until);
-        assert_eq!(state(&draining), Some((Reported::Running, 7, 5)));
+        assert_eq!(state(&draining), (Reported::Running, 7, 5));
         let exited = draining.drained();
-        assert_eq!(state(&exited), Some((Reported::Exited, 7, 5)));
+        assert_eq!(state(&exited), (Reported::Exited, 7, 5));
         let exit = exited
             .report(&id)
-            .and_then(|report| report.exit)
+            .exit
             .expect("an exited container has an exit");
         assert_eq!(
             (exit.code, exit.signal, exit.finished_at, exit.oom_killed),

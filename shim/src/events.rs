@@ -67,6 +67,8 @@ struct Client {
 pub(crate) struct Clients {
     by_id: BTreeMap<u64, Client>,
     next: u64,
+    /// Those that have gone since this was asked last.
+    gone: Vec<u64>,
 }
 
 impl Clients {
@@ -178,11 +180,17 @@ impl Clients {
         }
     }
 
-    /// Ends a connection. Nothing that was begun for it is cancelled.
+    /// Ends a connection.
     pub(crate) fn remove(&mut self, id: u64, poll: &mut Poll) {
         if let Some(client) = self.by_id.remove(&id) {
             poll.remove(client.token, &client.socket);
+            self.gone.push(id);
         }
+    }
+
+    /// Who has gone since the last call.
+    pub(crate) fn take_gone(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.gone)
     }
 }
 

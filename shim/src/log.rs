@@ -16,9 +16,10 @@ use std::fs::{DirBuilder, File};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use corten_proto::log::parse_path;
 use nix::errno::Errno;
 use nix::unistd::{Whence, ftruncate, lseek};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -124,23 +125,21 @@ pub(crate) struct Location {
 impl Location {
     /// Checks a log directory and the path in it. An empty path means that there is no log.
     pub(crate) fn parse(directory: &str, path: &str) -> Result<Option<Location>> {
-        if path.is_empty() {
+        let parsed = parse_path(path).map_err(|rule| anyhow!("log_path {path:?}: {rule}"))?;
+        let Some(path) = parsed else {
             return Ok(None);
-        }
+        };
         ensure!(
             Path::new(directory).is_absolute(),
             "log_directory {directory:?}: must be an absolute path"
         );
-        let plain = Path::new(path)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)));
         ensure!(
-            plain && !path.ends_with('/') && !path.contains('\0') && !directory.contains('\0'),
-            "log_path {path:?}: must name a file beneath log_directory, without \"..\""
+            !directory.contains('\0'),
+            "log_directory {directory:?}: must hold no NUL byte"
         );
         Ok(Some(Location {
             directory: directory.into(),
-            path: path.into(),
+            path,
         }))
     }
 

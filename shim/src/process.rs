@@ -12,8 +12,10 @@ use anyhow::{Context, Result};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::SigSet;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
+
+use crate::report::report;
 
 /// A running or ended process, by number and by descriptor.
 #[derive(Debug)]
@@ -117,7 +119,18 @@ pub(crate) fn spawn(
     attributes.set_flags(flags).with_context(call)?;
     let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
     let pid = posix_spawn(program, &actions, &attributes, args, &environment).with_context(call)?;
-    Process::open(pid.as_raw())
+    Process::open(pid.as_raw()).inspect_err(|_| kill_child(pid.as_raw()))
+}
+
+/// SIGKILL to a child that cannot be held: nobody would learn of its end, and nothing may run on unseen. The number is
+/// its own as long as it has not been reaped.
+pub(crate) fn kill_child(pid: i32) {
+    let Some(number) = Pid::from_raw(pid) else {
+        return;
+    };
+    if let Err(errno) = kill_process(number, Signal::KILL) {
+        report!("kill({pid}, SIGKILL): {errno}");
+    }
 }
 
 /// SIGKILL to a process and everything that descends from it.

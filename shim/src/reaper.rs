@@ -27,8 +27,8 @@ pub(crate) enum Role {
     Call(Call),
     /// The init of a container.
     Init(ContainerId),
-    /// The first process of an exec.
-    Exec(ExecId),
+    /// The first process of an exec, and the client it is run for.
+    Exec(ExecId, u64),
 }
 
 /// A call of the runtime in flight.
@@ -165,7 +165,15 @@ impl Children {
     /// The first process of an exec that has one.
     pub(crate) fn exec(&self, id: &ExecId) -> Option<&Process> {
         self.by_pid.values().find_map(|child| match &child.role {
-            Role::Exec(exec) if exec == id => Some(&child.process),
+            Role::Exec(exec, _) if exec == id => Some(&child.process),
+            _ => None,
+        })
+    }
+
+    /// The execs of a client: first processes of those that have begun.
+    pub(crate) fn execs_of(&self, client: u64) -> impl Iterator<Item = &Process> {
+        self.by_pid.values().filter_map(move |child| match &child.role {
+            Role::Exec(_, of) if *of == client => Some(&child.process),
             _ => None,
         })
     }
@@ -173,7 +181,7 @@ impl Children {
     /// How many execs a container has, those not yet started included.
     pub(crate) fn exec_count(&self, id: &ContainerId) -> usize {
         let of_container = |child: &&Child| match &child.role {
-            Role::Exec(exec) => exec.container == *id,
+            Role::Exec(exec, _) => exec.container == *id,
             Role::Call(call) => {
                 call.container == *id && matches!(call.operation, Operation::Exec { .. })
             }

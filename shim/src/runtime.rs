@@ -164,6 +164,11 @@ impl Runtime {
 }
 
 impl Invocation {
+    /// The pid the call has named so far.
+    pub(crate) fn named_pid(&self) -> Option<i32> {
+        read_pid(self.pid_file.as_deref()?).ok()
+    }
+
     /// What the ended call comes to: the pid it has named, if it was to name one, or why it failed, in one line and in
     /// the runtime's own words where it left any. `last_words` is what it wrote to the container's stderr, for a call
     /// that had it. The call's files are gone afterwards.

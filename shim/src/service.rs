@@ -10,7 +10,7 @@
 //! ```
 //! Invariants: nothing here waits but the loop itself (a file system's own delays apart). The calls that change one
 //! container run one after the other, in the order they came; execs and other containers do not wait for them. A
-//! client that goes away cancels nothing.
+//! client that goes away takes its execs with it and cancels nothing else.
 //!
 //! The shim ends on Shutdown, or by itself when it has had no container and no client for a while: then whoever
 //! started it has died between starting it and using it.
@@ -115,6 +115,7 @@ impl Service {
                     report!("{error:#}");
                 }
             }
+            self.end_abandoned_execs();
             self.reap_orphans()?;
             self.expire();
         }
@@ -155,6 +156,25 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Kills the execs of clients that have gone: nobody keeps their time or reads their output any more.
+    fn end_abandoned_execs(&mut self) {
+        for client in self.clients.take_gone() {
+            for leader in self.children.execs_of(client) {
+                if let Err(error) = kill_tree(leader) {
+                    report!("end an exec whose client has gone: {error:#}");
+                }
+            }
+            for (_, call) in self.children.calls_mut() {
+                if let (Operation::Exec { killed, .. }, Some(requester)) =
+                    (&mut call.operation, call.requester)
+                    && requester.client == client
+                {
+                    *killed = true;
+                }
+            }
+        }
     }
 
     fn client_ready(&mut self, client: u64) {
@@ -220,7 +240,7 @@ impl Service {
         reply::Result::Connected(shim::Connected {
             shim_pid: std::process::id().cast_signed(),
             containers: containers
-                .filter_map(|(id, container)| container.state.report(id))
+                .map(|(id, container)| container.state.report(id))
                 .collect(),
         })
     }

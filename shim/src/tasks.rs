@@ -9,14 +9,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
 use corten_proto::shim::error::Code;
-use corten_proto::shim::{self, reply};
+use corten_proto::shim::{self, event, reply};
 use rustix::process::Signal;
 
 use crate::clock;
 use crate::container::{Pending, Removal, State, Task};
 use crate::events::{Outcome, Requester};
 use crate::oom;
-use crate::process::{Ended, Process, kill_tree};
+use crate::process::{Ended, Process, kill_child, kill_tree};
 use crate::reaper::{Call, Child, ExecId, Operation, Role};
 use crate::report::report;
 use crate::runtime::Verb;
@@ -101,6 +101,10 @@ impl Service {
             Task::Start if matches!(container.state, State::Created { .. }) => {
                 (Verb::Start, Operation::Start)
             }
+            // The answer to the start may have been lost with its connection.
+            Task::Start if let State::Running { started_at, .. } = container.state => {
+                return Ok(Some(reply::Result::Started(shim::Started { started_at })));
+            }
             Task::Start => return Err(wrong_state("start", id, &container.state)),
             Task::Kill { .. } if gone => return Ok(Some(reply::Result::Done(shim::Done {}))),
             Task::Kill { signal, all } => (Verb::Kill { signal, all }, Operation::Kill),
@@ -121,7 +125,7 @@ impl Service {
         match child.role {
             Role::Call(call) => self.call_ended(call, ended),
             Role::Init(id) => self.init_ended(&id, ended),
-            Role::Exec(id) => self.exec_ended(id, ended),
+            Role::Exec(id, _) => self.exec_ended(id, ended),
         }
     }
 
@@ -135,8 +139,13 @@ impl Service {
             overdue,
             ..
         } = call;
+        let named = invocation.named_pid();
         let result = invocation.finish(ended, &self.last_words(&id, &operation));
         let result = if overdue {
+            // The call was killed; what it had let go by then runs on. A `create` is undone as a whole.
+            if let (Operation::Exec { .. }, Some(pid)) = (&operation, named) {
+                kill_child(pid);
+            }
             Err(format!(
                 "runtime: no answer for {} s; killed",
                 self.timeouts.call.as_secs()
@@ -159,7 +168,8 @@ impl Service {
                     container: id.clone(),
                     exec_id,
                 };
-                Some(self.exec_begun(id, killed, result))
+                let client = requester.map_or(0, |requester| requester.client);
+                Some(self.exec_begun(id, client, killed, result))
             }
         };
         if let (Some(outcome), Some(requester)) = (outcome, requester) {
@@ -237,6 +247,12 @@ impl Service {
             State::Draining { record, .. } | State::Exited { record } => record.started_at,
             State::Creating | State::Created { .. } => now_ns,
         };
+        let started = shim::ContainerStarted {
+            id: id.to_string(),
+            started_at,
+        };
+        self.clients
+            .broadcast(event::Kind::ContainerStarted(started), &mut self.poll);
         Ok(reply::Result::Started(shim::Started { started_at }))
     }
 
@@ -287,21 +303,30 @@ impl Service {
     fn exec_begun(
         &mut self,
         id: ExecId,
+        client: u64,
         killed: bool,
         result: Result<Option<i32>, String>,
     ) -> Outcome {
         let pid = result.map_err(|cause| error(Code::Failed, cause))?;
-        self.adopt_exec(id, pid, killed).map_err(failed)
+        let pid = pid.ok_or_else(|| error(Code::Failed, "exec names no pid"))?;
+        self.adopt_exec(id, client, pid, killed)
+            .inspect_err(|_| kill_child(pid))
+            .map_err(failed)
     }
 
-    fn adopt_exec(&mut self, id: ExecId, pid: Option<i32>, killed: bool) -> Result<reply::Result> {
-        let pid = pid.context("exec names a pid")?;
+    fn adopt_exec(
+        &mut self,
+        id: ExecId,
+        client: u64,
+        pid: i32,
+        killed: bool,
+    ) -> Result<reply::Result> {
         let process = Process::open(pid)?;
         if killed {
             kill_tree(&process)?;
         }
         self.children
-            .adopt(process, Role::Exec(id), &mut self.poll)?;
+            .adopt(process, Role::Exec(id, client), &mut self.poll)?;
         Ok(reply::Result::ExecStarted(shim::ExecStarted { pid }))
     }
 }

@@ -311,6 +311,8 @@ pub struct Client {
     seq: u64,
     replies: Vec<shim::Reply>,
     events: VecDeque<event::Kind>,
+    /// The starts that were told, apart: most tests wait for exits.
+    pub starts: Vec<shim::ContainerStarted>,
 }
 
 /// What a call comes to.
@@ -334,6 +336,7 @@ impl Client {
             seq: 0,
             replies: Vec::new(),
             events: VecDeque::new(),
+            starts: Vec::new(),
         }
     }
 
@@ -432,7 +435,7 @@ impl Client {
                     assert_eq!(exited.id, id);
                     return exited.exit.expect("an exit");
                 }
-                event::Kind::ExecExited(_) => {}
+                event::Kind::ExecExited(_) | event::Kind::ContainerStarted(_) => {}
             }
         }
     }
@@ -513,9 +516,10 @@ impl Client {
         let message = Message::decode(&packet[..length]).expect("a message");
         match message.kind.expect("a known kind of message") {
             message::Kind::Reply(reply) => self.replies.push(reply),
-            message::Kind::Event(Event { kind }) => {
-                self.events.push_back(kind.expect("a known event"))
-            }
+            message::Kind::Event(Event { kind }) => match kind.expect("a known event") {
+                event::Kind::ContainerStarted(started) => self.starts.push(started),
+                kind => self.events.push_back(kind),
+            },
         }
         true
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use corten_proto::cri::{
 };
 use corten_proto::exit::ExitRecord;
 use corten_proto::id::ContainerId;
+use corten_proto::log::parse_path;
 use corten_proto::shim::Create;
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
@@ -202,6 +203,7 @@ impl Node {
             .create(create)
             .await
             .with_context(|| format!("create {}", plan.id))?;
+        let sandbox = plan.sandbox.clone();
         let (metadata, lease) = self.metadata(plan, &user);
         let status = Status::Created { pid };
         self.write_record(
@@ -213,16 +215,22 @@ impl Node {
         let container = Container::new(metadata, status, Some(lease));
         self.store.add_container(container.clone());
         self.catch_up(&container).await;
+        if sandbox.shim().is_none() {
+            // Its end was told when this container was not yet there to hear of it.
+            self.settle(&container, "its shim has ended").await;
+        }
         Ok(())
     }
 
     /// What must be looked up in the container's own root and on the node.
     ///
-    /// A host path may lie on a filesystem that does not answer. The thread that waits for it cannot be freed; the
-    /// caller is told which paths were asked for before its own patience ends.
+    /// A host path may lie on a filesystem that does not answer. The thread that waits for it cannot be freed: a pod can
+    /// hold one, and all pods together some, however often the kubelet repeats the call. The caller is told which paths
+    /// were asked for before its own patience ends.
     async fn look_inside(&self, plan: &Plan) -> Result<(User, Sources), Error> {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
+        let (of_pod, of_node) = (plan.sandbox.look.clone(), self.looks.clone());
         let look = move || {
             let linux = config.linux.as_ref();
             let security = linux.and_then(|linux| linux.security_context.as_ref());
@@ -232,7 +240,16 @@ impl Node {
             Ok::<_, SpecError>((user, Sources::read(&config)?))
         };
         // Two results: the inner one keeps the kind of the refusal, which decides the code.
-        let looking = blocking(move || Ok(look()));
+        let looking = async {
+            let permits = (of_pod.acquire_owned().await, of_node.acquire_owned().await);
+            blocking(move || {
+                let found = look();
+                // Given back by the thread, whoever still waits for it.
+                drop(permits);
+                Ok(found)
+            })
+            .await
+        };
         let Ok(found) = tokio::time::timeout(LOOK_LIMIT, looking).await else {
             let mounts = plan.config.mounts.iter();
             let paths: Vec<_> = mounts.map(|mount| mount.host_path.as_str()).collect();
@@ -337,10 +354,9 @@ impl Node {
 
     /// Undoes a creation that failed, at whatever step.
     async fn discard_container(&self, sandbox: &Sandbox, id: &ContainerId) {
-        if let Some(shim) = sandbox.shim()
-            && let Err(error) = shim.delete(id).await
-        {
-            tracing::warn!(container = %id, "undo a failed creation: {error}");
+        // If the shim is still at it and does not answer, the removal of the pod finds what comes of it.
+        if let Err(error) = self.delete(sandbox, id).await {
+            tracing::warn!("undo a failed creation: {error:#}");
         }
         let (paths, id) = (self.paths.clone(), id.clone());
         if let Err(error) = blocking(move || discard_files(&paths, &id)).await {
@@ -388,12 +404,10 @@ fn check(config: &ContainerConfig) -> Result<&ContainerMetadata, Error> {
     {
         return Err(Error::invalid("image.image", "", "must name an image"));
     }
-    let normal = |component| matches!(component, Component::Normal(_) | Component::CurDir);
-    if !Path::new(&config.log_path).components().all(normal) {
-        let rule = "must be relative and without \"..\": it lies in the pod's log directory";
-        return Err(Error::invalid("log_path", &config.log_path, rule));
+    match parse_path(&config.log_path) {
+        Ok(_) => Ok(metadata),
+        Err(rule) => Err(Error::invalid("log_path", &config.log_path, rule)),
     }
-    Ok(metadata)
 }
 
 fn namespace_options(config: &ContainerConfig) -> NamespaceOption {
@@ -430,7 +444,7 @@ mod tests {
         for good in ["", "a.log", "c/0.log", "./c/0.log", "..c/0.log"] {
             assert!(check(&config(good)).is_ok(), "{good}");
         }
-        for bad in ["/var/log/x", "../x", "c/../../x", ".."] {
+        for bad in ["/var/log/x", "../x", "c/../../x", "..", ".", "c/0.log/"] {
             let error = check(&config(bad)).expect_err(bad).to_string();
             assert!(error.contains("log_path") && error.contains(bad), "{error}");
         }

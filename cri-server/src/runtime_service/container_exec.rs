@@ -122,10 +122,19 @@ impl Running {
             exec_id: id.clone(),
             process: document.to_string_lossy().into_owned(),
         };
-        let started = shim.exec(exec, [null.into(), stdout_end, stderr_end]).await;
-        blocking(move || remove_file(&document)).await?;
-        let exit = started.with_context(context)?;
         let outputs = Some((Output::read(stdout)?, Output::read(stderr)?));
+        let started = shim.exec(exec, [null.into(), stdout_end, stderr_end]).await;
+        if let Err(error) = blocking(move || remove_file(&document)).await {
+            tracing::warn!(%container, "after an exec: {error:#}");
+        }
+        let exit = match started {
+            Err(error) if error.is_unanswered() => {
+                // It may begin yet, with nobody to wait for it. Where the connection is gone, the shim ends it.
+                drop(shim.kill_exec(&container, &id).await);
+                return Err(error).with_context(context);
+            }
+            started => started.with_context(context)?,
+        };
         Ok(Running {
             shim,
             container,

@@ -44,8 +44,8 @@ impl Node {
                 self.container_changed(&container, |status| status.start_failed(&message, now()))
                     .await;
                 // Its init may still wait for a start that will not come.
-                if let Err(error) = shim.delete(container.id()).await {
-                    tracing::warn!(container = %container.id(), "after a failed start: {error}");
+                if let Err(error) = self.delete(&sandbox, container.id()).await {
+                    tracing::warn!("after a failed start: {error:#}");
                 }
                 Err(Error::Failed(anyhow::anyhow!(
                     "start {}: {message}",

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use corten_proto::cri::{StopContainerRequest, StopContainerResponse};
+use corten_proto::id::ContainerId;
 use nix::libc::SIGKILL;
 
-use crate::container::{Container, Status};
+use crate::container::Container;
 use crate::error::Error;
 use crate::node::Node;
-use crate::shim;
+use crate::oci;
+use crate::sandbox::Sandbox;
 
 /// How long a container may take to end after SIGKILL: more than any process takes that is not stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// How long the news of an exit may take once the container is deleted, from a shim that may not be there any more.
+const TOLD_LIMIT: Duration = Duration::from_secs(2);
 
 impl Node {
     /// StopContainer: the stop signal, the grace period, SIGKILL. Unknown ids and ended containers are no error.
@@ -40,55 +44,94 @@ impl Node {
     }
 
     /// Ends a container and has its cgroup removed; nothing of it runs afterwards.
+    ///
+    /// Its shim does that, and where no shim answers the runtime itself: a container must not outlive the answer, whatever
+    /// has become of its shim.
     pub(super) async fn end_container(
         &self,
         container: &Arc<Container>,
         grace: Duration,
     ) -> Result<(), Error> {
-        let id = container.id();
+        let sandbox = self.sandbox_of(container)?;
         // The init of a created container has no handler yet, and a pid namespace's first process ignores what it does
         // not handle: only SIGKILL ends it.
-        let running = matches!(container.status(), Status::Running { .. });
-        if running && !grace.is_zero() {
-            self.signal(container, container.metadata.stop_signal, false)
-                .await?;
-            container.wait_exit(grace).await;
-        }
-        if !container.has_exited() {
-            self.signal(container, SIGKILL, true).await?;
-            if !container.wait_exit(KILL_LIMIT).await {
-                let limit = KILL_LIMIT.as_secs();
-                let pid = container.status().pid().unwrap_or(0);
-                let text =
-                    format!("stop {id}: process {pid} has not ended {limit} s after SIGKILL");
-                return Err(Error::Deadline(text));
+        let started = container.status().started_at() > 0;
+        if started && !container.has_exited() && !grace.is_zero() {
+            let asked = async {
+                self.ask_to_end(&sandbox, container).await?;
+                container.exit().await;
+                anyhow::Ok(())
+            };
+            if let Ok(result) = tokio::time::timeout(grace, asked).await {
+                result?;
             }
         }
-        let Some(shim) = self.sandbox_of(container)?.shim() else {
-            return Ok(());
-        };
-        match shim.delete(id).await {
-            // The shim has just ended; its supervisor deletes what it held.
-            Err(shim::Error::Disconnected { .. }) => Ok(()),
-            result => Ok(result.with_context(|| format!("delete {id} after its end"))?),
+        if !container.has_exited() {
+            self.kill(&sandbox, container).await?;
         }
+        self.delete(&sandbox, container.id()).await?;
+        if sandbox.shim().is_none() || !container.wait_exit(TOLD_LIMIT).await {
+            self.settle(container, "its shim does not answer").await;
+        }
+        Ok(())
     }
 
-    /// Sends a signal to a container. One that has ended meanwhile is no error.
-    async fn signal(&self, container: &Container, signal: i32, all: bool) -> anyhow::Result<()> {
-        let id = container.id();
-        let sandbox = self
-            .sandbox_of(container)
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
-        let Some(shim) = sandbox.shim() else {
-            bail!("signal {signal} to {id}: the shim of its pod has ended");
-        };
-        match shim.kill(id, signal, all).await {
-            Ok(()) => Ok(()),
-            Err(_) if container.has_exited() => Ok(()),
-            // The supervisor finds out whether the shim has gone and ends the container's life if so.
-            Err(shim::Error::Disconnected { .. }) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("signal {signal} to {id}")),
+    /// Sends the container's stop signal to its init. One that has ended meanwhile is no error.
+    async fn ask_to_end(&self, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
+        let (id, signal) = (container.id(), container.metadata.stop_signal);
+        if let Some(shim) = sandbox.shim() {
+            match shim.kill(id, signal, false).await {
+                Err(error) if error.is_unanswered() => {
+                    tracing::warn!(container = %id, "{error}; leaving the stop to the runtime");
+                }
+                Err(_) if container.has_exited() => return Ok(()),
+                result => return Ok(result.with_context(|| format!("signal {signal} to {id}"))?),
+            }
         }
+        let (runtime, root) = self.runtime(&sandbox.metadata.runtime)?;
+        // It may have ended already, which nobody is there to tell; if not, SIGKILL follows.
+        if let Err(error) = oci::kill(&runtime, &root, id, signal).await {
+            tracing::warn!(container = %id, "{error:#}");
+        }
+        Ok(())
+    }
+
+    /// Has the shim send SIGKILL to all of the container, and waits for its end. Where no shim answers there is nothing
+    /// to wait for: the removal that follows ends the processes.
+    async fn kill(&self, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
+        let id = container.id();
+        let Some(shim) = sandbox.shim() else {
+            return Ok(());
+        };
+        match shim.kill(id, SIGKILL, true).await {
+            Err(error) if error.is_unanswered() => return Ok(()),
+            Err(_) if container.has_exited() => return Ok(()),
+            // The runtime has deleted it, and its exit is still to be told.
+            Err(error) if error.is_not_found() => return Ok(()),
+            result => result.with_context(|| format!("signal {SIGKILL} to {id}"))?,
+        }
+        if container.wait_exit(KILL_LIMIT).await {
+            return Ok(());
+        }
+        let (limit, pid) = (
+            KILL_LIMIT.as_secs(),
+            container.status().pid().unwrap_or_default(),
+        );
+        let text = format!("stop {id}: process {pid} has not ended {limit} s after SIGKILL");
+        Err(Error::Deadline(text))
+    }
+
+    /// Has a container deleted: by its shim, and where none answers by the runtime itself.
+    pub(super) async fn delete(&self, sandbox: &Sandbox, id: &ContainerId) -> anyhow::Result<()> {
+        if let Some(shim) = sandbox.shim() {
+            match shim.delete(id).await {
+                Err(error) if error.is_unanswered() => {
+                    tracing::warn!(container = %id, "{error}; leaving the removal to the runtime");
+                }
+                result => return result.with_context(|| format!("delete {id}")),
+            }
+        }
+        let deleted = self.delete_orphan(sandbox, id).await;
+        deleted.with_context(|| format!("delete {id} without its shim"))
     }
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail, ensure};
 use corten_proto::cri::RemovePodSandboxResponse;
 
 use super::sandbox_stop::unmount_if_mounted;
 use crate::error::Error;
 use crate::node::{Node, blocking, remove_file, remove_tree};
 use crate::sandbox::{Sandbox, Status};
-use crate::shim;
+use crate::shim::{self, Shim};
 
 /// How long a shim may take to end after its shutdown.
 const SHIM_LIMIT: Duration = Duration::from_secs(5);
@@ -57,22 +57,48 @@ impl Node {
         .await
     }
 
-    /// Ends the shim and waits until it has.
+    /// Ends the shim and waits until it has. One that does not answer is killed: whatever it held has been deleted.
     async fn end_shim(&self, sandbox: &Sandbox) -> Result<()> {
         let Some(shim) = sandbox.shim() else {
             return Ok(());
         };
-        match shim.shutdown().await {
-            Ok(()) | Err(shim::Error::Disconnected { .. }) => {}
-            Err(error) => return Err(error).context("end the shim"),
+        match shut_down(&shim).await {
+            Err(shim::Error::Refused { message, .. }) => bail!("end the shim: {message}"),
+            Ok(()) => {}
+            Err(error) => tracing::warn!(sandbox = %sandbox.id(), "{error}"),
         }
-        let ended = async {
-            while sandbox.shim().is_some() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(SHIM_LIMIT, ended)
-            .await
-            .with_context(|| format!("the shim has not ended in {} s", SHIM_LIMIT.as_secs()))
+        if has_ended(sandbox).await {
+            return Ok(());
+        }
+        tracing::warn!(sandbox = %sandbox.id(), "the shim does not end; killing it");
+        blocking(move || shim.kill_process()).await?;
+        let limit = SHIM_LIMIT.as_secs();
+        ensure!(
+            has_ended(sandbox).await,
+            "the shim has not ended {limit} s after SIGKILL"
+        );
+        Ok(())
     }
+}
+
+/// Has a shim end, with what it may still hold: containers whose creation was not seen through.
+async fn shut_down(shim: &Shim) -> Result<(), shim::Error> {
+    match shim.shutdown().await {
+        Err(shim::Error::Refused { .. }) => {}
+        result => return result,
+    }
+    for id in shim.held().await? {
+        shim.delete(&id).await?;
+    }
+    shim.shutdown().await
+}
+
+/// Whether the shim ends within [`SHIM_LIMIT`].
+async fn has_ended(sandbox: &Sandbox) -> bool {
+    let ended = async {
+        while sandbox.shim().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(SHIM_LIMIT, ended).await.is_ok()
 }

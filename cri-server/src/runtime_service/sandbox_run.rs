@@ -165,10 +165,7 @@ impl Node {
             .await
             .context("create the infra container")?;
         shim.start(id).await.context("start the infra container")?;
-        match self
-            .sandbox_changed(sandbox, |status| status.started(pid))
-            .await
-        {
+        match self.sandbox_started(sandbox, pid).await? {
             Status::Ready { .. } => Ok(()),
             _ => Err(Error::Failed(anyhow::anyhow!(
                 "the infra container ended at once"
@@ -257,12 +254,10 @@ fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
             return Err(Error::invalid(field, value, "must not be empty"));
         }
     }
-    if !config.log_directory.is_empty() && !Path::new(&config.log_directory).is_absolute() {
-        return Err(Error::invalid(
-            "log_directory",
-            &config.log_directory,
-            "must be absolute",
-        ));
+    let logs = &config.log_directory;
+    if !logs.is_empty() && (!Path::new(logs).is_absolute() || logs.contains('\0')) {
+        let rule = "must be absolute and hold no NUL byte";
+        return Err(Error::invalid("log_directory", logs, rule));
     }
     spec::check_sandbox(config)?;
     Ok(metadata)

@@ -15,7 +15,6 @@ use crate::error::Error;
 use crate::network::netns;
 use crate::node::{Node, blocking};
 use crate::sandbox::{Sandbox, Status};
-use crate::shim;
 
 impl Node {
     /// StopPodSandbox. Unknown ids and stopped sandboxes are no error; a second call joins the first.
@@ -51,8 +50,8 @@ impl Node {
         Ok(())
     }
 
-    /// Ends all containers at once, without grace: the kubelet has stopped them one by one before it calls this, and
-    /// what is left then is to be gone.
+    /// Ends all containers at once, without grace: the API has this call terminate by force what still runs, and the
+    /// kubelet has stopped each with its own grace period before it.
     async fn end_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         let mut ends = JoinSet::new();
         for container in self.store.containers_of(sandbox.id()) {
@@ -72,13 +71,8 @@ impl Node {
 
     /// Ends the infra container and has its cgroup removed.
     pub(super) async fn end_infra(&self, sandbox: &Sandbox) -> Result<()> {
-        let Some(shim) = sandbox.shim() else {
-            return self.delete_orphans(sandbox).await;
-        };
-        match shim.delete(sandbox.id()).await {
-            Err(shim::Error::Disconnected { .. }) => self.delete_orphans(sandbox).await,
-            result => result.context("delete the infra container"),
-        }
+        let deleted = self.delete(sandbox, sandbox.id()).await;
+        deleted.context("end the infra container")
     }
 
     /// CNI DEL and the network namespace.

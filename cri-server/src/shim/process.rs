@@ -1,4 +1,4 @@
-//! Starting a shim.
+//! Starting a shim, and killing one that hangs.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,12 +8,16 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
 use corten_proto::id::SandboxId;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::{Child, Command};
 
 use super::socket;
 
 /// Number of the descriptor under which a shim finds its listening socket.
 const LISTENER_FD: i32 = 3;
+/// Name of the file with the shim's pid in a sandbox's state directory.
+const PID: &str = "shim.pid";
 
 /// What a shim is started with.
 pub struct Launch<'a> {
@@ -74,8 +78,41 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child> {
             child_fd: LISTENER_FD,
         }])
         .expect("a single mapping does not collide");
-    command
+    let child = command
         .spawn()
         .with_context(|| format!("execute {}", launch.program.display()))
-        .with_context(context)
+        .with_context(context)?;
+    let pid = child.id().unwrap_or_default().to_string();
+    let path = launch.directory.join(PID);
+    // Without it a shim that hangs cannot be removed, and nothing else is lost.
+    if let Err(error) = std::fs::write(&path, pid) {
+        tracing::warn!("write {}: {error}", path.display());
+    }
+    Ok(child)
+}
+
+/// SIGKILL to the shim of `sandbox`, whose state directory is `directory`; one that has ended is no error.
+///
+/// The pid is held by a pidfd before the process is looked at: a number that has been given to another process is found
+/// out by its command line.
+pub(super) fn kill(sandbox: &SandboxId, directory: &Path) -> Result<()> {
+    let path = directory.join(PID);
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let pid = text.parse().ok().and_then(Pid::from_raw);
+    let pid = pid.with_context(|| format!("{} {text:?}: must be a pid", path.display()))?;
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(()),
+        process => process.with_context(|| format!("pidfd_open({text})"))?,
+    };
+    let path = format!("/proc/{text}/cmdline");
+    let command = std::fs::read(&path).with_context(|| format!("read {path}"))?;
+    let mut arguments = command.split(|&byte| byte == 0);
+    if !arguments.any(|argument| argument == sandbox.as_str().as_bytes()) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&process, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("pidfd_send_signal({text}, SIGKILL)")),
+    }
 }

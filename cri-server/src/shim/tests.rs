@@ -60,11 +60,11 @@ impl Peer {
 }
 
 /// Reads for `shim` until the connection ends; the exits it heard of.
-fn pump(shim: &Arc<Shim>, incoming: Incoming) -> tokio::task::JoinHandle<Vec<ContainerExited>> {
+fn pump(shim: &Arc<Shim>, incoming: Incoming) -> tokio::task::JoinHandle<Vec<Event>> {
     let shim = shim.clone();
     tokio::spawn(async move {
         let mut exits = Vec::new();
-        while let Some(exit) = shim.next_exit(&incoming).await {
+        while let Some(exit) = shim.next_event(&incoming).await {
             exits.push(exit);
         }
         exits
@@ -95,6 +95,10 @@ async fn answers_come_in_any_order_and_events_between_them() {
             code: 3,
             ..Exit::default()
         });
+        peer.event(event::Kind::ContainerStarted(ContainerStarted {
+            id: "c".to_owned(),
+            started_at: 7,
+        }));
         peer.event(event::Kind::ContainerExited(ContainerExited {
             id: "c".to_owned(),
             exit,
@@ -114,7 +118,15 @@ async fn answers_come_in_any_order_and_events_between_them() {
     );
     assert!(second.is_ok());
     thread.join().unwrap();
-    assert_eq!(exits.await.unwrap()[0].exit.unwrap().code, 3);
+    let exited =
+        |event: &Event| matches!(event, Event::Exited(exited) if exited.exit.unwrap().code == 3);
+    let started =
+        |event: &Event| matches!(event, Event::Started(started) if started.started_at == 7);
+    let events = exits.await.unwrap();
+    assert!(
+        started(&events[0]) && exited(&events[1]) && events.len() == 2,
+        "{events:?}"
+    );
 }
 
 #[tokio::test]
@@ -136,6 +148,24 @@ async fn a_connection_that_breaks_fails_every_call_at_once() {
     ));
     thread.join().unwrap();
     // The listener went with the peer: the shim is gone, not slow.
+    assert!(matches!(shim.connect().await, Err(ConnectError::Gone)));
+}
+
+#[tokio::test]
+async fn a_shim_that_refuses_a_connection_is_not_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::from(socket::listener(directory.path()).unwrap());
+    listener.set_nonblocking(false).unwrap();
+    let thread = std::thread::spawn(move || {
+        // Closed with the handshake unread: the client gets a reset.
+        let (refused, _) = listener.accept().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        drop(refused);
+        listener
+    });
+    let shim = Shim::new(&"sandbox".parse().unwrap(), directory.path());
+    assert!(matches!(shim.connect().await, Err(ConnectError::Failed(_))));
+    drop(thread.join().unwrap());
     assert!(matches!(shim.connect().await, Err(ConnectError::Gone)));
 }
 
