@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,23 @@ fn get(node: &Node, address: &str) -> std::io::Result<String> {
             }
         }
     })
+}
+
+/// A node that finds plugins in its configuration directory too.
+fn node_with_scripts() -> Node {
+    Node::with(|config| {
+        let own = config["cni"]["conf_dir"].clone();
+        config["cni"]["bin_dirs"]
+            .as_array_mut()
+            .expect("a list")
+            .push(own);
+    })
+}
+
+/// Makes a script that can be run.
+fn install(path: &Path, script: &str) {
+    fs::write(path, script).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[test]
@@ -180,19 +198,11 @@ fn a_pod_of_the_hosts_network_has_no_address_of_its_own() {
 
 #[test]
 fn a_plugin_that_fails_is_quoted_and_what_was_done_is_undone() {
-    let node = Node::with(|config| {
-        let own = config["cni"]["conf_dir"].clone();
-        config["cni"]["bin_dirs"]
-            .as_array_mut()
-            .expect("a list")
-            .push(own);
-    });
+    let node = node_with_scripts();
     let plugins = node.dir().join("cni");
     let script = "#!/bin/sh\nif [ \"$CNI_COMMAND\" = ADD ]; then\n\
         echo '{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"no more cheese\",\"details\":\"try later\"}'\nexit 1\nfi\n";
-    let path = plugins.join("failing");
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&plugins.join("failing"), script);
     let good = fs::read_to_string(plugins.join("10-ct.conflist")).unwrap();
     let mut chain: serde_json::Value = serde_json::from_str(&good).unwrap();
     chain["plugins"]
@@ -227,4 +237,40 @@ fn a_pod_can_be_stopped_after_its_network_configuration_has_gone() {
     fs::remove_file(node.dir().join("cni/10-ct.conflist")).unwrap();
     pod.stop();
     assert!(node.leases().is_empty());
+}
+
+#[test]
+fn a_plugin_that_outlives_a_killed_server_leaves_no_address() {
+    let node = node_with_scripts();
+    let plugins = node.dir().join("cni");
+    let list = plugins.join("10-ct.conflist");
+    // Two seconds late with the address, which needs no network namespace any more.
+    let script = "#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] && touch \"${0%/*}/begun\" && sleep 2\n\
+        exec /usr/lib/cni/host-local\n";
+    install(&plugins.join("late"), script);
+    let good = fs::read_to_string(&list).unwrap();
+    let mut chain: serde_json::Value = serde_json::from_str(&good).unwrap();
+    let ipam = &mut chain["plugins"][0]["ipam"]["type"];
+    assert_eq!(*ipam, "host-local");
+    *ipam = "late".into();
+    fs::write(&list, chain.to_string()).unwrap();
+
+    let request = cri::RunPodSandboxRequest {
+        config: Some(node.pod_config("half-added")),
+        ..Default::default()
+    };
+    thread::scope(|scope| {
+        let run = scope.spawn(|| node.cri.run_pod_sandbox(request));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !plugins.join("begun").exists() {
+            assert!(Instant::now() < deadline, "the plugin was not run");
+            thread::sleep(Duration::from_millis(10));
+        }
+        node.kill_server();
+        assert!(run.join().expect("it returns its error").is_err());
+    });
+    node.launch().unwrap();
+    thread::sleep(Duration::from_millis(2500));
+    assert!(node.leases().is_empty(), "taken after it was taken down");
+    node.assert_no_pods_left();
 }
