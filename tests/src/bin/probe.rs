@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 
@@ -81,13 +81,16 @@ fn sleep_for_ever() -> ! {
     }
 }
 
-/// Blocks every signal, says `ready`, and prints the name of the first signal that comes. A blocked signal reaches
+/// Blocks every signal, says `ready`, and prints the name of the first that comes, SIGURG aside. A blocked signal reaches
 /// even the init of a pid namespace, which the kernel shields from signals it has no handler for.
 fn signal_wait() -> Result<()> {
     let all = SigSet::all();
     all.thread_block().context("block all signals")?;
     say("ready")?;
-    let signal = all.wait().context("sigwait")?;
+    // runc passes on the SIGURG with which Go's scheduler interrupts runc's own threads.
+    let mut awaited = all;
+    awaited.remove(Signal::SIGURG);
+    let signal = awaited.wait().context("sigwait")?;
     say(signal.as_str())
 }
 
