@@ -37,7 +37,7 @@ use socket::Socket;
 const RUNTIME_LIMIT: Duration = Duration::from_secs(90);
 /// How long the shim may take to signal or delete a container. Short, because there is a second way: a container whose
 /// shim does not answer is ended by the runtime itself, within the same call of the kubelet.
-const END_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(15);
 /// How long the shim may take to answer a call it answers from memory.
 const PROMPT_LIMIT: Duration = Duration::from_secs(10);
 

@@ -330,10 +330,7 @@ mod tests {
             (report.state(), report.pid, report.started_at)
         };
         assert_eq!(state(&State::Creating), (Reported::Creating, 0, 0));
-        assert_eq!(
-            state(&State::Created { pid: 7 }),
-            (Reported::Created, 7, 0)
-        );
+        assert_eq!(state(&State::Created { pid: 7 }), (Reported::Created, 7, 0));
         // An exit is not reported before its record is on disk.
         let draining = State::Running {
             pid: 7,

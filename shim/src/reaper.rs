@@ -172,10 +172,12 @@ impl Children {
 
     /// The execs of a client: first processes of those that have begun.
     pub(crate) fn execs_of(&self, client: u64) -> impl Iterator<Item = &Process> {
-        self.by_pid.values().filter_map(move |child| match &child.role {
-            Role::Exec(_, of) if *of == client => Some(&child.process),
-            _ => None,
-        })
+        self.by_pid
+            .values()
+            .filter_map(move |child| match &child.role {
+                Role::Exec(_, of) if *of == client => Some(&child.process),
+                _ => None,
+            })
     }
 
     /// How many execs a container has, those not yet started included.

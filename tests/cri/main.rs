@@ -9,6 +9,7 @@ mod error;
 mod exec;
 mod image;
 mod log;
+mod lost;
 mod network;
 mod parallel;
 mod pod_files;

@@ -228,7 +228,7 @@ fn output_goes_on_while_nobody_listens() {
 }
 
 /// Host pid of the shim of a sandbox.
-fn shim_of(sandbox: &str) -> Pid {
+pub(crate) fn shim_of(sandbox: &str) -> Pid {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let mut pids =
         entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());

@@ -57,6 +57,23 @@ fn begin(
     (pid, stdout, stderr)
 }
 
+/// Whoever asked for an exec kept its time and read its output: with nobody there, it ends.
+#[test]
+fn an_exec_ends_with_its_client() {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle("c", "sleep 1000", |_| {});
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        let mut other = shim.connect();
+        begin(shim, &mut other, &bundle, "abandoned", "sleep 1000");
+        begin(shim, client, &bundle, "kept", "sleep 1");
+        drop(other);
+        assert_eq!(exit(client, "abandoned").signal, 9);
+        assert_eq!(exit(client, "kept").code, 0);
+        client.delete(&bundle.id).expect("delete");
+    });
+}
+
 fn exit(client: &mut Client, exec_id: &str) -> Exit {
     match client.event(PATIENCE).expect("an exit in time") {
         event::Kind::ExecExited(exited) => {

@@ -66,10 +66,13 @@ impl Node {
                 result?;
             }
         }
-        if !container.has_exited() {
-            self.kill(&sandbox, container).await?;
+        let id = container.id();
+        if container.has_exited() || self.kill(&sandbox, container).await? {
+            self.delete(&sandbox, id).await?;
+        } else {
+            let deleted = self.delete_orphan(&sandbox, id).await;
+            deleted.with_context(|| format!("delete {id} without its shim"))?;
         }
-        self.delete(&sandbox, container.id()).await?;
         if sandbox.shim().is_none() || !container.wait_exit(TOLD_LIMIT).await {
             self.settle(container, "its shim does not answer").await;
         }
@@ -96,22 +99,22 @@ impl Node {
         Ok(())
     }
 
-    /// Has the shim send SIGKILL to all of the container, and waits for its end. Where no shim answers there is nothing
-    /// to wait for: the removal that follows ends the processes.
-    async fn kill(&self, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
+    /// Has the shim send SIGKILL to all of the container, and waits for its end. False where no shim answers: there is
+    /// nothing to wait for then.
+    async fn kill(&self, sandbox: &Sandbox, container: &Container) -> Result<bool, Error> {
         let id = container.id();
         let Some(shim) = sandbox.shim() else {
-            return Ok(());
+            return Ok(false);
         };
         match shim.kill(id, SIGKILL, true).await {
-            Err(error) if error.is_unanswered() => return Ok(()),
-            Err(_) if container.has_exited() => return Ok(()),
-            // The runtime has deleted it, and its exit is still to be told.
-            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) if error.is_unanswered() => return Ok(false),
+            Err(_) if container.has_exited() => return Ok(true),
+            // It has been deleted, and its exit is still to be told.
+            Err(error) if error.is_not_found() => return Ok(true),
             result => result.with_context(|| format!("signal {SIGKILL} to {id}"))?,
         }
         if container.wait_exit(KILL_LIMIT).await {
-            return Ok(());
+            return Ok(true);
         }
         let (limit, pid) = (
             KILL_LIMIT.as_secs(),
