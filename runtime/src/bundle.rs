@@ -60,9 +60,11 @@ pub fn read_document(path: &Path) -> Result<Vec<u8>> {
     let what = || format!("read {}", path.display());
     let file = rustix::fs::open(path, flags, Mode::empty()).with_context(what)?;
     let file = File::from(file);
-    let regular = file.metadata().with_context(what)?.is_file();
-    ensure!(regular, "{}: not a regular file", path.display());
-    let mut text = Vec::new();
+    let metadata = file.metadata().with_context(what)?;
+    ensure!(metadata.is_file(), "{}: not a regular file", path.display());
+    // All of it in one read, and room to see that it ends there.
+    let length = usize::try_from(metadata.len().min(MAX_DOCUMENT))?;
+    let mut text = Vec::with_capacity(length + 1);
     file.take(MAX_DOCUMENT + 1)
         .read_to_end(&mut text)
         .with_context(what)?;

@@ -4,6 +4,7 @@
 //! the last step lets go of them all. The order of the guards is the reverse of the undoing: init is killed, then its
 //! cgroup removed, then the directory.
 
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -29,6 +30,9 @@ use crate::{hooks, log, process, signal, time};
 /// How long a killed process may take to be gone before delete gives up on it. One in uninterruptible sleep takes as
 /// long as its device.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much is read of why a program could not be run, in bytes.
+const MAX_FAILURE: usize = 64 << 10;
 
 /// What a create is asked for.
 #[derive(Debug)]
@@ -253,7 +257,6 @@ pub fn start_created(created: &Created) -> Result<()> {
 
 /// Reads the fifo to its end: empty, the program has taken over; a text says why not.
 fn wait_for_exec(fifo: &mut std::fs::File, init: &OwnedFd) -> Result<()> {
-    use std::io::Read;
     let mut text = Vec::new();
     loop {
         let mut descriptors = [
@@ -272,6 +275,7 @@ fn wait_for_exec(fifo: &mut std::fs::File, init: &OwnedFd) -> Result<()> {
         let mut buffer = [0u8; 1024];
         match fifo.read(&mut buffer) {
             Ok(0) => break,
+            Ok(_) if text.len() >= MAX_FAILURE => break,
             Ok(length) => text.extend_from_slice(&buffer[..length]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error).context("read the exec fifo"),

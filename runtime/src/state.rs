@@ -300,7 +300,7 @@ pub fn list(root: &Path) -> Result<Vec<ContainerId>> {
 
 /// When the process `pid` started, in clock ticks since boot; `None` where there is none, or only its zombie.
 pub fn process_start(pid: i32) -> Option<u64> {
-    let mut text = String::new();
+    let mut text = String::with_capacity(1024);
     File::open(format!("/proc/{pid}/stat"))
         .ok()?
         .read_to_string(&mut text)
