@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use corten_tests::bundle::{Bundle, Runtime, wait_until};
 use corten_tests::cgroup;
@@ -23,6 +24,10 @@ each_runtime! {
     device_rules_are_set,
     delete_removes_the_cgroup_and_those_below,
     a_value_the_kernel_refuses_is_an_error,
+}
+
+corten_only! {
+    a_parent_with_processes_is_left_as_it_is: "runc 1.1 enables cpu, cpuset and pids there, and then no container can run below it",
 }
 
 /// A container with these resources, created and not started.
@@ -281,4 +286,34 @@ fn a_value_the_kernel_refuses_is_an_error(runtime: &Runtime) {
         "{error}"
     );
     bundle.assert_nothing_left();
+}
+
+/// cgroup-v2.rst, no internal process constraint: a cgroup with processes gives those below it no controllers.
+fn a_parent_with_processes_is_left_as_it_is(runtime: &Runtime) {
+    if !cgroup::unified() {
+        eprintln!("SKIP: the constraint is of cgroup v2");
+        return;
+    }
+    let path = format!("/{}-parent", runtime.marker());
+    let parent = cgroup::directory("memory", &path);
+    fs::create_dir(&parent).expect("make a cgroup of the test");
+    let mut resident = Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .expect("sleep is installed");
+    fs::write(parent.join("cgroup.procs"), resident.id().to_string()).expect("move a process");
+
+    let mut bundle = runtime.bundle();
+    let own = format!("{path}/{}", bundle.id);
+    bundle.spec["linux"]["cgroupsPath"] = json!(own);
+    assert_eq!(bundle.report(&[]).cgroup("memory"), Some(&*own));
+    bundle.spec["linux"]["resources"]["memory"] = json!({ "limit": 64 * MIB });
+    let error = bundle.run().failure();
+    assert!(error.contains("memory.max"), "{error}");
+    let kind = fs::read_to_string(parent.join("cgroup.type")).expect("every cgroup has a type");
+    assert_eq!(kind, "domain\n");
+
+    resident.kill().expect("kill a process of this test");
+    resident.wait().expect("wait for a process of this test");
+    fs::remove_dir(&parent).expect("the container's cgroup below is gone");
 }

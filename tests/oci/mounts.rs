@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use corten_tests::bundle::{Bundle, Report, Runtime};
+use corten_tests::bundle::{Bundle, Runtime};
 use corten_tests::cgroup;
 use serde_json::json;
 
@@ -341,13 +341,31 @@ fn an_unknown_filesystem_is_refused(runtime: &Runtime) {
 }
 
 fn cgroups_are_mounted_read_only(runtime: &Runtime) {
-    let mut bundle = runtime.bundle();
     if cgroup::unified() {
-        let report = bundle.report(&["/sys/fs/cgroup/cgroup.procs"]);
-        assert_eq!(report.path("/sys/fs/cgroup/cgroup.procs")["write"], "EROFS");
-        assert_only_its_own_cgroup(&bundle, &report, "/sys/fs/cgroup", "cgroup2");
-        return;
+        unified_cgroup_is_mounted_read_only(runtime);
+    } else {
+        v1_controllers_are_mounted_read_only(runtime);
     }
+}
+
+/// What a v2 mount shows begins at the root of the cgroup namespace; without one of its own that is the host's.
+fn unified_cgroup_is_mounted_read_only(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.namespace("cgroup", None);
+    let [procs, kind] = ["/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/cgroup.type"];
+    let report = bundle.report(&[procs, kind]);
+    assert_eq!(report.path(procs)["write"], "EROFS");
+    assert_eq!(
+        report.path(kind)["type"],
+        "file",
+        "every cgroup but the host's root has a type"
+    );
+    assert_eq!(report.mount("/sys/fs/cgroup")["type"], "cgroup2");
+    assert!(report.has_option("/sys/fs/cgroup", "ro"));
+}
+
+fn v1_controllers_are_mounted_read_only(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
     let report = bundle.report(&["/sys/fs/cgroup/memory/cgroup.procs"]);
     assert_eq!(
         report.path("/sys/fs/cgroup/memory/cgroup.procs")["write"],
@@ -360,15 +378,13 @@ fn cgroups_are_mounted_read_only(runtime: &Runtime) {
     );
     for controller in ["memory", "pids", "cpu", "devices", "freezer"] {
         let destination = format!("/sys/fs/cgroup/{controller}");
-        assert_only_its_own_cgroup(&bundle, &report, &destination, "cgroup");
+        let mount = report.mount(&destination);
+        assert_eq!(mount["type"], "cgroup", "{mount}");
+        assert!(report.has_option(&destination, "ro"), "{mount}");
+        let root = mount["root"].as_str().unwrap_or_default();
+        assert!(
+            root.ends_with(&bundle.id),
+            "only the container's own cgroup is mounted: {mount}"
+        );
     }
-}
-
-#[track_caller]
-fn assert_only_its_own_cgroup(bundle: &Bundle<'_>, report: &Report, destination: &str, kind: &str) {
-    let mount = report.mount(destination);
-    assert_eq!(mount["type"], kind, "{mount}");
-    assert!(report.has_option(destination, "ro"), "{mount}");
-    let root = mount["root"].as_str().unwrap_or_default();
-    assert!(root.ends_with(&bundle.id), "{mount}");
 }

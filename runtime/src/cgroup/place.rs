@@ -220,9 +220,16 @@ pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> 
 /// To be asked and not tried: the kernel does switch cpu, cpuset and pids on there, but makes the cgroup the root of a
 /// threaded tree by it, in which no container can run, and leaves it so.
 fn has_processes(directory: &Directory) -> Result<bool> {
-    if matches!(directory.try_read("cgroup.type"), Err(Errno::NOENT)) {
-        return Ok(false);
-    }
+    let kind = match directory.try_read("cgroup.type") {
+        Err(Errno::NOENT) => return Ok(false),
+        kind => kind.with_context(|| format!("read {}/cgroup.type", directory.path.display()))?,
+    };
+    ensure!(
+        kind.trim() == "domain",
+        "cgroup {} is of type \"{}\": below it there can be threads, but no container",
+        directory.path.display(),
+        kind.trim()
+    );
     Ok(!directory.read("cgroup.procs")?.is_empty())
 }
 
