@@ -63,26 +63,40 @@ struct Client {
 }
 
 /// All connected clients.
-#[derive(Default)]
 pub(crate) struct Clients {
     by_id: BTreeMap<u64, Client>,
     next: u64,
     /// Those that have gone since this was asked last.
     gone: Vec<u64>,
+    /// Given up for a moment to turn a connection away when no other descriptor is left.
+    reserve: Option<OwnedFd>,
 }
 
 impl Clients {
+    pub(crate) fn new() -> Result<Clients> {
+        Ok(Clients {
+            by_id: BTreeMap::new(),
+            next: 0,
+            gone: Vec::new(),
+            reserve: Some(reserve()?),
+        })
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 
     /// Takes the next connection, if it comes from the user the shim runs as.
     pub(crate) fn accept(&mut self, listener: impl AsFd, poll: &mut Poll) -> Result<()> {
-        let socket = match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        let socket = match accept_with(&listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => socket,
             Err(
                 rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR,
             ) => return Ok(()),
+            Err(errno @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => {
+                self.turn_away(listener)?;
+                return Err(errno).context("connection refused: accept4");
+            }
             Err(errno) => return Err(errno).context("accept4"),
         };
         let peer = getsockopt(&socket, PeerCredentials).context("getsockopt(SO_PEERCRED)")?;
@@ -108,6 +122,14 @@ impl Clients {
             subscribed: false,
         };
         self.by_id.insert(id, client);
+        Ok(())
+    }
+
+    /// Closes the next connection. Left in the queue, it would wake the loop over and over.
+    fn turn_away(&mut self, listener: impl AsFd) -> Result<()> {
+        drop(self.reserve.take());
+        drop(accept_with(listener, SocketFlags::CLOEXEC));
+        self.reserve = Some(reserve()?);
         Ok(())
     }
 
@@ -219,6 +241,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+fn reserve() -> Result<OwnedFd> {
+    let file = std::fs::File::open("/dev/null").context("open(/dev/null)")?;
+    Ok(file.into())
 }
 
 /// Receives one packet. Its length is asked for first, so that memory is taken for what came and not for the limit.

@@ -89,7 +89,7 @@ impl Service {
         poll.add(&signals, Source::Signals)?;
         Ok(Service {
             poll,
-            clients: Clients::default(),
+            clients: Clients::new()?,
             containers: BTreeMap::new(),
             children: Children::default(),
             runtime,

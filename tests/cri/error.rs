@@ -261,6 +261,12 @@ fn namespaces(config: &mut cri::ContainerConfig) -> &mut cri::NamespaceOption {
 
 const BAD_CONTAINERS: &[BadContainer] = &[
     (
+        "an image for an unknown runtime",
+        |c| c.image.as_mut().unwrap().runtime_handler = "no-such-handler".to_owned(),
+        Code::InvalidArgument,
+        &["image.runtime_handler", "no-such-handler"],
+    ),
+    (
         "no metadata",
         |c| c.metadata = None,
         Code::InvalidArgument,

@@ -236,3 +236,28 @@ fn requests_that_cannot_be_meant_are_refused_before_anything_is_done() {
         assert!(!shim.dir().join("logs").exists());
     });
 }
+
+/// With no descriptor left, a connection is turned away once, and not looked at over and over.
+#[test]
+fn a_connection_without_a_descriptor_for_it_is_closed() {
+    with_script("exit 1", |shim, client| {
+        let fds = format!("/proc/{}/fd", shim.pid());
+        let is_free = |fd: &u32| !PathBuf::from(format!("{fds}/{fd}")).exists();
+        let lowest = (0..).find(is_free).expect("a free number");
+        let limit = |soft: u32| {
+            let status = std::process::Command::new("prlimit")
+                .args(["--pid", &shim.pid().to_string()])
+                .arg(format!("--nofile={soft}:"))
+                .status();
+            assert!(status.expect("prlimit").success());
+        };
+        limit(lowest);
+        assert!(shim.connect().is_closed());
+        std::thread::sleep(Duration::from_millis(200));
+        let refusals = shim.log().matches("connection refused").count();
+        assert_eq!(refusals, 1, "{}", shim.log());
+        limit(1024);
+        assert_eq!(client.subscribe(), [], "the others are served");
+        shim.connect().subscribe();
+    });
+}

@@ -52,6 +52,13 @@ impl Node {
             return Err(Error::invalid("config", "", "must be there, with metadata").into());
         };
         let metadata = check(&config)?.clone();
+        let handler = config.image.as_ref().map(|image| &image.runtime_handler);
+        if let Some(handler) = handler.filter(|handler| !handler.is_empty())
+            && self.config.runtime(handler).is_none()
+        {
+            let rule = "must be empty or the name of a configured runtime";
+            return Err(Error::invalid("image.runtime_handler", handler, rule).into());
+        }
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         // Against what the sandbox was run with, not the copy that came with this request.
         spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
