@@ -25,14 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let output = PathBuf::from(env::var("OUT_DIR")?).join("pause");
     let mut rustc = Command::new(env::var("RUSTC")?);
     rustc
-        .args([
-            "--crate-name",
-            "pause",
-            "--crate-type",
-            "bin",
-            "--edition",
-            "2024",
-        ])
+        .args(["--crate-name", "pause", "--crate-type", "bin", "--edition", "2024"])
         .args(["--target", &env::var("TARGET")?])
         .args([
             "-C",
@@ -44,12 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "-C",
             "strip=symbols",
         ])
-        .args([
-            "-C",
-            "relocation-model=static",
-            "-C",
-            "target-feature=+crt-static",
-        ])
+        .args(["-C", "relocation-model=static", "-C", "target-feature=+crt-static"])
         .arg("-o")
         .arg(&output)
         .arg("pause/pause.rs");

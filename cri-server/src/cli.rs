@@ -77,8 +77,7 @@ impl Cli {
     fn load(&self) -> Result<Config, Problems> {
         Config::load(self.config.as_deref(), |config| {
             // A relative path on a command line is relative to whoever wrote it.
-            let absolute =
-                |path: &Path| std::path::absolute(path).unwrap_or_else(|_no_cwd| path.to_owned());
+            let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_no_cwd| path.to_owned());
             if let Some(root) = &self.root {
                 config.root = absolute(root);
             }
@@ -122,13 +121,7 @@ mod tests {
         };
         let config = load(&["--root", "/b", "--state", "/c"]);
         assert_eq!((config.root, config.state), ("/b".into(), "/c".into()));
-        assert_eq!(
-            (config.listen, config.worker_threads),
-            ("/c/corten.sock".into(), 3)
-        );
-        assert_eq!(
-            load(&["--state", "/c", "--listen", "/d"]).listen,
-            Path::new("/d")
-        );
+        assert_eq!((config.listen, config.worker_threads), ("/c/corten.sock".into(), 3));
+        assert_eq!(load(&["--state", "/c", "--listen", "/d"]).listen, Path::new("/d"));
     }
 }

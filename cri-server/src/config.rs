@@ -161,9 +161,7 @@ impl Config {
 
     /// The shim's executable.
     pub fn shim(&self) -> PathBuf {
-        self.shim
-            .clone()
-            .unwrap_or_else(|| beside_self("corten-shim"))
+        self.shim.clone().unwrap_or_else(|| beside_self("corten-shim"))
     }
 
     /// The executable of a runtime handler, the default one's for the empty name; none for unknown handlers.

@@ -123,13 +123,8 @@ impl Status {
     /// The shim answered a start. An exit that overtook the answer stands and learns its start.
     pub(crate) fn started(self, at: i64) -> Status {
         match self {
-            Status::Created { pid } => Status::Running {
-                pid,
-                started_at: at,
-            },
-            Status::Exited(exited)
-                if exited.started_at == 0 && exited.reason != Reason::StartError =>
-            {
+            Status::Created { pid } => Status::Running { pid, started_at: at },
+            Status::Exited(exited) if exited.started_at == 0 && exited.reason != Reason::StartError => {
                 Status::Exited(Exited {
                     started_at: at.min(exited.finished_at),
                     ..exited
@@ -145,9 +140,7 @@ impl Status {
             return self;
         }
         let reason = match exit {
-            shim::Exit {
-                oom_killed: true, ..
-            } => Reason::OOMKilled,
+            shim::Exit { oom_killed: true, .. } => Reason::OOMKilled,
             shim::Exit { code: 0, .. } => Reason::Completed,
             _ => Reason::Error,
         };
@@ -173,9 +166,7 @@ impl Status {
     pub(crate) fn start_failed(self, message: &str, now: i64) -> Status {
         match self {
             Status::Running { .. } => self,
-            Status::Exited(Exited {
-                started_at: 1.., ..
-            }) => self,
+            Status::Exited(Exited { started_at: 1.., .. }) => self,
             _ => Status::Exited(Exited {
                 code: START_ERROR_CODE,
                 reason: Reason::StartError,
@@ -333,10 +324,7 @@ mod tests {
     }
 
     const CREATED: Status = Status::Created { pid: 7 };
-    const RUNNING: Status = Status::Running {
-        pid: 7,
-        started_at: 20,
-    };
+    const RUNNING: Status = Status::Running { pid: 7, started_at: 20 };
 
     #[test]
     fn exits() {
@@ -379,18 +367,11 @@ mod tests {
     fn a_start_that_failed() {
         let failed = CREATED.start_failed("no such file", 60);
         assert_eq!(failed.state(), cri::ContainerState::ContainerExited);
-        assert!(
-            matches!(&failed, Status::Exited(e) if e.code == 128 && e.message == "no such file")
-        );
+        assert!(matches!(&failed, Status::Exited(e) if e.code == 128 && e.message == "no such file"));
         assert_eq!(failed.clone().exited(&exit(1, false)), failed);
         assert_eq!(failed.clone().started(20), failed);
         // The exit of the init overtook the runtime's answer.
-        assert_eq!(
-            CREATED
-                .exited(&exit(1, false))
-                .start_failed("no such file", 60),
-            failed
-        );
+        assert_eq!(CREATED.exited(&exit(1, false)).start_failed("no such file", 60), failed);
         assert_eq!(
             exited(0, Reason::Completed, 20).start_failed("x", 60),
             exited(0, Reason::Completed, 20)
@@ -406,10 +387,7 @@ mod tests {
             started_at: 20,
             exit,
         };
-        let (running, ended) = (
-            shim::container::State::Running,
-            shim::container::State::Exited,
-        );
+        let (running, ended) = (shim::container::State::Running, shim::container::State::Exited);
         assert_eq!(CREATED.connected(&held(running, None)), RUNNING);
         assert_eq!(RUNNING.silent().connected(&held(running, None)), RUNNING);
         assert_eq!(
@@ -431,9 +409,7 @@ mod tests {
             oom_killed: false,
         };
         assert_eq!(CREATED.recorded(&record), exited(3, Reason::Error, 20));
-        assert!(
-            matches!(RUNNING.lost("gone", 60), Status::Exited(e) if e.code == 255 && e.started_at == 20)
-        );
+        assert!(matches!(RUNNING.lost("gone", 60), Status::Exited(e) if e.code == 255 && e.started_at == 20));
         assert_eq!(
             exited(0, Reason::Completed, 20).lost("gone", 60),
             exited(0, Reason::Completed, 20)

@@ -105,16 +105,8 @@ mod tests {
         let invalid = Error::invalid("metadata.name", "", "must not be empty");
         let failed = Error::Failed(anyhow::anyhow!("EROFS").context("make the bundle"));
         let table = [
-            (
-                missing,
-                Code::NotFound,
-                r#"container "a\nb": no such container"#,
-            ),
-            (
-                invalid,
-                Code::InvalidArgument,
-                r#"metadata.name "": must not be empty"#,
-            ),
+            (missing, Code::NotFound, r#"container "a\nb": no such container"#),
+            (invalid, Code::InvalidArgument, r#"metadata.name "": must not be empty"#),
             (failed, Code::Internal, "make the bundle: EROFS"),
         ];
         for (error, code, text) in table {

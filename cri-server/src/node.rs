@@ -87,10 +87,7 @@ impl Node {
             let rule = "must be empty or the name of a configured runtime";
             Error::invalid("runtime_handler", name, rule)
         })?;
-        Ok((
-            path,
-            self.paths.runtime_root(name, &self.config.default_runtime),
-        ))
+        Ok((path, self.paths.runtime_root(name, &self.config.default_runtime)))
     }
 
     /// The sandbox of this id or unique prefix.
@@ -127,11 +124,7 @@ impl Node {
 
     /// The infra container runs: makes the sandbox ready, on disk first. A record that stayed at `Starting` would have
     /// the next start of the server undo the pod, so that here a failing write is a failing call.
-    pub(crate) async fn sandbox_started(
-        &self,
-        sandbox: &Sandbox,
-        pid: i32,
-    ) -> Result<sandbox::Status> {
+    pub(crate) async fn sandbox_started(&self, sandbox: &Sandbox, pid: i32) -> Result<sandbox::Status> {
         let _order = sandbox.record.lock().await;
         let after = sandbox.status().started(pid);
         let path = self.paths.sandbox_record(sandbox.id());
@@ -179,9 +172,7 @@ impl Node {
 }
 
 /// Runs `work` where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .context("blocking work ended without a result")?
@@ -214,11 +205,7 @@ fn found<T>(lookup: Lookup<T>, what: &'static str, field: &str, id: &str) -> Res
             what,
             id: id.to_owned(),
         }),
-        Lookup::Ambiguous => Err(Error::invalid(
-            field,
-            id,
-            "is the beginning of more than one id",
-        )),
+        Lookup::Ambiguous => Err(Error::invalid(field, id, "is the beginning of more than one id")),
     }
 }
 

@@ -26,10 +26,7 @@ pub async fn probe(runtime: &Path) -> Result<()> {
 /// the runtime does not know is no error.
 pub async fn delete(runtime: &Path, root: &Path, id: &ContainerId) -> Result<()> {
     let mut command = Command::new(runtime);
-    command
-        .arg("--root")
-        .arg(root)
-        .args(["delete", "--force", id.as_str()]);
+    command.arg("--root").arg(root).args(["delete", "--force", id.as_str()]);
     run(command, END_LIMIT).await
 }
 

@@ -126,13 +126,7 @@ mod tests {
     #[test]
     fn runtimes_do_not_share_a_root() {
         let paths = Paths::new(Path::new("/r"), Path::new("/s"));
-        assert_eq!(
-            paths.runtime_root("corten", "corten"),
-            Path::new("/s/runtime")
-        );
-        assert_eq!(
-            paths.runtime_root("runc", "corten"),
-            Path::new("/s/runtime-runc")
-        );
+        assert_eq!(paths.runtime_root("corten", "corten"), Path::new("/s/runtime"));
+        assert_eq!(paths.runtime_root("runc", "corten"), Path::new("/s/runtime-runc"));
     }
 }

@@ -89,9 +89,7 @@ pub enum ReadError {
 }
 
 /// Reads the record at `path`.
-pub fn read<M: DeserializeOwned, S: DeserializeOwned>(
-    path: &Path,
-) -> Result<Record<M, S>, ReadError> {
+pub fn read<M: DeserializeOwned, S: DeserializeOwned>(path: &Path) -> Result<Record<M, S>, ReadError> {
     /// All that is common to every version.
     #[derive(Deserialize)]
     struct Form {
@@ -118,8 +116,7 @@ pub fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
-    let value =
-        serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))?;
+    let value = serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))?;
     Ok(Some(value))
 }
 
@@ -134,8 +131,7 @@ pub fn quarantine(path: &Path, quarantine: &Path) -> Result<PathBuf> {
         .map(|n| quarantine.join(format!("{name}.{n}")))
         .find(|target| !target.exists())
         .expect("the numbers do not end");
-    fs::rename(path, &target)
-        .with_context(|| format!("move {} to {}", path.display(), target.display()))?;
+    fs::rename(path, &target).with_context(|| format!("move {} to {}", path.display(), target.display()))?;
     Ok(target)
 }
 
@@ -153,11 +149,7 @@ mod tests {
             (back.boot_id.as_str(), back.metadata.as_str(), back.status),
             ("boot", "metadata", 7)
         );
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            1,
-            "no partial file stays"
-        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no partial file stays");
     }
 
     #[test]
@@ -166,10 +158,7 @@ mod tests {
         let path = dir.path().join("a.json");
         let table = [
             ("{", true),
-            (
-                r#"{"version":1,"boot_id":"","metadata":"x","status":0}"#,
-                true,
-            ),
+            (r#"{"version":1,"boot_id":"","metadata":"x","status":0}"#, true),
             (r#"{"version":2,"form":"of its own"}"#, false),
         ];
         for (text, is_bad) in table {

@@ -69,11 +69,7 @@ pub async fn recover(node: &Arc<Node>) -> Result<()> {
 }
 
 /// Puts what was recorded into memory; gives back the sandboxes whose run did not end.
-async fn load(
-    node: &Arc<Node>,
-    sandboxes: Vec<SandboxRecord>,
-    containers: Vec<ContainerRecord>,
-) -> Vec<Metadata> {
+async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<ContainerRecord>) -> Vec<Metadata> {
     let mut unfinished = Vec::new();
     let mut rebooted = Vec::new();
     for record in sandboxes {
@@ -152,11 +148,7 @@ async fn reconnect(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Option<Connected
 /// Has a shim delete the containers it holds and nobody knows: their creation did not end. One that the shim is still at
 /// is deleted when it is made. Gives back those that could not be deleted: the removal of the pod has them, and their
 /// files must not go before them.
-async fn delete_strangers(
-    node: &Node,
-    sandbox: &Sandbox,
-    connected: &Connected,
-) -> Vec<ContainerId> {
+async fn delete_strangers(node: &Node, sandbox: &Sandbox, connected: &Connected) -> Vec<ContainerId> {
     let mut left = Vec::new();
     let Some(shim) = sandbox.shim() else {
         return left;
@@ -175,11 +167,7 @@ async fn delete_strangers(
 }
 
 /// Undoes the sandboxes whose run did not end, and those that have a directory and no record.
-async fn undo_unfinished(
-    node: &Arc<Node>,
-    mut unfinished: Vec<Metadata>,
-    directories: Vec<SandboxId>,
-) {
+async fn undo_unfinished(node: &Arc<Node>, mut unfinished: Vec<Metadata>, directories: Vec<SandboxId>) {
     for id in directories {
         let known = node.sandbox(id.as_str()).is_ok();
         if !known && unfinished.iter().all(|metadata| metadata.id != id) {
@@ -236,12 +224,9 @@ fn sandbox_records(directory: &Path, to: &Path) -> Result<Vec<SandboxRecord>> {
     for path in entries(directory)? {
         if path.extension() == Some(OsStr::new("json")) {
             let id = path.file_stem().unwrap_or_default().to_owned();
-            records.extend(read_or_quarantine(
-                &path,
-                &id,
-                to,
-                |record: &SandboxRecord| record.metadata.id.as_str(),
-            )?);
+            records.extend(read_or_quarantine(&path, &id, to, |record: &SandboxRecord| {
+                record.metadata.id.as_str()
+            })?);
         } else if let Err(error) = remove_file(&path) {
             // What an interrupted write left, or somebody else's.
             tracing::warn!("{error:#}");
@@ -256,12 +241,9 @@ fn container_records(directory: &Path, to: &Path) -> Result<Vec<ContainerRecord>
         let record = path.join("record.json");
         if record.exists() {
             let id = path.file_name().unwrap_or_default().to_owned();
-            records.extend(read_or_quarantine(
-                &record,
-                &id,
-                to,
-                |record: &ContainerRecord| record.metadata.id.as_str(),
-            )?);
+            records.extend(read_or_quarantine(&record, &id, to, |record: &ContainerRecord| {
+                record.metadata.id.as_str()
+            })?);
         }
     }
     Ok(records)
@@ -290,18 +272,12 @@ fn read_or_quarantine<M: DeserializeOwned, S: DeserializeOwned>(
 /// The directories in `directory` that are named by an id.
 fn ids(directory: &Path) -> Result<Vec<ContainerId>> {
     let paths = entries(directory)?;
-    let names = paths
-        .iter()
-        .filter_map(|path| path.file_name().and_then(OsStr::to_str));
+    let names = paths.iter().filter_map(|path| path.file_name().and_then(OsStr::to_str));
     Ok(names.filter_map(|name| name.parse().ok()).collect())
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    let list = || {
-        fs::read_dir(directory)?
-            .map(|entry| Ok(entry?.path()))
-            .collect()
-    };
+    let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect();
     let list: std::io::Result<Vec<PathBuf>> = list();
     list.with_context(|| format!("list {}", directory.display()))
 }
@@ -335,10 +311,7 @@ mod tests {
         fs::write(records.join("late.partial"), "{").unwrap();
 
         let found = sandbox_records(&records, &quarantine).unwrap();
-        let ids: Vec<_> = found
-            .iter()
-            .map(|record| record.metadata.id.as_str())
-            .collect();
+        let ids: Vec<_> = found.iter().map(|record| record.metadata.id.as_str()).collect();
         assert_eq!(ids, ["good"]);
         assert_eq!(fs::read_dir(&quarantine).unwrap().count(), 2);
         assert_eq!(fs::read_dir(&records).unwrap().count(), 1);

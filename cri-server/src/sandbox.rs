@@ -206,17 +206,9 @@ mod tests {
 
     #[test]
     fn only_ready_is_ready() {
-        for status in [
-            Status::Starting,
-            Status::NotReady,
-            Status::Stopping,
-            Status::Stopped,
-        ] {
+        for status in [Status::Starting, Status::NotReady, Status::Stopping, Status::Stopped] {
             assert_eq!(status.state(), cri::PodSandboxState::SandboxNotready);
         }
-        assert_eq!(
-            Status::Ready { pid: 1 }.state(),
-            cri::PodSandboxState::SandboxReady
-        );
+        assert_eq!(Status::Ready { pid: 1 }.state(), cri::PodSandboxState::SandboxReady);
     }
 }

@@ -17,9 +17,7 @@ use anyhow::{Context, Result, bail};
 use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -94,10 +92,8 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>
 }
 
 async fn wait_for_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::error!("no signal handlers: only SIGKILL ends this server");
         return std::future::pending().await;
     };
@@ -132,10 +128,7 @@ fn take(directory: &Path) -> Result<Flock<File>> {
 /// Makes a directory and its parents; it is 0700 afterwards, whatever it was before.
 fn private_directory(directory: &Path) -> Result<()> {
     let make = || {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
     };
     make().with_context(|| format!("make {}", directory.display()))
@@ -150,8 +143,7 @@ fn make_directories(paths: &Paths) -> Result<()> {
         paths.bundles(),
         paths.pause_rootfs(),
     ];
-    all.iter()
-        .try_for_each(|directory| private_directory(directory))
+    all.iter().try_for_each(|directory| private_directory(directory))
 }
 
 /// The listening socket; its file goes with it.
@@ -175,8 +167,7 @@ impl Endpoint {
         }
         let context = || format!("listen at {}", path.display());
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd =
-            socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
         let address = UnixAddr::new(path).with_context(context)?;
         bind(fd.as_raw_fd(), &address).with_context(context)?;
         // Before it listens: nobody can have connected under the mode that the umask gave it.
@@ -208,10 +199,7 @@ mod tests {
         let path = directory.path().join("a.sock");
         drop(UnixListener::bind(&path).unwrap());
         let endpoint = Endpoint::open(&path).unwrap();
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(Endpoint::open(&path).is_err());
         drop(endpoint);
         assert!(!path.exists());
@@ -226,9 +214,6 @@ mod tests {
         assert!(error.contains("another server"), "{error}");
         drop(held);
         assert!(take(&root).is_ok());
-        assert_eq!(
-            fs::metadata(&root).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

@@ -23,8 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use corten_proto::id::{ContainerId, SandboxId};
 use corten_proto::shim::{
-    self as proto, Connected, ContainerExited, ContainerStarted, Exit, error, event, message,
-    reply, request,
+    self as proto, Connected, ContainerExited, ContainerStarted, Exit, error, event, message, reply, request,
 };
 use prost::Message as _;
 use tokio::sync::oneshot;
@@ -73,11 +72,7 @@ impl fmt::Display for Error {
             Error::Refused { message, .. } => f.write_str(message),
             Error::Disconnected { call, cause } => write!(f, "shim call {call}: {cause}"),
             Error::Deadline { call, limit } => {
-                write!(
-                    f,
-                    "shim call {call}: no answer in {} s",
-                    limit.as_secs_f32()
-                )
+                write!(f, "shim call {call}: no answer in {} s", limit.as_secs_f32())
             }
         }
     }
@@ -159,12 +154,7 @@ impl Shim {
         let socket = match Socket::connect(&self.directory) {
             Ok(socket) => socket,
             // Nobody listens. A connection that breaks later says less: a shim may refuse one and live on.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ConnectionRefused | ErrorKind::NotFound
-                ) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
                 return Err(ConnectError::Gone);
             }
             Err(error) => return Err(self.connect_failed(anyhow!(error))),
@@ -244,10 +234,7 @@ impl Shim {
     }
 
     fn exec_exited(&self, exited: proto::ExecExited) {
-        let waiting = self
-            .link()
-            .execs
-            .remove(&(exited.container_id, exited.exec_id));
+        let waiting = self.link().execs.remove(&(exited.container_id, exited.exec_id));
         if let (Some(waiting), Some(exit)) = (waiting, exited.exit) {
             deliver(waiting, exit);
         }
@@ -276,19 +263,12 @@ impl Shim {
             (socket, seq)
         };
         let _forget = Forget { shim: self, seq };
-        let packet = proto::Request {
-            seq,
-            call: Some(call),
-        }
-        .encode_to_vec();
+        let packet = proto::Request { seq, call: Some(call) }.encode_to_vec();
         let exchange = async {
-            socket
-                .send(&packet, fds)
-                .await
-                .map_err(|error| Error::Disconnected {
-                    call: name,
-                    cause: error.to_string(),
-                })?;
+            socket.send(&packet, fds).await.map_err(|error| Error::Disconnected {
+                call: name,
+                cause: error.to_string(),
+            })?;
             receiver.await.map_err(|_closed| Error::Disconnected {
                 call: name,
                 cause: "the connection broke before the answer".to_owned(),
@@ -343,19 +323,12 @@ impl Shim {
 
     /// Starts an exec whose standard IO is `fds`; resolves to the receiver of its exit, which fails if the
     /// connection breaks first.
-    pub async fn exec(
-        &self,
-        exec: proto::Exec,
-        fds: [OwnedFd; 3],
-    ) -> Result<oneshot::Receiver<Exit>, Error> {
+    pub async fn exec(&self, exec: proto::Exec, fds: [OwnedFd; 3]) -> Result<oneshot::Receiver<Exit>, Error> {
         let key = (exec.container_id.clone(), exec.exec_id.clone());
         let (sender, receiver) = oneshot::channel();
         // Before the call: the exit may come in before the answer is read.
         self.link().execs.insert(key.clone(), sender);
-        match self
-            .call("exec", RUNTIME_LIMIT, request::Call::Exec(exec), &fds)
-            .await
-        {
+        match self.call("exec", RUNTIME_LIMIT, request::Call::Exec(exec), &fds).await {
             Ok(reply::Result::ExecStarted(_)) => Ok(receiver),
             Ok(other) => Err(unexpected("exec", &other)),
             Err(error) => {
@@ -400,12 +373,7 @@ impl Shim {
         process::kill(&self.sandbox, &self.directory)
     }
 
-    async fn done(
-        &self,
-        name: &'static str,
-        limit: Duration,
-        call: request::Call,
-    ) -> Result<(), Error> {
+    async fn done(&self, name: &'static str, limit: Duration, call: request::Call) -> Result<(), Error> {
         match self.call(name, limit, call, &[]).await? {
             reply::Result::Done(_) => Ok(()),
             other => Err(unexpected(name, &other)),

@@ -61,9 +61,7 @@ impl Store {
     pub fn add_container(&self, container: Arc<Container>) {
         let mut inner = self.inner();
         inner.last_created_at = inner.last_created_at.max(container.metadata.created_at);
-        inner
-            .containers
-            .insert(container.id().to_string(), container);
+        inner.containers.insert(container.id().to_string(), container);
     }
 
     /// Forgets a sandbox.
@@ -116,16 +114,11 @@ impl Store {
     }
 
     /// The container with this metadata in `sandbox`.
-    pub fn container_of(
-        &self,
-        sandbox: &SandboxId,
-        metadata: &cri::ContainerMetadata,
-    ) -> Option<Arc<Container>> {
+    pub fn container_of(&self, sandbox: &SandboxId, metadata: &cri::ContainerMetadata) -> Option<Arc<Container>> {
         let inner = self.inner();
         let mut all = inner.containers.values();
         all.find(|container| {
-            container.metadata.sandbox == *sandbox
-                && container.metadata.config.metadata.as_ref() == Some(metadata)
+            container.metadata.sandbox == *sandbox && container.metadata.config.metadata.as_ref() == Some(metadata)
         })
         .cloned()
     }
@@ -133,9 +126,7 @@ impl Store {
 
 /// Now, in nanoseconds since the epoch.
 pub fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
@@ -145,9 +136,7 @@ fn lookup<T: Clone>(map: &BTreeMap<String, T>, id: &str) -> Lookup<T> {
         return Lookup::Found(value.clone());
     }
     let from = (Bound::Included(id), Bound::Unbounded);
-    let mut matches = map
-        .range::<str, _>(from)
-        .take_while(|(key, _)| key.starts_with(id));
+    let mut matches = map.range::<str, _>(from).take_while(|(key, _)| key.starts_with(id));
     match (id, matches.next(), matches.next()) {
         ("", _, _) | (_, None, _) => Lookup::Missing,
         (_, Some((_, value)), None) => Lookup::Found(value.clone()),

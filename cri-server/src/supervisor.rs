@@ -23,23 +23,13 @@ const RETRY: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Starts the task for a shim that is connected.
-    pub(crate) fn supervise(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-        shim: Arc<Shim>,
-        incoming: Option<Incoming>,
-    ) {
+    pub(crate) fn supervise(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>, incoming: Option<Incoming>) {
         let (node, sandbox) = (self.clone(), sandbox.clone());
         self.supervisors
             .spawn(async move { node.follow(&sandbox, &shim, incoming).await });
     }
 
-    async fn follow(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-        shim: &Arc<Shim>,
-        mut incoming: Option<Incoming>,
-    ) {
+    async fn follow(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: &Arc<Shim>, mut incoming: Option<Incoming>) {
         loop {
             if let Some(incoming) = incoming.take() {
                 while let Some(event) = shim.next_event(&incoming).await {
@@ -76,32 +66,21 @@ impl Node {
 
     async fn exited(&self, sandbox: &Sandbox, event: &ContainerExited) {
         let Some(exit) = &event.exit else { return };
-        tracing::info!(
-            container = event.id,
-            code = exit.code,
-            oom = exit.oom_killed,
-            "exited"
-        );
+        tracing::info!(container = event.id, code = exit.code, oom = exit.oom_killed, "exited");
         if event.id == sandbox.id().as_str() {
             self.sandbox_changed(sandbox, Status::infra_exited).await;
             return;
         }
         for container in self.store.containers_of(sandbox.id()) {
             if container.id().as_str() == event.id {
-                self.container_changed(&container, |status| status.exited(exit))
-                    .await;
+                self.container_changed(&container, |status| status.exited(exit)).await;
             }
         }
     }
 
     /// Applies what the shim holds. A container that it does not hold has been deleted: its exit record tells.
     pub(crate) async fn reconcile(&self, sandbox: &Sandbox, connected: &Connected) {
-        let held = |id: &str| {
-            connected
-                .containers
-                .iter()
-                .find(|container| container.id == id)
-        };
+        let held = |id: &str| connected.containers.iter().find(|container| container.id == id);
         let infra = held(sandbox.id().as_str());
         if infra.is_none_or(|infra| infra.exit.is_some()) {
             self.sandbox_changed(sandbox, Status::infra_exited).await;
@@ -120,8 +99,7 @@ impl Node {
     /// A shim that is there but does not answer: nothing is known of its containers.
     pub(crate) async fn silent(&self, sandbox: &Sandbox) {
         for container in self.store.containers_of(sandbox.id()) {
-            self.container_changed(&container, |status| status.silent())
-                .await;
+            self.container_changed(&container, |status| status.silent()).await;
         }
     }
 
@@ -174,11 +152,7 @@ impl Node {
     }
 
     /// Has the runtime itself delete a container whose shim does not answer: nothing of it runs afterwards.
-    pub(crate) async fn delete_orphan(
-        &self,
-        sandbox: &Sandbox,
-        id: &ContainerId,
-    ) -> anyhow::Result<()> {
+    pub(crate) async fn delete_orphan(&self, sandbox: &Sandbox, id: &ContainerId) -> anyhow::Result<()> {
         let (runtime, root) = self.runtime(&sandbox.metadata.runtime)?;
         oci::delete(&runtime, &root, id).await
     }

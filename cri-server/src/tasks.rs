@@ -36,10 +36,7 @@ impl Tasks {
 
     /// Runs `work` to its end even if the caller goes away, and gives its result to a caller that stays. A result
     /// that nobody takes is dropped.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Error> {
+    pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.spawn(async move {
             drop(sender.send(work.await));
@@ -142,10 +139,7 @@ struct Leave<K: Eq + Hash> {
 
 impl<K: Eq + Hash> Drop for Leave<K> {
     fn drop(&mut self) {
-        self.in_flight
-            .lock()
-            .expect("no holder panics")
-            .remove(&self.key);
+        self.in_flight.lock().expect("no holder panics").remove(&self.key);
     }
 }
 
@@ -195,9 +189,7 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_leaves_an_error_and_no_trace() {
         let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
-        let panics = adoption
-            .join(&tasks, 7, || None, || async { panic!("bug") })
-            .await;
+        let panics = adoption.join(&tasks, 7, || None, || async { panic!("bug") }).await;
         assert_eq!(panics.expect_err("panicked").code(), tonic::Code::Internal);
         let id = ContainerId::random().expect("random ids");
         let again = adoption
@@ -211,12 +203,7 @@ mod tests {
         let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
         let id = ContainerId::random().expect("random ids");
         let found = adoption
-            .join(
-                &tasks,
-                7,
-                || Some(Ok(id.clone())),
-                || async { panic!("not to be run") },
-            )
+            .join(&tasks, 7, || Some(Ok(id.clone())), || async { panic!("not to be run") })
             .await;
         assert_eq!(found.expect("found"), id);
     }

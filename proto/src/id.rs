@@ -100,9 +100,9 @@ impl FromStr for Digest {
     type Err = InvalidId;
 
     fn from_str(value: &str) -> Result<Self, InvalidId> {
-        let valid = value.strip_prefix(SHA256_PREFIX).is_some_and(|digits| {
-            digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        });
+        let valid = value
+            .strip_prefix(SHA256_PREFIX)
+            .is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
         if valid {
             return Ok(Digest(value.to_owned()));
         }

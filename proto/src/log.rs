@@ -8,8 +8,7 @@ use std::path::{Component, Path, PathBuf};
 /// # Errors
 /// The rule, to be put behind field and value: an absolute path, one with `..`, one that names no file.
 pub fn parse_path(path: &str) -> Result<Option<PathBuf>, &'static str> {
-    const RULE: &str =
-        "must name a file beneath the pod's log directory, without \"..\" and NUL bytes";
+    const RULE: &str = "must name a file beneath the pod's log directory, without \"..\" and NUL bytes";
     if path.is_empty() {
         return Ok(None);
     }

@@ -34,8 +34,7 @@ impl Bundle {
         let text = read_document(&config)?;
         let parsed = validate::parse_spec(&text).with_context(|| config.display().to_string())?;
         let spec = parsed.value;
-        let warnings =
-            validate::validate(&spec, &path).with_context(|| config.display().to_string())?;
+        let warnings = validate::validate(&spec, &path).with_context(|| config.display().to_string())?;
         parsed.warnings.iter().chain(&warnings).for_each(log::warn);
         let root = spec.root().as_ref().context("root: missing")?;
         let rootfs = path.join(root.path());
@@ -65,9 +64,7 @@ pub fn read_document(path: &Path) -> Result<Vec<u8>> {
     // All of it in one read, and room to see that it ends there.
     let length = usize::try_from(metadata.len().min(MAX_DOCUMENT))?;
     let mut text = Vec::with_capacity(length + 1);
-    file.take(MAX_DOCUMENT + 1)
-        .read_to_end(&mut text)
-        .with_context(what)?;
+    file.take(MAX_DOCUMENT + 1).read_to_end(&mut text).with_context(what)?;
     ensure!(
         text.len() as u64 <= MAX_DOCUMENT,
         "{}: more than {MAX_DOCUMENT} bytes",

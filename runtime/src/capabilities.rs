@@ -18,9 +18,8 @@ use anyhow::{Context, Result};
 use oci_spec::runtime::{Capability, LinuxCapabilities};
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
-    clear_ambient_capability_set, configure_capability_in_ambient_set,
-    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities,
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities,
 };
 
 /// The five sets a container's process gets.
@@ -43,10 +42,7 @@ impl Capabilities {
     /// ambient ones that are not both permitted and inheritable. What is left out is a warning.
     ///
     /// A spec without capabilities gets none, as with runc.
-    pub fn from_spec(
-        spec: Option<&LinuxCapabilities>,
-        grantable: CapabilitySet,
-    ) -> (Capabilities, Vec<String>) {
+    pub fn from_spec(spec: Option<&LinuxCapabilities>, grantable: CapabilitySet) -> (Capabilities, Vec<String>) {
         let mut warnings = Vec::new();
         let asked = |of: fn(&LinuxCapabilities) -> &Option<HashSet<Capability>>| {
             let set = spec.and_then(|spec| of(spec).as_ref());
@@ -110,8 +106,7 @@ impl Capabilities {
         set_capabilities(None, sets).with_context(|| format!("capset({sets:?})"))?;
         // The runtime's own ambient set; what is no longer inheritable has left it by itself.
         if !self.inheritable.is_empty() {
-            clear_ambient_capability_set()
-                .context("prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)")?;
+            clear_ambient_capability_set().context("prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)")?;
         }
         for one in each(self.ambient) {
             configure_capability_in_ambient_set(one, true)
@@ -150,9 +145,7 @@ fn known_to_kernel() -> Result<CapabilitySet> {
 fn left_out(name: &str, missing: CapabilitySet, why: &str) -> Option<String> {
     let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
     let names = (!names.is_empty()).then(|| names.join(", "))?;
-    Some(format!(
-        "process.capabilities.{name}: {names}: {why}: left out"
-    ))
+    Some(format!("process.capabilities.{name}: {names}: {why}: left out"))
 }
 
 fn nth(number: u32) -> CapabilitySet {
@@ -160,9 +153,7 @@ fn nth(number: u32) -> CapabilitySet {
 }
 
 fn each(set: CapabilitySet) -> impl Iterator<Item = CapabilitySet> {
-    (0..u64::BITS)
-        .map(nth)
-        .filter(move |&one| set.contains(one))
+    (0..u64::BITS).map(nth).filter(move |&one| set.contains(one))
 }
 
 fn bits(capabilities: &HashSet<Capability>) -> CapabilitySet {
@@ -171,8 +162,7 @@ fn bits(capabilities: &HashSet<Capability>) -> CapabilitySet {
 
 fn bit(capability: &Capability) -> CapabilitySet {
     // Display is the kernel's name without CAP_, which is rustix's name for the bit; the test holds them together.
-    CapabilitySet::from_name(&capability.to_string())
-        .expect("both crates name every capability of Linux")
+    CapabilitySet::from_name(&capability.to_string()).expect("both crates name every capability of Linux")
 }
 
 #[cfg(test)]
@@ -189,8 +179,7 @@ mod tests {
     fn every_name_has_its_bit() {
         for number in 0..CAPABILITY_LIMIT {
             let (name, _) = nth(number).iter_names().next().unwrap();
-            let capability: Capability =
-                serde_json::from_value(json!(format!("CAP_{name}"))).unwrap();
+            let capability: Capability = serde_json::from_value(json!(format!("CAP_{name}"))).unwrap();
             assert_eq!(bit(&capability), nth(number), "{name}");
         }
     }
@@ -228,19 +217,11 @@ mod tests {
             ),
         ] {
             let (got, told) = Capabilities::from_spec(Some(&spec(sets.clone())), grantable);
-            let got = [
-                got.bounding,
-                got.effective,
-                got.permitted,
-                got.inheritable,
-                got.ambient,
-            ];
+            let got = [got.bounding, got.effective, got.permitted, got.inheritable, got.ambient];
             assert_eq!(got, expected, "{sets}");
             assert_eq!(told.len(), warnings.len(), "{sets}: {told:?}");
             assert!(
-                told.iter()
-                    .zip(&warnings)
-                    .all(|(told, word)| told.contains(word)),
+                told.iter().zip(&warnings).all(|(told, word)| told.contains(word)),
                 "{sets}: {told:?}"
             );
         }

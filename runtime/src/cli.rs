@@ -207,14 +207,12 @@ fn command(name: &str, parser: &mut Parser) -> Result<Command> {
         "run" => create(parser, true).map(Command::Run),
         "start" => id_and_flag(parser, None).map(|(id, _)| Command::Start(id)),
         "state" => id_and_flag(parser, None).map(|(id, _)| Command::State(id)),
-        "delete" => id_and_flag(parser, Some(('f', "force")))
-            .map(|(id, force)| Command::Delete { id, force }),
+        "delete" => id_and_flag(parser, Some(('f', "force"))).map(|(id, force)| Command::Delete { id, force }),
         "kill" => kill(parser),
         "exec" => exec(parser).map(Command::Exec),
         "list" => list(parser),
         "help" => Ok(Command::Help),
-        "checkpoint" | "events" | "features" | "pause" | "ps" | "restore" | "resume" | "spec"
-        | "update" => {
+        "checkpoint" | "events" | "features" | "pause" | "ps" | "restore" | "resume" | "spec" | "update" => {
             bail!("this command is not supported yet")
         }
         _ => bail!("no such command; see corten --help"),
@@ -223,8 +221,7 @@ fn command(name: &str, parser: &mut Parser) -> Result<Command> {
 
 fn create(parser: &mut Parser, run: bool) -> Result<Run> {
     let (mut bundle, mut pid_file, mut console_socket) = (PathBuf::from("."), None, None);
-    let (mut preserve_fds, mut no_new_keyring, mut detach, mut keep, mut id) =
-        (0, false, false, false, None);
+    let (mut preserve_fds, mut no_new_keyring, mut detach, mut keep, mut id) = (0, false, false, false, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("bundle") | Short('b') => bundle = path(parser)?,
@@ -249,11 +246,7 @@ fn create(parser: &mut Parser, run: bool) -> Result<Run> {
         preserve_fds,
         no_new_keyring,
     };
-    Ok(Run {
-        create,
-        detach,
-        keep,
-    })
+    Ok(Run { create, detach, keep })
 }
 
 fn kill(parser: &mut Parser) -> Result<Command> {
@@ -262,9 +255,7 @@ fn kill(parser: &mut Parser) -> Result<Command> {
         match arg {
             Long("all") | Short('a') => all = true,
             Value(value) if id.is_none() => id = Some(container_id(value)?),
-            Value(value) if signal.is_none() => {
-                signal = Some(crate::signal::parse(&value.string()?)?)
-            }
+            Value(value) if signal.is_none() => signal = Some(crate::signal::parse(&value.string()?)?),
             other => return Err(unsupported(other)),
         }
     }
@@ -283,12 +274,8 @@ fn exec(parser: &mut Parser) -> Result<Exec> {
             Long("process") | Short('p') => exec.process = Some(path(parser)?),
             Long("detach") | Short('d') => exec.detach = true,
             Long("tty") | Short('t') => exec.tty = true,
-            Long("user") | Short('u') => {
-                exec.user = Some(crate::process::parse_user(&text(parser)?)?)
-            }
-            Long("additional-gids") | Short('g') => {
-                exec.additional_gids.push(parser.value()?.parse()?)
-            }
+            Long("user") | Short('u') => exec.user = Some(crate::process::parse_user(&text(parser)?)?),
+            Long("additional-gids") | Short('g') => exec.additional_gids.push(parser.value()?.parse()?),
             Long("env") | Short('e') => exec.env.push(text(parser)?),
             Long("cwd") => exec.cwd = Some(path(parser)?),
             Long("cap") | Short('c') => exec.caps.push(text(parser)?),
@@ -299,10 +286,7 @@ fn exec(parser: &mut Parser) -> Result<Exec> {
             Value(value) => {
                 exec.id = Some(container_id(value)?);
                 // What follows belongs to the program, dashes and all.
-                exec.args = parser
-                    .raw_args()?
-                    .map(|arg| arg.string())
-                    .collect::<Result<_, _>>()?;
+                exec.args = parser.raw_args()?.map(|arg| arg.string()).collect::<Result<_, _>>()?;
             }
             other => return Err(unsupported(other)),
         }
@@ -399,12 +383,8 @@ mod tests {
 
     #[test]
     fn globals_come_before_the_command() {
-        let (globals, command) =
-            parse("--root /r --log /l --log-format json --debug delete --force a").unwrap();
-        assert_eq!(
-            (globals.root, globals.log),
-            ("/r".into(), Some("/l".into()))
-        );
+        let (globals, command) = parse("--root /r --log /l --log-format json --debug delete --force a").unwrap();
+        assert_eq!((globals.root, globals.log), ("/r".into(), Some("/l".into())));
         assert_eq!((globals.log_format, globals.debug), (Format::Json, true));
         assert_eq!(
             command,
@@ -413,10 +393,7 @@ mod tests {
                 force: true
             }
         );
-        assert_eq!(
-            parse("state a").unwrap().0.root,
-            PathBuf::from(DEFAULT_ROOT)
-        );
+        assert_eq!(parse("state a").unwrap().0.root, PathBuf::from(DEFAULT_ROOT));
     }
 
     #[test]
@@ -429,10 +406,7 @@ mod tests {
                 panic!("{line}")
             };
             assert_eq!(exec.args, ["ls", "-l", "--root", "/x"]);
-            assert_eq!(
-                (exec.user, exec.env),
-                (Some((1, Some(2))), vec!["A=B".to_owned()])
-            );
+            assert_eq!((exec.user, exec.env), (Some((1, Some(2))), vec!["A=B".to_owned()]));
         }
         let Command::Exec(exec) = parse("exec c -- ls -l").unwrap().1 else {
             panic!()

@@ -10,8 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
 use oci_spec::runtime::Process;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -33,20 +32,14 @@ pub struct Terminal {
 
 /// Connects to the console socket. Before anything is made: a wrong path is then an error without consequence.
 pub fn connect(path: &Path) -> Result<OwnedFd> {
-    let stream = UnixStream::connect(path)
-        .with_context(|| format!("connect to the console socket {}", path.display()))?;
+    let stream =
+        UnixStream::connect(path).with_context(|| format!("connect to the console socket {}", path.display()))?;
     Ok(stream.into())
 }
 
 /// A console socket of our own: the end to receive on, and the end for the container's process.
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
-    socketpair(
-        AddressFamily::Unix,
-        SockType::Stream,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .context("socketpair")
+    socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).context("socketpair")
 }
 
 impl Terminal {
@@ -55,9 +48,7 @@ impl Terminal {
         let pts = root
             .find(Path::new("/dev/pts"))?
             .context("process.terminal: the container has no /dev/pts")?;
-        let kind = rustix::fs::fstatfs(&pts)
-            .context("fstatfs(/dev/pts)")?
-            .f_type;
+        let kind = rustix::fs::fstatfs(&pts).context("fstatfs(/dev/pts)")?.f_type;
         ensure!(
             i128::from(kind) == i128::from(libc::DEVPTS_SUPER_MAGIC),
             "process.terminal: /dev/pts is not a devpts filesystem"
@@ -65,15 +56,12 @@ impl Terminal {
         // In that very filesystem the name is the kernel's.
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let master = rustix::fs::openat2(&pts, "ptmx", flags, Mode::empty(), resolve)
-            .context("open /dev/pts/ptmx")?;
+        let master = rustix::fs::openat2(&pts, "ptmx", flags, Mode::empty(), resolve).context("open /dev/pts/ptmx")?;
         rustix::pty::unlockpt(&master).context("ioctl(TIOCSPTLCK)")?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).context("ioctl(TIOCGPTPEER)")?;
         if let Some(size) = process.console_size() {
-            let cells = |value: u64| {
-                u16::try_from(value).with_context(|| format!("process.consoleSize: {value}"))
-            };
+            let cells = |value: u64| u16::try_from(value).with_context(|| format!("process.consoleSize: {value}"));
             let size = Winsize {
                 ws_row: cells(size.height())?,
                 ws_col: cells(size.width())?,
@@ -113,14 +101,8 @@ impl Terminal {
         let message = [ControlMessage::ScmRights(&descriptors)];
         // The text is the name that runc sends along; receivers demand some.
         let text = [IoSlice::new(b"/dev/ptmx")];
-        sendmsg::<()>(
-            socket.as_raw_fd(),
-            &text,
-            &message,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )
-        .context("send the terminal to the console socket")?;
+        sendmsg::<()>(socket.as_raw_fd(), &text, &message, MsgFlags::MSG_NOSIGNAL, None)
+            .context("send the terminal to the console socket")?;
         Ok(())
     }
 
@@ -137,8 +119,8 @@ pub fn receive(socket: &OwnedFd) -> Result<OwnedFd> {
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
     let mut buffers = [std::io::IoSliceMut::new(&mut text)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), flags)
-        .context("receive the terminal")?;
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), flags).context("receive the terminal")?;
     for message in message.cmsgs().context("decode the control message")? {
         if let ControlMessageOwned::ScmRights(descriptors) = message
             && let [descriptor] = descriptors[..]

@@ -218,10 +218,7 @@ fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: ContainerState) 
 /// runtime-spec, runtime.md, "Lifecycle").
 fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) {
     for hook in hooks.unwrap_or_default() {
-        log::best_effort(
-            "a hook",
-            run_hooks(name, std::slice::from_ref(hook), state, status),
-        );
+        log::best_effort("a hook", run_hooks(name, std::slice::from_ref(hook), state, status));
     }
 }
 
@@ -235,11 +232,7 @@ pub fn start(root: &Path, id: &ContainerId) -> Result<()> {
         bail!("cannot start container {id}: it is {status}");
     }
     let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
-    start_created(&Created {
-        directory,
-        state,
-        init,
-    })
+    start_created(&Created { directory, state, init })
 }
 
 /// The same, for whoever has just created it.
@@ -247,10 +240,7 @@ pub fn start_created(created: &Created) -> Result<()> {
     let mut fifo = created.directory.open_fifo()?;
     wait_for_exec(&mut fifo, &created.init)?;
     let spec = created.directory.spec()?;
-    let hooks = spec
-        .hooks()
-        .as_ref()
-        .and_then(|hooks| hooks.poststart().as_deref());
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
     run_all_hooks("poststart", hooks, &created.state, ContainerState::Running);
     Ok(())
 }
@@ -312,9 +302,7 @@ pub fn kill(root: &Path, id: &ContainerId, signal: i32, all: bool) -> Result<()>
 
 /// Removes a container: one that has stopped or never started, with `force` any, or none.
 pub fn delete(root: &Path, id: &ContainerId, force: bool) -> Result<()> {
-    let directory = match Directory::open(root, id)
-        .and_then(|directory| directory.lock().map(|()| directory))
-    {
+    let directory = match Directory::open(root, id).and_then(|directory| directory.lock().map(|()| directory)) {
         Err(error) if force && matches!(error.downcast_ref(), Some(Error::NotFound(_))) => {
             return Ok(());
         }
@@ -350,10 +338,7 @@ pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
 }
 
 fn run_poststop_hooks(spec: &Spec, state: &State) {
-    let hooks = spec
-        .hooks()
-        .as_ref()
-        .and_then(|hooks| hooks.poststop().as_deref());
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref());
     run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
 }
 
@@ -369,10 +354,7 @@ fn end(state: &State) -> Result<()> {
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         match poll(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], timeout) {
             Err(nix::errno::Errno::EINTR) => {}
-            Ok(0) => bail!(
-                "process {} is still there {KILL_TIMEOUT:?} after SIGKILL",
-                state.pid
-            ),
+            Ok(0) => bail!("process {} is still there {KILL_TIMEOUT:?} after SIGKILL", state.pid),
             result => return result.map(drop).context("poll(pidfd)"),
         }
     }

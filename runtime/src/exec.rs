@@ -66,10 +66,8 @@ impl Exec {
     /// Starts the process; its program runs when this returns.
     pub fn start(&self, target: &Target) -> Result<(i32, OwnedFd)> {
         let flags = namespaces::to_join(&target.spec, target.state.pid)?;
-        let join = || {
-            setns(&target.init, flags)
-                .with_context(|| format!("setns(pidfd of {}, {flags:?})", target.state.pid))
-        };
+        let join =
+            || setns(&target.init, flags).with_context(|| format!("setns(pidfd of {}, {flags:?})", target.state.pid));
         let terms = Terms::new(flags.contains(CloneFlags::CLONE_NEWUSER), self.preserve_fds)?;
         let spawn = |cgroup: &Cgroup| {
             let plan = Plan {
@@ -85,8 +83,7 @@ impl Exec {
             Err(error) if is_busy(&error) => spawn(&Cgroup::of_process(target.state.pid)?)?,
             child => child?,
         };
-        self.prepare(&child, terms)
-            .map_err(|error| child.explain(error))?;
+        self.prepare(&child, terms).map_err(|error| child.explain(error))?;
         let pid = child.pid;
         Ok((pid, child.release()))
     }
@@ -131,12 +128,7 @@ impl Exec {
         spawn::give_up(&start.channel, &error)
     }
 
-    fn become_program(
-        &self,
-        start: &Start,
-        terminal: Option<Terminal>,
-        terms: Terms,
-    ) -> Result<Infallible> {
+    fn become_program(&self, start: &Start, terminal: Option<Terminal>, terms: Terms) -> Result<Infallible> {
         let keep = [start.channel.descriptor()];
         become_program_user(&self.process, terminal, terms, &keep)?;
         let program = Program::prepare(&self.process)?;
@@ -146,12 +138,8 @@ impl Exec {
     }
 
     fn open_terminal(&self, socket: &OwnedFd) -> Result<Terminal> {
-        let slash = rustix::fs::open(
-            "/",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .context("open /")?;
+        let slash = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context("open /")?;
         let terminal = Terminal::open(&Root::new(slash), &self.process)?;
         terminal.send(socket.as_fd())?;
         Ok(terminal)
@@ -180,24 +168,17 @@ pub fn limit_inheritable(process: &mut Process) {
 
 /// Adds capabilities to all sets but the inheritable and the ambient one.
 pub fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
-    let mut sets = process
-        .capabilities()
-        .clone()
-        .unwrap_or_else(no_capabilities);
+    let mut sets = process.capabilities().clone().unwrap_or_else(no_capabilities);
     for name in names {
         let quoted = serde_json::Value::String(name.to_ascii_uppercase());
-        let capability: oci_spec::runtime::Capability = serde_json::from_value(quoted)
-            .with_context(|| format!("--cap {name}: not a capability"))?;
+        let capability: oci_spec::runtime::Capability =
+            serde_json::from_value(quoted).with_context(|| format!("--cap {name}: not a capability"))?;
         let with = |set: &Option<std::collections::HashSet<_>>| {
             let mut set = set.clone().unwrap_or_default();
             set.insert(capability);
             Some(set)
         };
-        let (bounding, effective, permitted) = (
-            with(sets.bounding()),
-            with(sets.effective()),
-            with(sets.permitted()),
-        );
+        let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
         sets.set_bounding(bounding)
             .set_effective(effective)
             .set_permitted(permitted);

@@ -175,8 +175,7 @@ impl Relay {
         if let Some(saved) = &saved {
             let mut raw = saved.clone();
             raw.make_raw();
-            rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
-                .context("tcsetattr")?;
+            rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).context("tcsetattr")?;
         }
         let relay = Relay {
             master,
@@ -227,8 +226,7 @@ impl Relay {
 
     fn resize(&self) {
         if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdin()) {
-            let set =
-                rustix::termios::tcsetwinsize(&self.master, size).context("ioctl(TIOCSWINSZ)");
+            let set = rustix::termios::tcsetwinsize(&self.master, size).context("ioctl(TIOCSWINSZ)");
             log::best_effort("resize the terminal", set);
         }
     }
@@ -237,8 +235,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if let Some(saved) = &self.saved {
-            let restored =
-                rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, saved);
+            let restored = rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, saved);
             log::best_effort("restore the terminal", restored.context("tcsetattr"));
         }
     }

@@ -37,8 +37,7 @@ pub fn run(hooks: &[Hook], state: &State, cwd: &Path) -> Result<()> {
     }
     let state = serde_json::to_vec(state).context("encode the state for hooks")?;
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, &state, cwd)
-            .with_context(|| format!("hook {index} ({})", hook.path().display()))?;
+        run_one(hook, &state, cwd).with_context(|| format!("hook {index} ({})", hook.path().display()))?;
     }
     Ok(())
 }
@@ -48,11 +47,7 @@ fn run_one(hook: &Hook, state: &[u8], cwd: &Path) -> Result<()> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut running = Running::start(hook, state, cwd)?;
     let Some(status) = running.wait(deadline)? else {
-        bail!(
-            "did not end within {:?}{}",
-            timeout.unwrap_or_default(),
-            running.told()
-        );
+        bail!("did not end within {:?}{}", timeout.unwrap_or_default(), running.told());
     };
     ensure!(status.success(), "{status}{}", running.told());
     running.leave();
@@ -82,12 +77,9 @@ impl Running {
         if let Some((name, arguments)) = hook.args().as_deref().and_then(<[String]>::split_first) {
             command.arg0(name).args(arguments);
         }
-        command.env_clear().envs(
-            hook.env()
-                .iter()
-                .flatten()
-                .filter_map(|entry| entry.split_once('=')),
-        );
+        command
+            .env_clear()
+            .envs(hook.env().iter().flatten().filter_map(|entry| entry.split_once('=')));
         command.current_dir(cwd).process_group(0);
         command
             .stdin(state_file(state)?)
@@ -103,16 +95,14 @@ impl Running {
             left: false,
         };
         let flags = fcntl_getfl(&running.stderr).context("fcntl(F_GETFL)")?;
-        fcntl_setfl(&running.stderr, flags | OFlags::NONBLOCK)
-            .context("fcntl(F_SETFL, O_NONBLOCK)")?;
+        fcntl_setfl(&running.stderr, flags | OFlags::NONBLOCK).context("fcntl(F_SETFL, O_NONBLOCK)")?;
         Ok(running)
     }
 
     /// Waits for the hook's end, reading what it writes meanwhile; `None` when the deadline comes first.
     fn wait(&mut self, deadline: Option<Instant>) -> Result<Option<ExitStatus>> {
         let pid = rustix::process::Pid::from_child(&self.child);
-        let process =
-            pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid:?})"))?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid:?})"))?;
         let mut writing = true;
         loop {
             let stderr = writing.then(|| self.stderr.as_fd());
@@ -168,19 +158,12 @@ impl Drop for Running {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => crate::log::warn(format_args!("killpg({group}, SIGKILL): {error}")),
         }
-        crate::log::best_effort(
-            "wait for a hook that was killed",
-            self.child.wait().map_err(Into::into),
-        );
+        crate::log::best_effort("wait for a hook that was killed", self.child.wait().map_err(Into::into));
     }
 }
 
 /// Waits until the hook has ended or has written something; whether that was before the deadline.
-fn wait_readable(
-    process: BorrowedFd<'_>,
-    stderr: Option<BorrowedFd<'_>>,
-    deadline: Option<Instant>,
-) -> Result<bool> {
+fn wait_readable(process: BorrowedFd<'_>, stderr: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> Result<bool> {
     let mut fds: Vec<PollFd<'_>> = std::iter::once(process)
         .chain(stderr)
         .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
@@ -203,11 +186,8 @@ fn wait_readable(
 
 /// The state as a file to be standard input: a hook that does not read it cannot block us, as a full pipe would.
 fn state_file(state: &[u8]) -> Result<File> {
-    let mut file = File::from(
-        memfd_create("oci-state", MemfdFlags::CLOEXEC).context("memfd_create(\"oci-state\")")?,
-    );
-    file.write_all(state)
-        .context("write the state for a hook")?;
+    let mut file = File::from(memfd_create("oci-state", MemfdFlags::CLOEXEC).context("memfd_create(\"oci-state\")")?);
+    file.write_all(state).context("write the state for a hook")?;
     file.rewind().context("rewind the state for a hook")?;
     Ok(file)
 }
@@ -223,9 +203,7 @@ mod tests {
     /// Shell as a hook, in `/`, with the state of a container called `c1`.
     fn shell(script: &str, extra: &serde_json::Value) -> Result<()> {
         let mut hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
-        hook.as_object_mut()
-            .unwrap()
-            .extend(extra.as_object().unwrap().clone());
+        hook.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let hook: Hook = serde_json::from_value(hook).unwrap();
         let mut state = State::default();
         state.set_id("c1".to_owned());
@@ -254,10 +232,7 @@ mod tests {
             ("no obligation to read", "exec <&-; exit 0"),
             ("room for any output", "head -c 300000 /dev/zero >&2"),
         ] {
-            let result = shell(
-                script,
-                &json!({"env": ["A=b=c", "PATH=/usr/bin:/bin"], "timeout": 10}),
-            );
+            let result = shell(script, &json!({"env": ["A=b=c", "PATH=/usr/bin:/bin"], "timeout": 10}));
             assert!(result.is_ok(), "{what}: {result:?}");
         }
         assert!(shell("test -z \"$HOME\"", &json!({})).is_ok());
@@ -281,10 +256,7 @@ mod tests {
             ("", json!({"timeout": 0}), "greater than zero"),
         ] {
             let error = format!("{:#}", shell(script, &extra).unwrap_err());
-            assert!(
-                error.contains("hook 0") && error.contains(words),
-                "{script}: {error}"
-            );
+            assert!(error.contains("hook 0") && error.contains(words), "{script}: {error}");
         }
     }
 
@@ -296,11 +268,7 @@ mod tests {
 
         let file = std::env::temp_dir().join(format!("corten-hook-{}", std::process::id()));
         let script = format!("(sleep 2; echo alive > {}) & sleep 60", file.display());
-        shell(
-            &script,
-            &json!({"timeout": 1, "env": ["PATH=/usr/bin:/bin"]}),
-        )
-        .unwrap_err();
+        shell(&script, &json!({"timeout": 1, "env": ["PATH=/usr/bin:/bin"]})).unwrap_err();
         std::thread::sleep(Duration::from_secs(2));
         assert!(!file.exists());
     }

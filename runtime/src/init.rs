@@ -101,11 +101,7 @@ impl Init<'_> {
         proc: &OwnedFd,
     ) -> Result<Infallible> {
         // Nothing of the runtime's stays open while init waits, perhaps for long.
-        let keep = [
-            start.channel.descriptor(),
-            self.fifo.as_raw_fd(),
-            proc.as_raw_fd(),
-        ];
+        let keep = [start.channel.descriptor(), self.fifo.as_raw_fd(), proc.as_raw_fd()];
         become_program_user(process, terminal, self.terms, &keep)?;
         let program = Program::prepare(process)?;
         start.channel.send(&FromChild::Ready)?;
@@ -189,13 +185,7 @@ impl Init<'_> {
         self.run_hooks("startContainer", start, ContainerState::Created, cwd)
     }
 
-    fn run_hooks(
-        &self,
-        what: &'static str,
-        hooks: &[Hook],
-        status: ContainerState,
-        cwd: &Path,
-    ) -> Result<()> {
+    fn run_hooks(&self, what: &'static str, hooks: &[Hook], status: ContainerState, cwd: &Path) -> Result<()> {
         let mut state = self.state.oci(status);
         // A process knows its own pid only as its namespace has it.
         state.set_pid(Some(nix::unistd::getpid().as_raw()));
@@ -205,18 +195,14 @@ impl Init<'_> {
 
 /// The parent has hooks to run before the root is exchanged.
 pub fn has_runtime_hooks(spec: &Spec) -> bool {
-    runtime_hooks(spec)
-        .iter()
-        .any(|(_, hooks)| !hooks.is_empty())
+    runtime_hooks(spec).iter().any(|(_, hooks)| !hooks.is_empty())
 }
 
 /// The hooks that run in the runtime's namespace during create, and their names, in order.
 pub fn runtime_hooks(spec: &Spec) -> [(&'static str, &[Hook]); 2] {
     let hooks = spec.hooks().as_ref();
     // Deprecated, but still what some callers send, and the specification demands it.
-    let prestart = hooks
-        .and_then(|hooks| hooks.prestart().as_deref())
-        .unwrap_or_default();
+    let prestart = hooks.and_then(|hooks| hooks.prestart().as_deref()).unwrap_or_default();
     let create = hooks
         .and_then(|hooks| hooks.create_runtime().as_deref())
         .unwrap_or_default();
@@ -232,9 +218,7 @@ pub(crate) fn join_keyring(id: &ContainerId, wanted: bool) -> Result<()> {
     match sys::keyring::join_session(&name) {
         // A kernel without keyrings, or a sandbox that forbids them: then there is none to share either.
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
-        result => result.with_context(|| {
-            format!("keyctl(JOIN_SESSION_KEYRING, {name:?}); --no-new-keyring avoids it")
-        }),
+        result => result.with_context(|| format!("keyctl(JOIN_SESSION_KEYRING, {name:?}); --no-new-keyring avoids it")),
     }
 }
 

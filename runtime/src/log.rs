@@ -40,13 +40,7 @@ static LOG: OnceLock<Log> = OnceLock::new();
 /// Directs the log; without it, or before it, lines go to standard error. Only the first call counts.
 pub fn init(file: Option<File>, format: Format, debug: bool) {
     let to_file = file.is_some();
-    let stderr = || {
-        std::io::stderr()
-            .as_fd()
-            .try_clone_to_owned()
-            .ok()
-            .map(File::from)
-    };
+    let stderr = || std::io::stderr().as_fd().try_clone_to_owned().ok().map(File::from);
     LOG.get_or_init(|| Log {
         file: file.or_else(stderr),
         to_file,
@@ -81,9 +75,7 @@ pub fn debug(message: impl Display) {
 
 /// Runs a step that may fail: the failure is logged under the step's name.
 pub fn best_effort<T>(what: &str, result: anyhow::Result<T>) -> Option<T> {
-    result
-        .map_err(|error| warn(format_args!("{what}: {error:#}")))
-        .ok()
+    result.map_err(|error| warn(format_args!("{what}: {error:#}"))).ok()
 }
 
 #[derive(Serialize)]

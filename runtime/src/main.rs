@@ -25,16 +25,9 @@ fn main() -> ExitCode {
 }
 
 fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
-    let open = |path| {
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-    };
+    let open = |path| OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     let file = globals.log.as_ref().map(open).transpose();
-    let file =
-        file.with_context(|| format!("--log {:?}", globals.log.as_deref().unwrap_or("".as_ref())))?;
+    let file = file.with_context(|| format!("--log {:?}", globals.log.as_deref().unwrap_or("".as_ref())))?;
     log::init(file, globals.log_format, globals.debug);
     commands::run(globals, command)
 }

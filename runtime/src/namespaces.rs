@@ -52,11 +52,7 @@ impl Namespaces {
         };
         for namespace in declared(spec) {
             let flag = clone_flag(namespace.typ())?;
-            let Some(path) = namespace
-                .path()
-                .as_ref()
-                .filter(|path| !path.as_os_str().is_empty())
-            else {
+            let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else {
                 namespaces.new |= flag;
                 continue;
             };
@@ -82,8 +78,7 @@ impl Namespaces {
     /// so that init makes it once it is in the container's. Nor is, with a user namespace, the ipc namespace: its
     /// message queue filesystem belongs to the user who makes it, who has no id in there before the mappings exist.
     pub fn cloned(&self) -> CloneFlags {
-        self.new
-            .difference(CloneFlags::CLONE_NEWCGROUP | self.after_mapping())
+        self.new.difference(CloneFlags::CLONE_NEWCGROUP | self.after_mapping())
     }
 
     /// What is made once init is a user of the user namespace.
@@ -103,9 +98,7 @@ impl Namespaces {
     /// Something has to be joined before init is cloned.
     pub fn join_before_clone(&self) -> bool {
         let beside_new_user = self.new.contains(CloneFlags::CLONE_NEWUSER) && !self.join.is_empty();
-        self.joins(CloneFlags::CLONE_NEWPID)
-            || self.joins(CloneFlags::CLONE_NEWUSER)
-            || beside_new_user
+        self.joins(CloneFlags::CLONE_NEWPID) || self.joins(CloneFlags::CLONE_NEWUSER) || beside_new_user
     }
 
     /// The container gets a mount namespace that exists: its paths lead where they lead in there.
@@ -115,10 +108,7 @@ impl Namespaces {
 
     /// Enters the namespaces that exist.
     pub fn join(&self) -> Result<()> {
-        self.mount
-            .iter()
-            .chain(&self.join)
-            .try_for_each(Existing::join)
+        self.mount.iter().chain(&self.join).try_for_each(Existing::join)
     }
 
     /// Leaves a joined mount namespace for a copy of it, in which everything can be done without a trace.
@@ -159,10 +149,8 @@ impl Namespaces {
 
 impl Existing {
     fn open(flag: CloneFlags, path: PathBuf) -> Result<Existing> {
-        let file =
-            File::open(&path).with_context(|| format!("open namespace {}", path.display()))?;
-        let stat =
-            rustix::fs::fstatfs(&file).with_context(|| format!("fstatfs({})", path.display()))?;
+        let file = File::open(&path).with_context(|| format!("open namespace {}", path.display()))?;
+        let stat = rustix::fs::fstatfs(&file).with_context(|| format!("fstatfs({})", path.display()))?;
         ensure!(
             i128::from(stat.f_type) == i128::from(libc::NSFS_MAGIC),
             "linux.namespaces: {} is not a namespace",
@@ -176,8 +164,7 @@ impl Existing {
     }
 
     fn join(&self) -> Result<()> {
-        setns(&self.file, self.flag)
-            .with_context(|| format!("join {}: setns({:?})", self.path.display(), self.flag))
+        setns(&self.file, self.flag).with_context(|| format!("join {}: setns({:?})", self.path.display(), self.flag))
     }
 
     /// A mount namespace that neither the runtime nor the machine's first process lives in.
@@ -229,10 +216,7 @@ pub fn to_join(spec: &Spec, pid: i32) -> Result<CloneFlags> {
 /// init has a pid namespace to itself: when it ends, the kernel ends the others in it.
 pub fn own_pid_namespace(spec: &Spec) -> bool {
     declared(spec).iter().any(|namespace| {
-        let new = namespace
-            .path()
-            .as_ref()
-            .is_none_or(|path| path.as_os_str().is_empty());
+        let new = namespace.path().as_ref().is_none_or(|path| path.as_os_str().is_empty());
         namespace.typ() == LinuxNamespaceType::Pid && new
     })
 }
@@ -322,8 +306,7 @@ pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<()>
     }
     if let Some(name) = domainname.filter(|name| !name.is_empty()) {
         let text = CString::new(name).with_context(|| format!("domainname {name:?}"))?;
-        rustix::system::setdomainname(text.as_bytes())
-            .with_context(|| format!("setdomainname({name:?})"))?;
+        rustix::system::setdomainname(text.as_bytes()).with_context(|| format!("setdomainname({name:?})"))?;
     }
     Ok(())
 }

@@ -44,8 +44,7 @@ pub struct Terms {
 impl Terms {
     /// The terms as this process, the parent, finds them.
     pub fn new(user_namespace: bool, preserve_fds: i32) -> Result<Terms> {
-        let limits_from_outside =
-            capabilities::grantable(false)?.contains(CapabilitySet::SYS_RESOURCE);
+        let limits_from_outside = capabilities::grantable(false)?.contains(CapabilitySet::SYS_RESOURCE);
         Ok(Terms {
             user_namespace,
             limits_from_outside,
@@ -73,12 +72,9 @@ impl Program {
             env.push(format!("HOME={}", home(process.user().uid())?));
         }
         let path = find(name, variable(&env, "PATH").unwrap_or(DEFAULT_PATH))?;
-        let text = |text: &String| {
-            CString::new(text.as_str()).with_context(|| format!("{text:?} holds a NUL"))
-        };
+        let text = |text: &String| CString::new(text.as_str()).with_context(|| format!("{text:?} holds a NUL"));
         Ok(Program {
-            path: CString::new(path.as_os_str().as_bytes())
-                .context("the program's path holds a NUL")?,
+            path: CString::new(path.as_os_str().as_bytes()).context("the program's path holds a NUL")?,
             args: args.iter().map(text).collect::<Result<_>>()?,
             env: env.iter().map(text).collect::<Result<_>>()?,
         })
@@ -86,8 +82,7 @@ impl Program {
 
     /// Becomes the program.
     pub fn execute(&self) -> Result<std::convert::Infallible> {
-        nix::unistd::execve(&self.path, &self.args, &self.env)
-            .with_context(|| format!("exec {:?}", self.path))
+        nix::unistd::execve(&self.path, &self.args, &self.env).with_context(|| format!("exec {:?}", self.path))
     }
 }
 
@@ -104,10 +99,7 @@ fn find(name: &str, path: &str) -> Result<PathBuf> {
         executable(Path::new(name)).with_context(|| format!("exec {name:?}"))?;
         return Ok(name.into());
     }
-    ensure!(
-        !name.is_empty(),
-        "exec \"\": executable file not found in $PATH"
-    );
+    ensure!(!name.is_empty(), "exec \"\": executable file not found in $PATH");
     let mut denied = false;
     for directory in path.split(':') {
         let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
@@ -134,19 +126,12 @@ fn executable(path: &Path) -> Result<(), Errno> {
 
 /// The home directory that the container's /etc/passwd gives a user; `/` where it gives none.
 fn home(uid: u32) -> Result<String> {
-    let slash = rustix::fs::open(
-        "/",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .context("open /")?;
-    let Some(passwd) = Root::new(slash)
-        .read(Path::new("/etc/passwd"))
-        .unwrap_or_else(|error| {
-            log::debug(format_args!("HOME: {error:#}"));
-            None
-        })
-    else {
+    let slash =
+        rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context("open /")?;
+    let Some(passwd) = Root::new(slash).read(Path::new("/etc/passwd")).unwrap_or_else(|error| {
+        log::debug(format_args!("HOME: {error:#}"));
+        None
+    }) else {
         return Ok("/".to_owned());
     };
     let stat = rustix::fs::fstat(&passwd).context("fstat(/etc/passwd)")?;
@@ -161,9 +146,7 @@ fn home(uid: u32) -> Result<String> {
 fn home_in(passwd: impl BufRead, uid: u32) -> Option<String> {
     passwd.lines().map_while(Result::ok).find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
-        let home = fields
-            .get(5)
-            .filter(|home| !home.is_empty() && !home.contains('\0'))?;
+        let home = fields.get(5).filter(|home| !home.is_empty() && !home.contains('\0'))?;
         (fields[2].parse() == Ok(uid)).then(|| (*home).to_owned())
     })
 }
@@ -257,8 +240,7 @@ pub fn become_user(process: &Process, own_user_namespace: bool) -> Result<()> {
 /// Undoes what the language's start-up (SIGPIPE ignored) and the caller (a signal mask) would hand down across execve.
 pub fn reset_signals() -> Result<()> {
     crate::sys::signal::set_default(Signal::SIGPIPE).context("sigaction(SIGPIPE)")?;
-    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
-        .context("sigprocmask")
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("sigprocmask")
 }
 
 /// Sets the resource limits of `pid`, or of this process. A limit that may not be raised that far is raised as far as
@@ -332,10 +314,7 @@ pub fn set_oom_score_adj(process: &Process, pid: i32) -> Result<()> {
         result => return result.with_context(|| format!("write {wanted} to {path}")),
     }
     let current = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let mut allowed: i32 = current
-        .trim()
-        .parse()
-        .with_context(|| format!("{path}: {current:?}"))?;
+    let mut allowed: i32 = current.trim().parse().with_context(|| format!("{path}: {current:?}"))?;
     let mut refused = wanted;
     while allowed - refused > 1 {
         let middle = refused + (allowed - refused) / 2;
@@ -351,28 +330,15 @@ pub fn set_oom_score_adj(process: &Process, pid: i32) -> Result<()> {
 }
 
 /// Applies `linux.sysctl`, through a procfs nobody else can mount anything on (CVE-2025-52881).
-pub fn set_sysctls<'a>(
-    proc: BorrowedFd<'_>,
-    sysctls: impl Iterator<Item = (&'a String, &'a String)>,
-) -> Result<()> {
+pub fn set_sysctls<'a>(proc: BorrowedFd<'_>, sysctls: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
     for (key, value) in sysctls {
         let path = sysctl_path(key);
         let what = || format!("linux.sysctl: {key}={value}");
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
-        let file = rustix::fs::openat2(
-            proc,
-            path,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-            resolve,
-        )
-        .with_context(what)?;
+        let file = rustix::fs::openat2(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+            .with_context(what)?;
         let written = rustix::io::write(&file, value.as_bytes()).with_context(what)?;
-        ensure!(
-            written == value.len(),
-            "{}: {written} bytes were taken",
-            what()
-        );
+        ensure!(written == value.len(), "{}: {written} bytes were taken", what());
     }
     Ok(())
 }
@@ -380,9 +346,7 @@ pub fn set_sysctls<'a>(
 /// `net.ipv4.ip_forward` and `net/ipv4/ip_forward` are the same. Which separator comes first decides, so that a dot may
 /// be part of a name: `net/ipv4/conf/eth0.1/forwarding`.
 fn sysctl_path(key: &str) -> PathBuf {
-    let dotted = key
-        .find(['.', '/'])
-        .is_some_and(|at| key.as_bytes()[at] == b'.');
+    let dotted = key.find(['.', '/']).is_some_and(|at| key.as_bytes()[at] == b'.');
     let swap = |c| match c {
         '.' => '/',
         '/' => '.',
@@ -401,16 +365,8 @@ pub fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
     let number = |part: &str| {
         let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         // The largest id means "no change" to the kernel.
-        let id = part
-            .parse()
-            .ok()
-            .filter(|&id: &u32| digits && id != u32::MAX);
-        id.ok_or_else(|| {
-            anyhow!(
-                "user {text:?}: not UID[:GID] with numbers from 0 to {}",
-                u32::MAX - 1
-            )
-        })
+        let id = part.parse().ok().filter(|&id: &u32| digits && id != u32::MAX);
+        id.ok_or_else(|| anyhow!("user {text:?}: not UID[:GID] with numbers from 0 to {}", u32::MAX - 1))
     };
     match text.split_once(':') {
         Some((uid, gid)) => Ok((number(uid)?, Some(number(gid)?))),
@@ -471,10 +427,7 @@ mod tests {
 
     #[test]
     fn programs() {
-        assert_eq!(
-            find("sh", "/nonexistent:/bin").unwrap(),
-            Path::new("/bin/sh")
-        );
+        assert_eq!(find("sh", "/nonexistent:/bin").unwrap(), Path::new("/bin/sh"));
         assert_eq!(find("/bin/sh", "").unwrap(), Path::new("/bin/sh"));
         for (name, text) in [
             ("nope", "executable file not found in $PATH"),
@@ -492,14 +445,8 @@ mod tests {
     fn sysctl_names() {
         for (key, path) in [
             ("net.ipv4.ip_forward", "sys/net/ipv4/ip_forward"),
-            (
-                "net/ipv4/conf/eth0.1/forwarding",
-                "sys/net/ipv4/conf/eth0.1/forwarding",
-            ),
-            (
-                "net.ipv4.conf.eth0/1.forwarding",
-                "sys/net/ipv4/conf/eth0.1/forwarding",
-            ),
+            ("net/ipv4/conf/eth0.1/forwarding", "sys/net/ipv4/conf/eth0.1/forwarding"),
+            ("net.ipv4.conf.eth0/1.forwarding", "sys/net/ipv4/conf/eth0.1/forwarding"),
         ] {
             assert_eq!(sysctl_path(key), Path::new(path), "{key}");
         }

@@ -24,9 +24,7 @@ pub fn ensure() -> Result<()> {
         return Ok(());
     }
     let copy = copy(File::from(own)).context("make a sealed copy of this program")?;
-    let text = |text: &std::ffi::OsStr| {
-        std::ffi::CString::new(text.as_bytes()).expect("arguments came as C strings")
-    };
+    let text = |text: &std::ffi::OsStr| std::ffi::CString::new(text.as_bytes()).expect("arguments came as C strings");
     let args: Vec<_> = std::env::args_os().map(|arg| text(&arg)).collect();
     let env: Vec<_> = std::env::vars_os()
         .map(|(mut name, value)| {

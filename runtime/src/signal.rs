@@ -18,17 +18,10 @@ pub fn parse(text: &str) -> Result<i32> {
         .parse::<i32>()
         .ok()
         .or_else(|| real_time(name))
-        .or_else(|| {
-            format!("SIG{name}")
-                .parse::<Signal>()
-                .ok()
-                .map(|signal| signal as i32)
-        });
+        .or_else(|| format!("SIG{name}").parse::<Signal>().ok().map(|signal| signal as i32));
     number
         .filter(|number| (1..=SIGNAL_MAX).contains(number))
-        .ok_or_else(|| {
-            anyhow!("signal {text:?}: neither a number from 1 to {SIGNAL_MAX} nor a signal's name")
-        })
+        .ok_or_else(|| anyhow!("signal {text:?}: neither a number from 1 to {SIGNAL_MAX} nor a signal's name"))
 }
 
 fn real_time(name: &str) -> Option<i32> {

@@ -65,11 +65,7 @@ pub fn spawn(plan: &Plan<'_>, body: impl FnOnce(&Start) -> Result<Infallible>) -
     let cgroup = plan.cgroup.clone_fd();
     let placed = cgroup.is_some();
     let between = plan.between.is_some();
-    let flags = if between {
-        CloneFlags::empty()
-    } else {
-        plan.new
-    };
+    let flags = if between { CloneFlags::empty() } else { plan.new };
     let cloned = clone3(flags, cgroup.as_ref().map(AsFd::as_fd));
     match cloned.with_context(|| format!("clone3({flags:?})"))? {
         Cloned::Child => {
@@ -93,9 +89,7 @@ pub fn spawn(plan: &Plan<'_>, body: impl FnOnce(&Start) -> Result<Infallible>) -
                 pidfd: Some(pidfd),
             };
             if between {
-                child
-                    .place(plan.cgroup)
-                    .map_err(|error| child.explain(error))?;
+                child.place(plan.cgroup).map_err(|error| child.explain(error))?;
                 return child.successor();
             }
             Ok(child)
@@ -194,8 +188,7 @@ impl Child {
     /// The wait comes first: once that process is gone its message has been sent or never will be, whereas a read
     /// could wait for ever, the child holding the same socket.
     fn successor(mut self) -> Result<Child> {
-        rustix::process::waitid(WaitId::PidFd(self.pidfd().as_fd()), WaitIdOptions::EXITED)
-            .context("waitid")?;
+        rustix::process::waitid(WaitId::PidFd(self.pidfd().as_fd()), WaitIdOptions::EXITED).context("waitid")?;
         let message = if self.channel.is_readable() {
             self.receive()?
         } else {
@@ -206,8 +199,8 @@ impl Child {
         };
         // Not yet reaped by anyone, so that the pid is this child's even if it is dead already.
         let named = Pid::from_raw(pid).context("init's pid is 0")?;
-        let pidfd = rustix::process::pidfd_open(named, PidfdFlags::empty())
-            .with_context(|| format!("pidfd_open({pid})"))?;
+        let pidfd =
+            rustix::process::pidfd_open(named, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid})"))?;
         self.pid = pid;
         self.pidfd = Some(pidfd);
         Ok(self)
@@ -220,10 +213,8 @@ impl Drop for Child {
             return;
         };
         let kill = || -> Result<()> {
-            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL)
-                .context("pidfd_send_signal")?;
-            rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
-                .context("waitid")?;
+            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).context("pidfd_send_signal")?;
+            rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).context("waitid")?;
             Ok(())
         };
         crate::log::best_effort("kill the unfinished process", kill());

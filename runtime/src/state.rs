@@ -155,14 +155,10 @@ impl Directory {
         loop {
             match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(LOCK_INTERVAL)
-                }
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOCK_INTERVAL),
                 Err(Errno::WOULDBLOCK) => {
                     let id = &self.id;
-                    bail!(
-                        "container {id}: another command has been changing it for {LOCK_TIMEOUT:?}"
-                    )
+                    bail!("container {id}: another command has been changing it for {LOCK_TIMEOUT:?}")
                 }
                 Err(error) => {
                     return Err(error).with_context(|| format!("flock({})", self.path.display()));
@@ -237,14 +233,7 @@ impl Directory {
         rustix::fs::mknodat(&self.fd, EXEC_FIFO, rustix::fs::FileType::Fifo, mode, 0)
             // mknod's mode is less the umask.
             .and_then(|()| rustix::fs::chmodat(&self.fd, EXEC_FIFO, mode, AtFlags::empty()))
-            .and_then(|()| {
-                rustix::fs::openat(
-                    &self.fd,
-                    EXEC_FIFO,
-                    OFlags::PATH | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-            })
+            .and_then(|()| rustix::fs::openat(&self.fd, EXEC_FIFO, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
             .with_context(|| format!("make {}/{EXEC_FIFO}", self.path.display()))
     }
 
@@ -289,9 +278,7 @@ pub fn list(root: &Path) -> Result<Vec<ContainerId>> {
     };
     let mut ids = Vec::new();
     for entry in entries {
-        let name = entry
-            .with_context(|| format!("read {}", root.display()))?
-            .file_name();
+        let name = entry.with_context(|| format!("read {}", root.display()))?.file_name();
         ids.extend(name.to_str().and_then(|name| name.parse().ok()));
     }
     ids.sort();
@@ -354,9 +341,7 @@ mod tests {
     #[test]
     fn stat_lines() {
         let line = |name: &str, state: &str| {
-            format!(
-                "7 ({name}) {state} 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 8192 1 1"
-            )
+            format!("7 ({name}) {state} 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 8192 1 1")
         };
         assert_eq!(parse_stat(&line("sh", "S")), Some(123_456));
         assert_eq!(parse_stat(&line("a) Z (b", "R")), Some(123_456));

@@ -66,13 +66,8 @@ pub struct Channel(OwnedFd);
 
 /// The parent's end and the child's.
 pub fn pair() -> Result<(Channel, Channel)> {
-    let (parent, child) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .context("socketpair(AF_UNIX, SOCK_SEQPACKET)")?;
+    let (parent, child) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .context("socketpair(AF_UNIX, SOCK_SEQPACKET)")?;
     Ok((Channel(parent), Channel(child)))
 }
 
@@ -90,8 +85,7 @@ impl Channel {
             "a message of {} bytes is longer than {MAX_MESSAGE}",
             bytes.len()
         );
-        send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)
-            .context("send to the other half")?;
+        send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL).context("send to the other half")?;
         Ok(())
     }
 
@@ -162,10 +156,7 @@ mod tests {
         child.send(&FromChild::Spawned { pid: 7 }).unwrap();
         child.send_failure(&anyhow::anyhow!("{}", "\u{1}ä".repeat(MAX_MESSAGE)));
         drop(child);
-        assert!(matches!(
-            parent.receive().unwrap(),
-            Some(FromChild::Spawned { pid: 7 })
-        ));
+        assert!(matches!(parent.receive().unwrap(), Some(FromChild::Spawned { pid: 7 })));
         let Some(FromChild::Failed { error }) = parent.receive().unwrap() else {
             panic!("no failure")
         };

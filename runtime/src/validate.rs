@@ -29,15 +29,9 @@ pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     warnings.extend(version(spec.version())?);
     root(spec, bundle)?;
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| anyhow!("process: missing"))?;
+    let process = spec.process().as_ref().ok_or_else(|| anyhow!("process: missing"))?;
     warnings.extend(validate_process(process)?);
-    let linux = spec
-        .linux()
-        .as_ref()
-        .ok_or_else(|| anyhow!("linux: missing"))?;
+    let linux = spec.linux().as_ref().ok_or_else(|| anyhow!("linux: missing"))?;
     warnings.extend(linux::linux(linux)?);
     linux::joined_mount_namespace(spec, linux)?;
     linux::names(spec, linux)?;
@@ -46,11 +40,7 @@ pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
         warnings.extend(check_mount(mount, &format!("mounts[{index}]"))?);
     }
     spec.hooks().as_ref().map_or(Ok(()), hooks)?;
-    let annotated = spec
-        .annotations()
-        .iter()
-        .flatten()
-        .all(|(key, _)| !key.is_empty());
+    let annotated = spec.annotations().iter().flatten().all(|(key, _)| !key.is_empty());
     ensure!(annotated, "annotations: \"\": a key must not be empty");
     Ok(warnings)
 }
@@ -69,33 +59,22 @@ fn version(version: &str) -> Result<Option<String>> {
         .next()
         .and_then(|patch| patch.split(['-', '+']).next()?.parse::<u32>().ok());
     ensure!(major == 1 && patch.is_some(), refuse());
-    Ok((minor > LAST_MINOR).then(|| {
-        format!("ociVersion: {version}: this runtime knows 1.0 to 1.{LAST_MINOR}; what is newer is ignored")
-    }))
+    Ok((minor > LAST_MINOR)
+        .then(|| format!("ociVersion: {version}: this runtime knows 1.0 to 1.{LAST_MINOR}; what is newer is ignored")))
 }
 
 fn root(spec: &Spec, bundle: &Path) -> Result<()> {
-    let root = spec
-        .root()
-        .as_ref()
-        .ok_or_else(|| anyhow!("root: missing"))?;
+    let root = spec.root().as_ref().ok_or_else(|| anyhow!("root: missing"))?;
     let path = root.path();
     ensure!(!path.as_os_str().is_empty(), "root.path: missing");
-    let metadata =
-        std::fs::metadata(bundle.join(path)).with_context(|| format!("root.path: {path:?}"))?;
-    ensure!(
-        metadata.is_dir(),
-        "root.path: {path:?}: must be a directory"
-    );
+    let metadata = std::fs::metadata(bundle.join(path)).with_context(|| format!("root.path: {path:?}"))?;
+    ensure!(metadata.is_dir(), "root.path: {path:?}: must be a directory");
     Ok(())
 }
 
 fn check_mount(mount: &Mount, at: &str) -> Result<Option<String>> {
     let destination = mount.destination();
-    ensure!(
-        !destination.as_os_str().is_empty(),
-        "{at}.destination: missing"
-    );
+    ensure!(!destination.as_os_str().is_empty(), "{at}.destination: missing");
     without_nul(&destination.to_string_lossy(), &format!("{at}.destination"))?;
     let options = mount.options().as_deref().unwrap_or_default();
     let bind = crate::rootfs::options::Options::parse(options)
@@ -116,10 +95,7 @@ fn check_mount(mount: &Mount, at: &str) -> Result<Option<String>> {
     let root = destination
         .components()
         .all(|part| matches!(part, Component::RootDir | Component::CurDir));
-    ensure!(
-        !root,
-        "{at}.destination: {destination:?}: the root is root.path's"
-    );
+    ensure!(!root, "{at}.destination: {destination:?}: the root is root.path's");
     Ok(destination.is_relative().then(|| {
         format!("{at}.destination: {destination:?}: should be absolute; taken as relative to the container's root")
     }))
@@ -228,10 +204,7 @@ mod tests {
                 panic!("not a row: {row}")
             };
             let error = check(&[(pointer, serde_json::from_str(value).unwrap())]).expect_err(row);
-            assert!(
-                error.starts_with(path) && error.contains(rule),
-                "{row}: {error}"
-            );
+            assert!(error.starts_with(path) && error.contains(rule), "{row}: {error}");
         }
     }
 
@@ -240,10 +213,7 @@ mod tests {
         assert_eq!(check(&[]), Ok(vec![]));
         // Unknown properties are for others.
         assert_eq!(
-            check(&[
-                ("/process/invention", json!(1)),
-                ("/org.example", json!({}))
-            ]),
+            check(&[("/process/invention", json!(1)), ("/org.example", json!({}))]),
             Ok(vec![])
         );
     }
@@ -294,10 +264,7 @@ mod tests {
                 json!({"destination": "/a", "source": "/b", "options": ["rbind", "rro"]}),
                 false,
             ),
-            (
-                json!({"destination": "/a", "source": "b", "type": "bind"}),
-                false,
-            ),
+            (json!({"destination": "/a", "source": "b", "type": "bind"}), false),
             (json!({"destination": "data", "type": "tmpfs"}), true),
         ] {
             let warnings = check(&[mounts(mount.clone())]).unwrap();
@@ -330,17 +297,10 @@ mod tests {
                 "mounts[0].options",
                 "tmpcopyup",
             ),
-            (
-                json!({"type": "tmpfs"}),
-                "mounts[0]",
-                "missing field `destination`",
-            ),
+            (json!({"type": "tmpfs"}), "mounts[0]", "missing field `destination`"),
         ] {
             let error = check(&[mounts(mount.clone())]).unwrap_err();
-            assert!(
-                error.starts_with(path) && error.contains(rule),
-                "{mount}: {error}"
-            );
+            assert!(error.starts_with(path) && error.contains(rule), "{mount}: {error}");
         }
     }
 
@@ -354,8 +314,7 @@ mod tests {
             "poststart",
             "poststop",
         ] {
-            let hook =
-                |hook: Value| check(&[("/hooks", json!({name: [{"path": "/bin/true"}, hook]}))]);
+            let hook = |hook: Value| check(&[("/hooks", json!({name: [{"path": "/bin/true"}, hook]}))]);
             assert_eq!(
                 hook(json!({"path": "/x", "args": ["x"], "env": ["A="], "timeout": 1})),
                 Ok(vec![])
@@ -364,11 +323,7 @@ mod tests {
                 (json!({"path": "x"}), ".path", "absolute"),
                 (json!({"path": ""}), ".path", "absolute"),
                 (json!({"path": "/x", "timeout": 0}), "", "greater than zero"),
-                (
-                    json!({"path": "/x", "timeout": -5}),
-                    "",
-                    "greater than zero",
-                ),
+                (json!({"path": "/x", "timeout": -5}), "", "greater than zero"),
                 (json!({"path": "/x", "env": ["A"]}), ".env", "NAME=VALUE"),
                 (json!({"path": "/x", "args": ["a\u{0}"]}), ".args", "NUL"),
             ] {

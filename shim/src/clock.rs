@@ -7,9 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds since the epoch. 64 bits of them last until 2262; a clock set before 1970 reads as 0.
 pub(crate) fn now_ns() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 

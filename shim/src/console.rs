@@ -9,9 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags};
 
 use crate::report::report;
@@ -26,19 +24,14 @@ pub(crate) struct Console {
 impl Console {
     /// Listens at `path`, which must fit the 107 bytes of a unix socket address.
     pub(crate) fn listen(path: PathBuf) -> Result<Console> {
-        let address =
-            UnixAddr::new(&path).with_context(|| format!("console socket {}", path.display()))?;
+        let address = UnixAddr::new(&path).with_context(|| format!("console socket {}", path.display()))?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .context("socket(AF_UNIX, SOCK_STREAM) for the console")?;
-        bind(listener.as_raw_fd(), &address)
-            .with_context(|| format!("bind({})", path.display()))?;
+        bind(listener.as_raw_fd(), &address).with_context(|| format!("bind({})", path.display()))?;
         let console = Console { listener, path };
-        listen(
-            &console.listener,
-            Backlog::new(1).context("listen backlog")?,
-        )
-        .context("listen on the console socket")?;
+        listen(&console.listener, Backlog::new(1).context("listen backlog")?)
+            .context("listen on the console socket")?;
         Ok(console)
     }
 

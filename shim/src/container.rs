@@ -59,17 +59,11 @@ impl State {
     /// `RUNTIME start` has succeeded. Init may have ended before that was known; then it started before it ended.
     pub(crate) fn started(self, at_ns: i64) -> State {
         match self {
-            State::Created { pid } => State::Running {
-                pid,
-                started_at: at_ns,
-            },
+            State::Created { pid } => State::Running { pid, started_at: at_ns },
             State::Draining { record, until } if record.started_at == 0 => {
                 let started_at = at_ns.min(record.finished_at);
                 State::Draining {
-                    record: ExitRecord {
-                        started_at,
-                        ..record
-                    },
+                    record: ExitRecord { started_at, ..record },
                     until,
                 }
             }
@@ -109,18 +103,9 @@ impl State {
             State::Creating => (Reported::Creating, 0, 0, None),
             State::Created { pid } => (Reported::Created, *pid, 0, None),
             State::Running { pid, started_at } => (Reported::Running, *pid, *started_at, None),
-            State::Draining { record, .. } if record.started_at == 0 => {
-                (Reported::Created, record.pid, 0, None)
-            }
-            State::Draining { record, .. } => {
-                (Reported::Running, record.pid, record.started_at, None)
-            }
-            State::Exited { record } => (
-                Reported::Exited,
-                record.pid,
-                record.started_at,
-                Some(record.exit()),
-            ),
+            State::Draining { record, .. } if record.started_at == 0 => (Reported::Created, record.pid, 0, None),
+            State::Draining { record, .. } => (Reported::Running, record.pid, record.started_at, None),
+            State::Exited { record } => (Reported::Exited, record.pid, record.started_at, Some(record.exit())),
         };
         shim::Container {
             id: id.to_string(),
@@ -209,10 +194,7 @@ impl Plan {
 
 /// A path from a request, which must be absolute: the shim's working directory is `/` and means nothing.
 pub(crate) fn absolute(field: &str, value: String) -> Result<PathBuf> {
-    ensure!(
-        !value.contains('\0'),
-        "{field} {value:?}: must hold no NUL byte"
-    );
+    ensure!(!value.contains('\0'), "{field} {value:?}: must hold no NUL byte");
     let path = PathBuf::from(value);
     ensure!(
         path.is_absolute(),
@@ -251,18 +233,14 @@ pub(crate) fn write_exit_record(path: &std::path::Path, record: &ExitRecord) -> 
     temporary.push(".partial");
     let temporary = PathBuf::from(temporary);
     std::fs::write(&temporary, text).with_context(|| format!("write({})", temporary.display()))?;
-    std::fs::rename(&temporary, path)
-        .with_context(|| format!("rename({}, {})", temporary.display(), path.display()))
+    std::fs::rename(&temporary, path).with_context(|| format!("rename({}, {})", temporary.display(), path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ENDED: Ended = Ended {
-        code: 137,
-        signal: 9,
-    };
+    const ENDED: Ended = Ended { code: 137, signal: 9 };
 
     fn record(started_at: i64) -> ExitRecord {
         ExitRecord {
@@ -279,10 +257,7 @@ mod tests {
     fn transitions() {
         let until = Instant::now();
         let created = || State::Created { pid: 7 };
-        let running = || State::Running {
-            pid: 7,
-            started_at: 5,
-        };
+        let running = || State::Running { pid: 7, started_at: 5 };
         let draining = |started_at| State::Draining {
             record: record(started_at),
             until,
@@ -303,16 +278,8 @@ mod tests {
                 draining(5).ended(Ended { code: 0, signal: 0 }, false, 60, until),
                 draining(5),
             ),
-            (
-                "end known before the start",
-                draining(0).started(40),
-                draining(40),
-            ),
-            (
-                "start known after the end",
-                draining(0).started(60),
-                draining(50),
-            ),
+            ("end known before the start", draining(0).started(40), draining(40)),
+            ("start known after the end", draining(0).started(60), draining(50)),
             ("drained", draining(5).drained(), exited(5)),
             ("drained while running", running().drained(), running()),
             ("start after the exit", exited(0).started(60), exited(0)),
@@ -332,18 +299,11 @@ mod tests {
         assert_eq!(state(&State::Creating), (Reported::Creating, 0, 0));
         assert_eq!(state(&State::Created { pid: 7 }), (Reported::Created, 7, 0));
         // An exit is not reported before its record is on disk.
-        let draining = State::Running {
-            pid: 7,
-            started_at: 5,
-        }
-        .ended(ENDED, true, 50, until);
+        let draining = State::Running { pid: 7, started_at: 5 }.ended(ENDED, true, 50, until);
         assert_eq!(state(&draining), (Reported::Running, 7, 5));
         let exited = draining.drained();
         assert_eq!(state(&exited), (Reported::Exited, 7, 5));
-        let exit = exited
-            .report(&id)
-            .exit
-            .expect("an exited container has an exit");
+        let exit = exited.report(&id).exit.expect("an exited container has an exit");
         assert_eq!(
             (exit.code, exit.signal, exit.finished_at, exit.oom_killed),
             (137, 9, 50, true)
@@ -359,8 +319,7 @@ mod tests {
             ..Default::default()
         };
         assert!(Plan::parse(good()).is_ok());
-        let refused =
-            |request: shim::Create| Plan::parse(request).err().expect("refused").to_string();
+        let refused = |request: shim::Create| Plan::parse(request).err().expect("refused").to_string();
         for (request, field) in [
             (
                 shim::Create {

@@ -14,8 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use prost::Message as _;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags,
-    accept_with,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags, accept_with,
 };
 
 use crate::poll::{Poll, Source, Token};
@@ -90,9 +89,7 @@ impl Clients {
     pub(crate) fn accept(&mut self, listener: impl AsFd, poll: &mut Poll) -> Result<()> {
         let socket = match accept_with(&listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => socket,
-            Err(
-                rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR,
-            ) => return Ok(()),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => return Ok(()),
             Err(errno @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => {
                 self.turn_away(listener)?;
                 return Err(errno).context("connection refused: accept4");

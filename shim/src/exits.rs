@@ -28,10 +28,7 @@ impl Service {
             return;
         };
         // Now, while the cgroup is still there.
-        let oom_killed = container
-            .oom
-            .as_ref()
-            .is_some_and(|watch| watch.verdict(ended));
+        let oom_killed = container.oom.as_ref().is_some_and(|watch| watch.verdict(ended));
         let until = Instant::now() + DRAIN;
         container.transition(|state| state.ended(ended, oom_killed, clock::now_ns(), until));
         self.settle(id);
@@ -49,8 +46,7 @@ impl Service {
             exec_id: id.exec_id,
             exit: Some(exit),
         };
-        self.clients
-            .broadcast(event::Kind::ExecExited(exited), &mut self.poll);
+        self.clients.broadcast(event::Kind::ExecExited(exited), &mut self.poll);
     }
 
     /// Completes the exit of a container whose output has been read, or waited for long enough.
@@ -62,8 +58,7 @@ impl Service {
             return;
         };
         match &container.state {
-            State::Draining { until, .. }
-                if container.io.is_drained() || *until <= Instant::now() => {}
+            State::Draining { until, .. } if container.io.is_drained() || *until <= Instant::now() => {}
             _ => return,
         }
         container.transition(State::drained);
@@ -118,8 +113,7 @@ impl Service {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        let complete =
-            matches!(container.state, State::Exited { .. }) && container.removal == Removal::Done;
+        let complete = matches!(container.state, State::Exited { .. }) && container.removal == Removal::Done;
         if !complete || container.waiters.is_empty() {
             return;
         }

@@ -95,14 +95,7 @@ impl Io {
         };
         let stdout = io.pipe_for(Stream::Stdout)?;
         let stderr = io.pipe_for(Stream::Stderr)?;
-        Ok((
-            io,
-            ContainerEnds {
-                stdin,
-                stdout,
-                stderr,
-            },
-        ))
+        Ok((io, ContainerEnds { stdin, stdout, stderr }))
     }
 
     /// Makes the pipe of one stream and returns the container's end. Only the shim's end is non-blocking: the flag
@@ -125,8 +118,7 @@ impl Io {
     /// be reported ([`last_words`](Io::last_words)) and does not end in a log.
     pub(crate) fn begin(&mut self, id: &ContainerId, poll: &mut Poll) -> Result<()> {
         if let Some(console) = self.console.take() {
-            self.outputs
-                .push(Output::new(Stream::Stdout, console.master()?));
+            self.outputs.push(Output::new(Stream::Stdout, console.master()?));
         }
         for output in &mut self.outputs {
             let source = Source::Output(id.clone(), output.stream);
@@ -145,23 +137,14 @@ impl Io {
     /// What lies unread in the container's stderr, at most 4 KiB of it.
     pub(crate) fn last_words(&self) -> String {
         let mut text = [0u8; 4096];
-        let stderr = self
-            .outputs
-            .iter()
-            .find(|output| output.stream == Stream::Stderr);
-        let count = stderr.map_or(0, |output| {
-            nix::unistd::read(&output.fd, &mut text).unwrap_or(0)
-        });
+        let stderr = self.outputs.iter().find(|output| output.stream == Stream::Stderr);
+        let count = stderr.map_or(0, |output| nix::unistd::read(&output.fd, &mut text).unwrap_or(0));
         String::from_utf8_lossy(&text[..count]).into_owned()
     }
 
     /// Moves what `stream` holds into the log, up to one turn of it.
     pub(crate) fn pump(&mut self, stream: Stream, poll: &mut Poll) {
-        let Some(index) = self
-            .outputs
-            .iter()
-            .position(|output| output.stream == stream)
-        else {
+        let Some(index) = self.outputs.iter().position(|output| output.stream == stream) else {
             return;
         };
         if self.outputs[index].pump(self.log.as_mut()) == Pumped::Ended {

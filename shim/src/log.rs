@@ -66,8 +66,7 @@ impl Batch {
     fn push(&mut self, stream: Stream, now_ns: i64, full: bool, content: &[&[u8]]) {
         clock::append_rfc3339(now_ns, &mut self.records);
         self.records.extend_from_slice(stream.tag());
-        self.records
-            .extend_from_slice(if full { b"F " } else { b"P " });
+        self.records.extend_from_slice(if full { b"F " } else { b"P " });
         for part in content {
             self.records.extend_from_slice(part);
             self.output += part.len();
@@ -147,43 +146,21 @@ impl Location {
     /// whether the file was made.
     fn open(&self) -> Result<(File, bool)> {
         let mut directory = self.directory()?;
-        if let Some(parent) = self
-            .path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-        {
+        if let Some(parent) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             directory = make_beneath(directory, parent)?;
         }
-        let name = self
-            .path
-            .file_name()
-            .context("a parsed path has a file name")?;
+        let name = self.path.file_name().context("a parsed path has a file name")?;
         // Without NONBLOCK the open of a FIFO somebody put there would wait for its reader.
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |flags, mode| {
-            open_beneath(
-                &directory,
-                Path::new(name),
-                flags,
-                Mode::from_bits_retain(mode),
-            )
-        };
+        let open = |flags, mode| open_beneath(&directory, Path::new(name), flags, Mode::from_bits_retain(mode));
         let (file, made) = match open(flags | OFlags::CREATE | OFlags::EXCL, 0o640) {
             Ok(file) => (file, true),
             // openat2 refuses a mode where nothing is made.
             Err(Errno::EEXIST) => (open(flags, 0).with_context(|| self.opening())?, false),
             Err(errno) => return Err(errno).with_context(|| self.opening()),
         };
-        let kind = FileType::from_raw_mode(
-            rustix::fs::fstat(&file)
-                .with_context(|| self.opening())?
-                .st_mode,
-        );
-        ensure!(
-            kind == FileType::RegularFile,
-            "{}: not a regular file",
-            self.opening()
-        );
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).with_context(|| self.opening())?.st_mode);
+        ensure!(kind == FileType::RegularFile, "{}: not a regular file", self.opening());
         Ok((File::from(file), made))
     }
 
@@ -195,8 +172,7 @@ impl Location {
             .create(path)
             .with_context(|| format!("mkdir({}, 0755)", path.display()))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty())
-            .with_context(|| format!("open({}, O_PATH)", path.display()))
+        rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("open({}, O_PATH)", path.display()))
     }
 
     fn remove(&self) -> Result<()> {
@@ -205,12 +181,8 @@ impl Location {
         if !parent.as_os_str().is_empty() {
             directory = make_beneath(directory, parent)?;
         }
-        let name = self
-            .path
-            .file_name()
-            .context("a parsed path has a file name")?;
-        rustix::fs::unlinkat(&directory, name, AtFlags::empty())
-            .with_context(|| format!("unlink({self})"))
+        let name = self.path.file_name().context("a parsed path has a file name")?;
+        rustix::fs::unlinkat(&directory, name, AtFlags::empty()).with_context(|| format!("unlink({self})"))
     }
 
     fn opening(&self) -> String {
@@ -225,15 +197,9 @@ impl fmt::Display for Location {
 }
 
 /// `openat2` (Linux 5.6) that no symbolic link, magic link or ".." leads out of `directory`.
-fn open_beneath(
-    directory: impl AsFd,
-    path: &Path,
-    flags: OFlags,
-    mode: Mode,
-) -> Result<OwnedFd, Errno> {
+fn open_beneath(directory: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(directory, path, flags, mode, resolve)
-        .map_err(|e| Errno::from_raw(e.raw_os_error()))
+    rustix::fs::openat2(directory, path, flags, mode, resolve).map_err(|e| Errno::from_raw(e.raw_os_error()))
 }
 
 /// Opens the directory `path` beneath `directory`, making each level that is missing.
@@ -243,8 +209,7 @@ fn make_beneath(mut directory: OwnedFd, path: &Path) -> Result<OwnedFd> {
         match rustix::fs::mkdirat(&directory, name, Mode::from_bits_retain(0o755)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => {
-                return Err(errno)
-                    .with_context(|| format!("mkdirat(.., {}, 0755)", path.display()));
+                return Err(errno).with_context(|| format!("mkdirat(.., {}, 0755)", path.display()));
             }
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -323,18 +288,11 @@ impl Log {
         let written = match &self.lost {
             None => write_whole(&mut self.file, &batch.records),
             // Notice and records at once: a notice alone would fit where records do not, again and again.
-            Some(lost) => write_whole(
-                &mut self.file,
-                &[lost.notice(), batch.records.clone()].concat(),
-            ),
+            Some(lost) => write_whole(&mut self.file, &[lost.notice(), batch.records.clone()].concat()),
         };
         match (written, self.lost.take()) {
             (Ok(()), None) => {}
-            (Ok(()), Some(lost)) => report!(
-                "write({}): works again, {} bytes lost",
-                self.location,
-                lost.bytes
-            ),
+            (Ok(()), Some(lost)) => report!("write({}): works again, {} bytes lost", self.location, lost.bytes),
             (Err(cause), lost) => {
                 let mut lost = lost.unwrap_or_else(|| {
                     report!("write({}): {cause}; output is dropped", self.location);
@@ -351,10 +309,7 @@ impl Lost {
     /// Tells the log's reader of the gap.
     fn notice(&self) -> Vec<u8> {
         let mut batch = Batch::default();
-        let text = format!(
-            "[corten-shim: {} bytes of output lost: {}]",
-            self.bytes, self.cause
-        );
+        let text = format!("[corten-shim: {} bytes of output lost: {}]", self.bytes, self.cause);
         batch.push(Stream::Stderr, clock::now_ns(), true, &[text.as_bytes()]);
         batch.records
     }
@@ -380,9 +335,7 @@ fn write_whole(file: &mut File, records: &[u8]) -> Result<(), Errno> {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => {
                 truncate_tail(file, written);
-                return Err(Errno::from_raw(
-                    error.raw_os_error().unwrap_or(nix::libc::EIO),
-                ));
+                return Err(Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO)));
             }
         }
     }
@@ -415,10 +368,7 @@ mod tests {
         }
         lines.finish(Stream::Stdout, 0, &mut out);
         let header = b"1970-01-01T00:00:00.000000000Z stdout ".len();
-        assert_eq!(
-            out.output,
-            pieces.iter().map(|piece| piece.len()).sum::<usize>()
-        );
+        assert_eq!(out.output, pieces.iter().map(|piece| piece.len()).sum::<usize>());
         out.records
             .split_inclusive(|b| *b == b'\n')
             .map(|record| {
@@ -447,10 +397,7 @@ mod tests {
             (&[&long, "\n"], vec![f(&long)]),
             (&[&long, "y\n"], vec![p(&long), f("y")]),
             (&[&long], vec![p(&long)]),
-            (
-                &["ab", &long, "\n"],
-                vec![p(&format!("ab{}", &long[2..])), f("xx")],
-            ),
+            (&["ab", &long, "\n"], vec![p(&format!("ab{}", &long[2..])), f("xx")]),
             (&[&long, &long, "\n"], vec![p(&long), f(&long)]),
         ];
         for (pieces, expected) in cases {
@@ -466,20 +413,13 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_text_are_kept() {
-        assert_eq!(
-            records(&[b"\xff\x00\xfe\n"]),
-            vec![('F', b"\xff\x00\xfe".to_vec())]
-        );
+        assert_eq!(records(&[b"\xff\x00\xfe\n"]), vec![('F', b"\xff\x00\xfe".to_vec())]);
     }
 
     #[test]
     fn locations() {
         assert_eq!(Location::parse("", "").expect("no log"), None);
-        assert!(
-            Location::parse("/var/log/pods/x", "c/0.log")
-                .expect("valid")
-                .is_some()
-        );
+        assert!(Location::parse("/var/log/pods/x", "c/0.log").expect("valid").is_some());
         for (directory, path) in [
             ("var/log", "0.log"),
             ("", "0.log"),
@@ -490,10 +430,7 @@ mod tests {
             ("/var/log", "dir/"),
             ("/var/log", "a\0b"),
         ] {
-            assert!(
-                Location::parse(directory, path).is_err(),
-                "{directory} {path}"
-            );
+            assert!(Location::parse(directory, path).is_err(), "{directory} {path}");
         }
     }
 }

@@ -115,12 +115,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
         match arg {
             Long("id") => id = Some(parser.value()?.parse()?),
             Long("runtime") => runtime = Some(absolute("--runtime", parser.value()?)?),
-            Long("runtime-root") => {
-                runtime_root = Some(absolute("--runtime-root", parser.value()?)?)
-            }
-            Long("pause-rootfs") => {
-                pause_rootfs = Some(absolute("--pause-rootfs", parser.value()?)?)
-            }
+            Long("runtime-root") => runtime_root = Some(absolute("--runtime-root", parser.value()?)?),
+            Long("pause-rootfs") => pause_rootfs = Some(absolute("--pause-rootfs", parser.value()?)?),
             Long("call-timeout") => timeouts.call = Duration::from_secs(parser.value()?.parse()?),
             Long("idle-timeout") => timeouts.idle = Duration::from_secs(parser.value()?.parse()?),
             Long("help") => {

@@ -25,16 +25,12 @@ impl Watch {
             hierarchies.retain(|name, _| name.split(',').any(|controller| controller == "memory"));
         }
         let kills_before = Cgroup::open(memory.clone()).oom_kills()?;
-        Ok(Watch {
-            memory,
-            kills_before,
-        })
+        Ok(Watch { memory, kills_before })
     }
 
     /// Whether the OOM killer ended the init that ended so. A cgroup that cannot be read tells of none.
     pub(crate) fn verdict(&self, ended: Ended) -> bool {
         let kills = || Cgroup::open(self.memory.clone()).oom_kills();
-        ended.signal == Signal::KILL.as_raw()
-            && kills().is_ok_and(|kills| kills > self.kills_before)
+        ended.signal == Signal::KILL.as_raw() && kills().is_ok_and(|kills| kills > self.kills_before)
     }
 }

@@ -41,8 +41,7 @@ pub(crate) struct Poll {
 
 impl Poll {
     pub(crate) fn new() -> Result<Poll> {
-        let epoll =
-            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1(EPOLL_CLOEXEC)")?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1(EPOLL_CLOEXEC)")?;
         Ok(Poll {
             epoll,
             sources: BTreeMap::new(),
@@ -100,9 +99,7 @@ fn timeout(deadline: Option<Instant>) -> EpollTimeout {
     let Some(deadline) = deadline else {
         return EpollTimeout::NONE;
     };
-    let left = deadline
-        .saturating_duration_since(Instant::now())
-        .min(LONGEST);
+    let left = deadline.saturating_duration_since(Instant::now()).min(LONGEST);
     let millis = left.as_nanos().div_ceil(1_000_000);
     EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
 }

@@ -12,8 +12,7 @@ use anyhow::{Context, Result};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::SigSet;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal,
-    waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 
 use crate::report::report;
@@ -54,8 +53,7 @@ impl Process {
     /// Opens a process that is known not to have been reaped.
     pub(crate) fn open(pid: i32) -> Result<Process> {
         let number = Pid::from_raw(pid).with_context(|| format!("pid {pid}: not a process"))?;
-        let fd = pidfd_open(number, PidfdFlags::empty())
-            .with_context(|| format!("pidfd_open({pid})"))?;
+        let fd = pidfd_open(number, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid})"))?;
         Ok(Process { pid, fd })
     }
 
@@ -63,9 +61,7 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&self.fd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(errno) => {
-                Err(errno).with_context(|| format!("pidfd_send_signal({}, {signal:?})", self.pid))
-            }
+            Err(errno) => Err(errno).with_context(|| format!("pidfd_send_signal({}, {signal:?})", self.pid)),
         }
     }
 
@@ -95,27 +91,17 @@ impl AsFd for Process {
 
 /// Starts a program with the given standard IO and nothing else of ours: no other descriptor, no blocked signal, no
 /// environment but PATH.
-pub(crate) fn spawn(
-    program: &Path,
-    args: &[CString],
-    stdio: [BorrowedFd<'_>; 3],
-) -> Result<Process> {
+pub(crate) fn spawn(program: &Path, args: &[CString], stdio: [BorrowedFd<'_>; 3]) -> Result<Process> {
     let call = || format!("posix_spawn({})", program.display());
     let mut actions = PosixSpawnFileActions::init().with_context(call)?;
     for (target, fd) in (0..).zip(stdio) {
-        actions
-            .add_dup2(fd.as_raw_fd(), target)
-            .with_context(call)?;
+        actions.add_dup2(fd.as_raw_fd(), target).with_context(call)?;
     }
     let mut attributes = PosixSpawnAttr::init().with_context(call)?;
     // The shim blocks what its signalfd receives, Rust's start-up ignores SIGPIPE, and whoever started the server may
     // have ignored more: nothing of it is for a container. (glibc has 32 and 33, its own, ignored all the same.)
-    attributes
-        .set_sigmask(&SigSet::empty())
-        .with_context(call)?;
-    attributes
-        .set_sigdefault(&SigSet::all())
-        .with_context(call)?;
+    attributes.set_sigmask(&SigSet::empty()).with_context(call)?;
+    attributes.set_sigdefault(&SigSet::all()).with_context(call)?;
     let flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     attributes.set_flags(flags).with_context(call)?;
     let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
@@ -156,9 +142,7 @@ pub(crate) fn kill_tree(leader: &Process) -> Result<()> {
                 continue;
             };
             // The number may have been given to a stranger between the look and the open; after it, no more.
-            if parent(pid)
-                .is_some_and(|parent| known.contains(&parent) || stopped.contains_key(&parent))
-            {
+            if parent(pid).is_some_and(|parent| known.contains(&parent) || stopped.contains_key(&parent)) {
                 process.signal(Signal::STOP)?;
                 stopped.insert(pid, process);
             }
@@ -175,9 +159,9 @@ fn descendants(parents: &BTreeMap<i32, i32>, known: &BTreeSet<i32>) -> Vec<i32> 
     let mut found: Vec<i32> = Vec::new();
     let mut generation: BTreeSet<i32> = known.clone();
     while !generation.is_empty() {
-        let children = parents.iter().filter(|(pid, parent)| {
-            generation.contains(parent) && !known.contains(pid) && !found.contains(pid)
-        });
+        let children = parents
+            .iter()
+            .filter(|(pid, parent)| generation.contains(parent) && !known.contains(pid) && !found.contains(pid));
         generation = children.map(|(pid, _)| *pid).collect();
         found.extend(&generation);
     }
@@ -233,12 +217,6 @@ mod tests {
     #[test]
     fn ends() {
         assert_eq!(Ended::new(Some(3), None), Ended { code: 3, signal: 0 });
-        assert_eq!(
-            Ended::new(None, Some(9)),
-            Ended {
-                code: 137,
-                signal: 9
-            }
-        );
+        assert_eq!(Ended::new(None, Some(9)), Ended { code: 137, signal: 9 });
     }
 }

@@ -90,14 +90,7 @@ impl Children {
             .with_context(|| format!("process {} is no child of the shim", process.pid))?;
         let token = poll.add(&process, Source::Child(process.pid))?;
         let pid = process.pid;
-        self.by_pid.insert(
-            pid,
-            Child {
-                process,
-                role,
-                token,
-            },
-        );
+        self.by_pid.insert(pid, Child { process, role, token });
         Ok(())
     }
 
@@ -146,12 +139,10 @@ impl Children {
 
     /// The same, to be changed.
     pub(crate) fn calls_mut(&mut self) -> impl Iterator<Item = (&Process, &mut Call)> {
-        self.by_pid
-            .values_mut()
-            .filter_map(|child| match &mut child.role {
-                Role::Call(call) => Some((&child.process, call)),
-                _ => None,
-            })
+        self.by_pid.values_mut().filter_map(|child| match &mut child.role {
+            Role::Call(call) => Some((&child.process, call)),
+            _ => None,
+        })
     }
 
     /// The init of a container that has one.
@@ -172,21 +163,17 @@ impl Children {
 
     /// The execs of a client: first processes of those that have begun.
     pub(crate) fn execs_of(&self, client: u64) -> impl Iterator<Item = &Process> {
-        self.by_pid
-            .values()
-            .filter_map(move |child| match &child.role {
-                Role::Exec(_, of) if *of == client => Some(&child.process),
-                _ => None,
-            })
+        self.by_pid.values().filter_map(move |child| match &child.role {
+            Role::Exec(_, of) if *of == client => Some(&child.process),
+            _ => None,
+        })
     }
 
     /// How many execs a container has, those not yet started included.
     pub(crate) fn exec_count(&self, id: &ContainerId) -> usize {
         let of_container = |child: &&Child| match &child.role {
             Role::Exec(exec, _) => exec.container == *id,
-            Role::Call(call) => {
-                call.container == *id && matches!(call.operation, Operation::Exec { .. })
-            }
+            Role::Call(call) => call.container == *id && matches!(call.operation, Operation::Exec { .. }),
             Role::Init(_) => false,
         };
         self.by_pid.values().filter(of_container).count()
@@ -199,12 +186,7 @@ impl Children {
 /// from. What ends a shim is `Shutdown`.
 pub(crate) fn signals() -> Result<SignalFd> {
     let mut set = SigSet::empty();
-    for signal in [
-        Signal::SIGCHLD,
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-    ] {
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         set.add(signal);
     }
     set.thread_block().context("sigprocmask(SIG_BLOCK)")?;

@@ -72,20 +72,11 @@ pub(crate) struct Invocation {
 
 impl Runtime {
     pub(crate) fn new(path: PathBuf, root: PathBuf) -> Runtime {
-        Runtime {
-            path,
-            root,
-            next: 1,
-        }
+        Runtime { path, root, next: 1 }
     }
 
     /// Starts one call for the container `id`.
-    pub(crate) fn spawn(
-        &mut self,
-        verb: &Verb<'_>,
-        bundle: &Path,
-        id: &str,
-    ) -> Result<(Process, Invocation)> {
+    pub(crate) fn spawn(&mut self, verb: &Verb<'_>, bundle: &Path, id: &str) -> Result<(Process, Invocation)> {
         let number = self.next;
         self.next += 1;
         let mut invocation = Invocation {
@@ -99,9 +90,7 @@ impl Runtime {
         }
         let args = self.arguments(verb, bundle, &invocation, id)?;
         let process = match verb {
-            Verb::Create { stdio, .. } | Verb::Exec { stdio, .. } => {
-                process::spawn(&self.path, &args, *stdio)?
-            }
+            Verb::Create { stdio, .. } | Verb::Exec { stdio, .. } => process::spawn(&self.path, &args, *stdio)?,
             Verb::Start | Verb::Kill { .. } | Verb::Delete => {
                 let null = File::open("/dev/null").context("open(/dev/null)")?;
                 let printed = rustix::fs::memfd_create(c"runtime output", MemfdFlags::CLOEXEC)
@@ -115,13 +104,7 @@ impl Runtime {
         Ok((process, invocation))
     }
 
-    fn arguments(
-        &self,
-        verb: &Verb<'_>,
-        bundle: &Path,
-        invocation: &Invocation,
-        id: &str,
-    ) -> Result<Vec<CString>> {
+    fn arguments(&self, verb: &Verb<'_>, bundle: &Path, invocation: &Invocation, id: &str) -> Result<Vec<CString>> {
         let text = |path: &Path| path.display().to_string();
         let mut args = vec![text(&self.path), "--root".into(), text(&self.root)];
         args.extend([
@@ -149,12 +132,7 @@ impl Runtime {
             }
             Verb::Delete => args.extend(["--force".into(), id.into()]),
             Verb::Exec { process, .. } => {
-                args.extend([
-                    "--process".into(),
-                    text(process),
-                    "--detach".into(),
-                    id.into(),
-                ]);
+                args.extend(["--process".into(), text(process), "--detach".into(), id.into()]);
             }
         }
         args.into_iter()
@@ -184,10 +162,7 @@ impl Invocation {
         let text = one_line(&text);
         Err(match (text.is_empty(), ended.signal) {
             (false, _) => format!("runtime {}: {text}", self.verb),
-            (true, 0) => format!(
-                "runtime {}: exit code {} and no error text",
-                self.verb, ended.code
-            ),
+            (true, 0) => format!("runtime {}: exit code {} and no error text", self.verb, ended.code),
             (true, signal) => format!("runtime {}: ended by signal {signal}", self.verb),
         })
     }
@@ -203,10 +178,7 @@ impl Invocation {
 
 impl Drop for Invocation {
     fn drop(&mut self) {
-        for file in [Some(&self.log), self.pid_file.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        for file in [Some(&self.log), self.pid_file.as_ref()].into_iter().flatten() {
             match fs::remove_file(file) {
                 // A runtime that failed early wrote neither.
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -225,11 +197,7 @@ fn read_pid(path: &Path) -> Result<i32> {
         .trim()
         .parse()
         .with_context(|| format!("{}: {text:?}", path.display()))?;
-    ensure!(
-        pid > 1,
-        "{}: {pid} is no pid of a container",
-        path.display()
-    );
+    ensure!(pid > 1, "{}: {pid} is no pid of a container", path.display());
     Ok(pid)
 }
 
@@ -239,21 +207,14 @@ fn last_error(log: &[u8]) -> Option<String> {
         let line: Value = serde_json::from_slice(line).ok()?;
         let level = line.get("level")?.as_str()?;
         let message = line.get("msg")?.as_str()?;
-        ["error", "fatal", "panic"]
-            .contains(&level)
-            .then(|| message.to_owned())
+        ["error", "fatal", "panic"].contains(&level).then(|| message.to_owned())
     };
     log.rsplit(|b| *b == b'\n').find_map(severe)
 }
 
 /// `text` without line breaks, and not longer than an error may be.
 fn one_line(text: &str) -> String {
-    let mut line = text
-        .trim()
-        .lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join("; ");
+    let mut line = text.trim().lines().map(str::trim).collect::<Vec<_>>().join("; ");
     if line.len() > MAX_ERROR {
         line.truncate(line.floor_char_boundary(MAX_ERROR));
         line.push_str(" ...");

@@ -135,12 +135,7 @@ impl Service {
             Source::Listener => self.clients.accept(&self.listener, &mut self.poll)?,
             Source::Signals => {
                 self.orphans_due = true;
-                while self
-                    .signals
-                    .read_signal()
-                    .context("read(signalfd)")?
-                    .is_some()
-                {}
+                while self.signals.read_signal().context("read(signalfd)")?.is_some() {}
             }
             Source::Client(id) => self.client_ready(id),
             Source::Child(pid) => {
@@ -167,8 +162,7 @@ impl Service {
                 }
             }
             for (_, call) in self.children.calls_mut() {
-                if let (Operation::Exec { killed, .. }, Some(requester)) =
-                    (&mut call.operation, call.requester)
+                if let (Operation::Exec { killed, .. }, Some(requester)) = (&mut call.operation, call.requester)
                     && requester.client == client
                 {
                     *killed = true;
@@ -182,10 +176,7 @@ impl Service {
         match self.clients.receive(client) {
             Received::Packet(packet, fds) => self.request(client, &packet, fds),
             // The request's own number is not known.
-            Received::Refused(rule) => self.reply(
-                Requester { client, seq: 0 },
-                Err(error(Code::Invalid, rule)),
-            ),
+            Received::Refused(rule) => self.reply(Requester { client, seq: 0 }, Err(error(Code::Invalid, rule))),
             Received::Nothing => {}
             Received::Gone => self.clients.remove(client, &mut self.poll),
         }
@@ -193,21 +184,9 @@ impl Service {
 
     fn request(&mut self, client: u64, packet: &[u8], fds: Vec<OwnedFd>) {
         let (seq, answer) = match Request::decode(packet) {
-            Ok(Request {
-                seq,
-                call: Some(call),
-            }) => (seq, self.call(Requester { client, seq }, call, fds)),
-            Ok(Request { seq, call: None }) => (
-                seq,
-                Err(error(Code::Invalid, "a call this shim does not know")),
-            ),
-            Err(cause) => (
-                0,
-                Err(error(
-                    Code::Invalid,
-                    format!("packet is no request: {cause}"),
-                )),
-            ),
+            Ok(Request { seq, call: Some(call) }) => (seq, self.call(Requester { client, seq }, call, fds)),
+            Ok(Request { seq, call: None }) => (seq, Err(error(Code::Invalid, "a call this shim does not know"))),
+            Err(cause) => (0, Err(error(Code::Invalid, format!("packet is no request: {cause}")))),
         };
         if let Some(outcome) = answer.transpose() {
             self.reply(Requester { client, seq }, outcome);
@@ -216,10 +195,7 @@ impl Service {
 
     fn call(&mut self, from: Requester, call: Call, fds: Vec<OwnedFd>) -> Answer {
         if !fds.is_empty() && !matches!(call, Call::Exec(_)) {
-            return Err(error(
-                Code::Invalid,
-                "descriptors with a call that takes none",
-            ));
+            return Err(error(Code::Invalid, "descriptors with a call that takes none"));
         }
         match call {
             Call::Connect(shim::Connect {}) => Ok(Some(self.connect(from))),
@@ -239,9 +215,7 @@ impl Service {
         let containers = self.containers.iter();
         reply::Result::Connected(shim::Connected {
             shim_pid: std::process::id().cast_signed(),
-            containers: containers
-                .map(|(id, container)| container.state.report(id))
-                .collect(),
+            containers: containers.map(|(id, container)| container.state.report(id)).collect(),
         })
     }
 
@@ -267,8 +241,7 @@ impl Service {
             stdio: ends.borrow(),
         };
         self.begin_call(&verb, &bundle, &id, Operation::Create, Some(from))?;
-        self.containers
-            .insert(id, Container::new(bundle, exit_record, io));
+        self.containers.insert(id, Container::new(bundle, exit_record, io));
         Ok(None)
     }
 
@@ -293,10 +266,7 @@ impl Service {
                 format!("{MAX_PENDING} requests wait for container {id} already"),
             ));
         }
-        container.queue.push_back(Pending {
-            requester: from,
-            task,
-        });
+        container.queue.push_back(Pending { requester: from, task });
         self.advance(&id);
         Ok(None)
     }
@@ -323,10 +293,7 @@ impl Service {
         let exec_id = request.exec_id;
         let id = ExecId { container, exec_id };
         if self.children.exec(&id).is_some() || self.exec_call(&id).is_some() {
-            return Err(error(
-                Code::AlreadyExists,
-                format!("exec {:?} exists", id.exec_id),
-            ));
+            return Err(error(Code::AlreadyExists, format!("exec {:?} exists", id.exec_id)));
         }
         if self.children.exec_count(&id.container) >= MAX_EXECS {
             return Err(error(
@@ -388,9 +355,7 @@ impl Service {
         self.children
             .calls_mut()
             .find_map(|(_, call)| match &mut call.operation {
-                Operation::Exec { exec_id, killed }
-                    if *exec_id == id.exec_id && call.container == id.container =>
-                {
+                Operation::Exec { exec_id, killed } if *exec_id == id.exec_id && call.container == id.container => {
                     Some(killed)
                 }
                 _ => None,
@@ -434,10 +399,7 @@ impl Service {
         self.settle_due(now);
         let idle = self.clients.is_empty() && self.containers.is_empty();
         self.idle_since = self.idle_since.or(Some(now)).filter(|_| idle);
-        if self
-            .idle_since
-            .is_some_and(|since| since + self.timeouts.idle <= now)
-        {
+        if self.idle_since.is_some_and(|since| since + self.timeouts.idle <= now) {
             self.shut_down = true;
         }
     }

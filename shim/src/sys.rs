@@ -45,13 +45,9 @@ pub(crate) fn release_code() {
     let length = (&raw const etext).addr().saturating_sub(start.addr()) / PAGE * PAGE;
     // SAFETY: the range is this executable's mapped read-only segments, with nothing of anybody else's in between. The
     // image is linked without text relocations, so no page of it differs from the file it is read again from.
-    let result =
-        unsafe { nix::libc::madvise(start.cast_mut().cast(), length, nix::libc::MADV_DONTNEED) };
+    let result = unsafe { nix::libc::madvise(start.cast_mut().cast(), length, nix::libc::MADV_DONTNEED) };
     if result != 0 {
         // Memory is all that is lost by it.
-        report!(
-            "madvise({length}, MADV_DONTNEED): {}",
-            std::io::Error::last_os_error()
-        );
+        report!("madvise({length}, MADV_DONTNEED): {}", std::io::Error::last_os_error());
     }
 }

@@ -32,10 +32,7 @@ impl Service {
         operation: Operation,
         from: Option<Requester>,
     ) -> Result<(), shim::Error> {
-        let (process, invocation) = self
-            .runtime
-            .spawn(verb, bundle, id.as_str())
-            .map_err(failed)?;
+        let (process, invocation) = self.runtime.spawn(verb, bundle, id.as_str()).map_err(failed)?;
         self.code_in_use = true;
         let call = Call {
             container: id.clone(),
@@ -58,9 +55,7 @@ impl Service {
             };
             // The shim removes what has exited without being asked: the cgroup and the mounts go soon, and a server
             // that is away or has forgotten the container cannot leave them behind.
-            if matches!(container.state, State::Exited { .. })
-                && container.removal == Removal::NotTried
-            {
+            if matches!(container.state, State::Exited { .. }) && container.removal == Removal::NotTried {
                 if let Err(cause) = self.begin_task(id, Task::Delete, None) {
                     self.removal_failed(id, &cause.message);
                 }
@@ -77,9 +72,7 @@ impl Service {
 
     /// A call that changes the container is in flight.
     fn is_busy(&self, id: &ContainerId) -> bool {
-        let changes = |call: &Call| {
-            call.container == *id && !matches!(call.operation, Operation::Exec { .. })
-        };
+        let changes = |call: &Call| call.container == *id && !matches!(call.operation, Operation::Exec { .. });
         self.children.calls().any(|(_, call)| changes(call))
     }
 
@@ -93,14 +86,9 @@ impl Service {
         let Some(container) = self.containers.get_mut(id) else {
             return Err(error(Code::NotFound, format!("no container {id}")));
         };
-        let gone = matches!(
-            container.state,
-            State::Draining { .. } | State::Exited { .. }
-        );
+        let gone = matches!(container.state, State::Draining { .. } | State::Exited { .. });
         let (verb, operation) = match task {
-            Task::Start if matches!(container.state, State::Created { .. }) => {
-                (Verb::Start, Operation::Start)
-            }
+            Task::Start if matches!(container.state, State::Created { .. }) => (Verb::Start, Operation::Start),
             // The answer to the start may have been lost with its connection.
             Task::Start if let State::Running { started_at, .. } = container.state => {
                 return Ok(Some(reply::Result::Started(shim::Started { started_at })));
@@ -116,8 +104,7 @@ impl Service {
             Task::Delete => (Verb::Delete, Operation::Delete),
         };
         let bundle = container.bundle.clone();
-        self.begin_call(&verb, &bundle, id, operation, from)
-            .map(|()| None)
+        self.begin_call(&verb, &bundle, id, operation, from).map(|()| None)
     }
 
     /// A child has ended and is reaped.
@@ -208,10 +195,7 @@ impl Service {
         let undo = Operation::UndoCreate(cause.clone());
         if let Err(also) = self.begin_call(&Verb::Delete, &bundle, id, undo, from) {
             self.forget(id);
-            return Some(Err(error(
-                Code::Failed,
-                with_cause(&cause, Err(also.message)),
-            )));
+            return Some(Err(error(Code::Failed, with_cause(&cause, Err(also.message)))));
         }
         None
     }
@@ -228,8 +212,7 @@ impl Service {
         container.oom = oom::Watch::begin(pid)
             .inspect_err(|cause| report!("OOM kills of {id} will not be seen: {cause:#}"))
             .ok();
-        self.children
-            .adopt(process, Role::Init(id.clone()), &mut self.poll)?;
+        self.children.adopt(process, Role::Init(id.clone()), &mut self.poll)?;
         container.io.keep_log();
         container.transition(|state| state.created(pid));
         Ok(pid)
@@ -239,8 +222,7 @@ impl Service {
         result.map_err(|cause| error(Code::Failed, cause))?;
         let now_ns = clock::now_ns();
         let container = self.containers.get_mut(id);
-        let container =
-            container.ok_or_else(|| error(Code::NotFound, format!("no container {id}")))?;
+        let container = container.ok_or_else(|| error(Code::NotFound, format!("no container {id}")))?;
         container.transition(|state| state.started(now_ns));
         let started_at = match &container.state {
             State::Running { started_at, .. } => *started_at,
@@ -300,13 +282,7 @@ impl Service {
         }
     }
 
-    fn exec_begun(
-        &mut self,
-        id: ExecId,
-        client: u64,
-        killed: bool,
-        result: Result<Option<i32>, String>,
-    ) -> Outcome {
+    fn exec_begun(&mut self, id: ExecId, client: u64, killed: bool, result: Result<Option<i32>, String>) -> Outcome {
         let pid = result.map_err(|cause| error(Code::Failed, cause))?;
         let pid = pid.ok_or_else(|| error(Code::Failed, "exec names no pid"))?;
         self.adopt_exec(id, client, pid, killed)
@@ -314,19 +290,12 @@ impl Service {
             .map_err(failed)
     }
 
-    fn adopt_exec(
-        &mut self,
-        id: ExecId,
-        client: u64,
-        pid: i32,
-        killed: bool,
-    ) -> Result<reply::Result> {
+    fn adopt_exec(&mut self, id: ExecId, client: u64, pid: i32, killed: bool) -> Result<reply::Result> {
         let process = Process::open(pid)?;
         if killed {
             kill_tree(&process)?;
         }
-        self.children
-            .adopt(process, Role::Exec(id, client), &mut self.poll)?;
+        self.children.adopt(process, Role::Exec(id, client), &mut self.poll)?;
         Ok(reply::Result::ExecStarted(shim::ExecStarted { pid }))
     }
 }

@@ -86,10 +86,7 @@ state = \"/run/x/y\"
         let output = corten_cri(&["config", "check", "--config", path.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(1), "{content}");
         let said = text(&output.stdout) + &text(&output.stderr);
-        assert!(
-            said.contains(key) && said.contains(rule),
-            "{said:?} for {content:?}"
-        );
+        assert!(said.contains(key) && said.contains(rule), "{said:?} for {content:?}");
         let output = corten_cri(&["--config", path.to_str().unwrap()]);
         assert!(
             !output.status.success(),

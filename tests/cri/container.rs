@@ -11,25 +11,13 @@ use nix::unistd::Pid;
 use tonic::Code;
 
 fn list(node: &Node, filter: cri::ContainerFilter) -> BTreeSet<String> {
-    let request = cri::ListContainersRequest {
-        filter: Some(filter),
-    };
-    let containers = node
-        .cri
-        .list_containers(request)
-        .expect("ListContainers")
-        .containers;
-    containers
-        .into_iter()
-        .map(|container| container.id)
-        .collect()
+    let request = cri::ListContainersRequest { filter: Some(filter) };
+    let containers = node.cri.list_containers(request).expect("ListContainers").containers;
+    containers.into_iter().map(|container| container.id).collect()
 }
 
 fn ids(containers: &[&Container<'_>]) -> BTreeSet<String> {
-    containers
-        .iter()
-        .map(|container| container.id.clone())
-        .collect()
+    containers.iter().map(|container| container.id.clone()).collect()
 }
 
 #[test]
@@ -43,34 +31,20 @@ fn a_container_from_creation_to_removal() {
 
     let created = container.status();
     assert_eq!(created.state(), cri::ContainerState::ContainerCreated);
-    assert!(
-        created.created_at > 1_600_000_000_000_000_000,
-        "nanoseconds"
-    );
+    assert!(created.created_at > 1_600_000_000_000_000_000, "nanoseconds");
     assert_eq!((created.started_at, created.finished_at), (0, 0));
     assert_eq!(created.metadata, container.config.metadata);
     assert_eq!(created.labels, container.config.labels);
     assert_eq!(created.annotations, container.config.annotations);
-    assert_eq!(
-        created.log_path,
-        container.log.display().to_string(),
-        "absolute"
-    );
+    assert_eq!(created.log_path, container.log.display().to_string(), "absolute");
     let image = node
         .cri
         .list_images(cri::ListImagesRequest::default())
         .unwrap()
         .images
         .remove(0);
-    assert_eq!(
-        created.image_id, image.id,
-        "image collection compares the two"
-    );
-    assert_eq!(
-        created.image.unwrap().image,
-        BUSYBOX,
-        "the name that was asked for"
-    );
+    assert_eq!(created.image_id, image.id, "image collection compares the two");
+    assert_eq!(created.image.unwrap().image, BUSYBOX, "the name that was asked for");
     assert_eq!(created.image_ref, image.repo_digests[0]);
 
     container.start();
@@ -92,10 +66,7 @@ fn a_container_from_creation_to_removal() {
         container_id: container.id.clone(),
         verbose: false,
     };
-    assert_eq!(
-        node.cri.container_status(request).unwrap_err().code(),
-        Code::NotFound
-    );
+    assert_eq!(node.cri.container_status(request).unwrap_err().code(), Code::NotFound);
     container.remove();
     assert!(container.log.exists(), "logs are the kubelet's to remove");
 }
@@ -110,11 +81,7 @@ fn exit_codes_are_told() {
         ("segv", "sh -c 'kill -SEGV $$'; exit $?", 139),
     ] {
         let exited = pod.sh(name, script).wait_exit();
-        assert_eq!(
-            (exited.exit_code, exited.reason.as_str()),
-            (code, "Error"),
-            "{name}"
-        );
+        assert_eq!((exited.exit_code, exited.reason.as_str()), (code, "Error"), "{name}");
     }
     let killed = pod.sh("killed", "sleep 1000");
     let pid = Pid::from_raw(i32::try_from(killed.pid()).unwrap());
@@ -158,9 +125,7 @@ fn the_list_can_be_filtered() {
     elsewhere.wait_exit();
 
     let by_state = |state: cri::ContainerState| cri::ContainerFilter {
-        state: Some(cri::ContainerStateValue {
-            state: state.into(),
-        }),
+        state: Some(cri::ContainerStateValue { state: state.into() }),
         ..Default::default()
     };
     let by_pod = |id: &str| cri::ContainerFilter {
@@ -239,11 +204,7 @@ fn the_same_name_again_is_the_same_container() {
     let pod = node.pod("again");
     let config = container("main", &["sleep", "1000"]);
     let first = pod.create(config.clone());
-    assert_eq!(
-        pod.create(config.clone()).id,
-        first.id,
-        "a retry of the kubelet's"
-    );
+    assert_eq!(pod.create(config.clone()).id, first.id, "a retry of the kubelet's");
     let mut next = config;
     next.metadata.as_mut().unwrap().attempt = 1;
     assert_ne!(pod.create(next).id, first.id);
@@ -293,21 +254,14 @@ fn memory_beyond_the_limit_ends_as_oom_killed() {
     let pod = node.pod("oom");
     let mut config = container(
         "main",
-        &[
-            "sh",
-            "-c",
-            "exec dd if=/dev/zero of=/dev/null bs=64M count=1",
-        ],
+        &["sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=64M count=1"],
     );
     config.linux.as_mut().unwrap().resources = Some(cri::LinuxContainerResources {
         memory_limit_in_bytes: 16 << 20,
         ..Default::default()
     });
     let exited = pod.start(config).wait_exit();
-    assert_eq!(
-        (exited.exit_code, exited.reason.as_str()),
-        (137, "OOMKilled")
-    );
+    assert_eq!((exited.exit_code, exited.reason.as_str()), (137, "OOMKilled"));
 }
 
 #[test]
@@ -316,9 +270,7 @@ fn an_entrypoint_and_a_command_of_the_image_are_used_as_docker_does() {
     let mut built = corten_tests::image::busybox(std::path::Path::new("/bin/busybox")).unwrap();
     built.config["Entrypoint"] = serde_json::json!(["echo", "entrypoint"]);
     built.config["Cmd"] = serde_json::json!(["cmd"]);
-    built
-        .save(&node.dir().join("images"), &["entry:1"])
-        .unwrap();
+    built.save(&node.dir().join("images"), &["entry:1"]).unwrap();
     let pod = node.pod("entrypoint");
     let reference = "127.0.0.1:5000/entry:1";
     node.pull(reference);
@@ -326,12 +278,7 @@ fn an_entrypoint_and_a_command_of_the_image_are_used_as_docker_does() {
         ("none", vec![], vec![], "entrypoint cmd\n"),
         ("args", vec![], vec!["args"], "entrypoint args\n"),
         ("command", vec!["echo", "command"], vec![], "command\n"),
-        (
-            "both",
-            vec!["echo", "command"],
-            vec!["args"],
-            "command args\n",
-        ),
+        ("both", vec!["echo", "command"], vec!["args"], "command args\n"),
     ] {
         let mut config = container(name, &command);
         config.args = args.iter().map(|&word| word.to_owned()).collect();

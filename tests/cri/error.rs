@@ -7,12 +7,7 @@ use tonic::{Code, Status};
 
 /// Asserts the code, and that the message holds every one of `parts`.
 #[track_caller]
-fn assert_error<T: std::fmt::Debug>(
-    what: &str,
-    result: Result<T, Status>,
-    code: Code,
-    parts: &[&str],
-) {
+fn assert_error<T: std::fmt::Debug>(what: &str, result: Result<T, Status>, code: Code, parts: &[&str]) {
     let error = result.expect_err(what);
     assert_eq!(error.code(), code, "{what}: {error}");
     for part in parts {
@@ -29,8 +24,7 @@ fn unknown_ids_are_not_found() {
     let node = Node::start();
     let cri = &node.cri;
     let id = "0123456789abcdef".repeat(4);
-    let not_found =
-        |what: &str, result: Result<(), Status>| assert_error(what, result, Code::NotFound, &[&id]);
+    let not_found = |what: &str, result: Result<(), Status>| assert_error(what, result, Code::NotFound, &[&id]);
     let pod_sandbox_id = id.clone();
     not_found(
         "PodSandboxStatus",
@@ -125,10 +119,7 @@ fn metadata(config: &mut cri::PodSandboxConfig) -> &mut cri::PodSandboxMetadata 
 
 fn sandbox_security(config: &mut cri::PodSandboxConfig) -> &mut cri::LinuxSandboxSecurityContext {
     let linux = config.linux.as_mut().expect("our own configuration");
-    linux
-        .security_context
-        .as_mut()
-        .expect("our own configuration")
+    linux.security_context.as_mut().expect("our own configuration")
 }
 
 const BAD_SANDBOXES: &[BadSandbox] = &[
@@ -212,9 +203,7 @@ fn bad_sandboxes_are_refused() {
         };
         assert_error(what, node.cri.run_pod_sandbox(request), *code, parts);
     }
-    let no_config = node
-        .cri
-        .run_pod_sandbox(cri::RunPodSandboxRequest::default());
+    let no_config = node.cri.run_pod_sandbox(cri::RunPodSandboxRequest::default());
     assert_error("no config", no_config, Code::InvalidArgument, &["config"]);
     let request = cri::RunPodSandboxRequest {
         config: Some(node.pod_config("bad")),
@@ -246,10 +235,7 @@ type BadContainer = (
 
 fn security(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
     let linux = config.linux.as_mut().expect("our own configuration");
-    linux
-        .security_context
-        .as_mut()
-        .expect("our own configuration")
+    linux.security_context.as_mut().expect("our own configuration")
 }
 
 fn namespaces(config: &mut cri::ContainerConfig) -> &mut cri::NamespaceOption {
@@ -278,12 +264,7 @@ const BAD_CONTAINERS: &[BadContainer] = &[
         Code::InvalidArgument,
         &["metadata.name"],
     ),
-    (
-        "no image",
-        |c| c.image = None,
-        Code::InvalidArgument,
-        &["image"],
-    ),
+    ("no image", |c| c.image = None, Code::InvalidArgument, &["image"]),
     (
         "bad image",
         |c| c.image = Some(image("UPPER/Case")),
@@ -478,11 +459,7 @@ fn bad_image_references_are_refused() {
             image: Some(image(reference)),
             ..Default::default()
         };
-        let shown = if reference.len() > 100 {
-            "image"
-        } else {
-            reference
-        };
+        let shown = if reference.len() > 100 { "image" } else { reference };
         assert_error(
             reference,
             node.cri.pull_image(request),
@@ -496,17 +473,9 @@ fn bad_image_references_are_refused() {
         Code::InvalidArgument,
         &["image"],
     );
-    let listed = node
-        .cri
-        .list_images(cri::ListImagesRequest::default())
-        .unwrap()
-        .images;
+    let listed = node.cri.list_images(cri::ListImagesRequest::default()).unwrap().images;
     assert!(listed.is_empty(), "{listed:?}");
-    assert_eq!(
-        node.registry().requests().len(),
-        0,
-        "refused before anybody is asked"
-    );
+    assert_eq!(node.registry().requests().len(), 0, "refused before anybody is asked");
 }
 
 #[test]
@@ -525,27 +494,14 @@ fn calls_in_the_wrong_state_are_refused_and_change_nothing() {
         Code::FailedPrecondition,
         &[&running.id],
     );
-    assert_eq!(
-        running.status().state(),
-        cri::ContainerState::ContainerRunning
-    );
+    assert_eq!(running.status().state(), cri::ContainerState::ContainerRunning);
     let ended = pod.sh("ended", "exit 0");
     let status = ended.wait_exit();
-    assert_error(
-        "start again",
-        start(&ended.id),
-        Code::FailedPrecondition,
-        &[&ended.id],
-    );
+    assert_error("start again", start(&ended.id), Code::FailedPrecondition, &[&ended.id]);
     assert_eq!(ended.status(), status);
     let created = pod.create(container("created", &["true"]));
     let exec = node.cri.exec_sync(created.exec_request(&["true"], 1));
-    assert_error(
-        "exec before the start",
-        exec,
-        Code::FailedPrecondition,
-        &[&created.id],
-    );
+    assert_error("exec before the start", exec, Code::FailedPrecondition, &[&created.id]);
 }
 
 #[test]
@@ -553,10 +509,7 @@ fn features_that_are_not_built_are_refused_not_ignored() {
     let node = Node::start();
     node.pull(BUSYBOX);
     let mut config = node.pod_config("userns");
-    let namespaces = sandbox_security(&mut config)
-        .namespace_options
-        .as_mut()
-        .unwrap();
+    let namespaces = sandbox_security(&mut config).namespace_options.as_mut().unwrap();
     let mapping = cri::IdMapping {
         host_id: 65536,
         container_id: 0,

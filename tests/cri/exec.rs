@@ -14,9 +14,7 @@ fn processes_with(argument: &str) -> Vec<i32> {
     let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
     pids.filter(|pid| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        command
-            .split(|&byte| byte == 0)
-            .any(|word| word == argument.as_bytes())
+        command.split(|&byte| byte == 0).any(|word| word == argument.as_bytes())
     })
     .collect()
 }
@@ -28,18 +26,11 @@ fn output_and_exit_code() {
     let container = pod.sh("main", "sleep 1000");
     let reply = container.exec(&["sh", "-c", "echo out; echo err >&2; exit 42"]);
     assert_eq!(
-        (
-            reply.stdout.as_slice(),
-            reply.stderr.as_slice(),
-            reply.exit_code
-        ),
+        (reply.stdout.as_slice(), reply.stderr.as_slice(), reply.exit_code),
         (&b"out\n"[..], &b"err\n"[..], 42)
     );
     let reply = container.exec(&["true"]);
-    assert_eq!(
-        (reply.stdout.len(), reply.stderr.len(), reply.exit_code),
-        (0, 0, 0)
-    );
+    assert_eq!((reply.stdout.len(), reply.stderr.len(), reply.exit_code), (0, 0, 0));
     let reply = container.exec(&["sh", "-c", "kill -TERM $$"]);
     assert_eq!(reply.exit_code, 143);
     let reply = container.exec(&["printf", "\\000\\377\\r\\n"]);
@@ -56,13 +47,7 @@ fn it_runs_as_the_container_does() {
         key: "VARIABLE".to_owned(),
         value: b"value".to_vec(),
     }];
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context.run_as_user = Some(corten_proto::cri::Int64Value { value: 1000 });
     let container = pod.start(config);
     assert_eq!(
@@ -97,11 +82,7 @@ fn a_deadline_ends_the_command_and_all_it_started() {
     );
     let deadline = Instant::now() + Duration::from_secs(1);
     while !processes_with(&marker).is_empty() {
-        assert!(
-            Instant::now() < deadline,
-            "still there: {:?}",
-            processes_with(&marker)
-        );
+        assert!(Instant::now() < deadline, "still there: {:?}", processes_with(&marker));
         thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(container.exec_sh("echo alive"), "alive\n");
@@ -132,15 +113,8 @@ fn a_background_process_does_not_hold_the_answer_up() {
     let container = pod.sh("main", "sleep 1000");
     let began = Instant::now();
     let reply = container.exec(&["sh", "-c", "sleep 300 & echo done"]);
-    assert!(
-        began.elapsed() < Duration::from_secs(15),
-        "{:?}",
-        began.elapsed()
-    );
-    assert_eq!(
-        (reply.stdout.as_slice(), reply.exit_code),
-        (&b"done\n"[..], 0)
-    );
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!((reply.stdout.as_slice(), reply.exit_code), (&b"done\n"[..], 0));
 }
 
 #[test]
@@ -154,10 +128,7 @@ fn many_at_once() {
             scope.spawn(move || {
                 for round in 0..4 {
                     let text = format!("{worker}-{round}");
-                    assert_eq!(
-                        container.exec_sh(&format!("echo {text}")),
-                        format!("{text}\n")
-                    );
+                    assert_eq!(container.exec_sh(&format!("echo {text}")), format!("{text}\n"));
                 }
             });
         }
@@ -174,17 +145,11 @@ fn a_command_that_cannot_run_is_an_error_that_names_it() {
         .exec_sync(container.exec_request(&["/no/such/command"], 0))
         .unwrap_err();
     assert!(error.message().contains("/no/such/command"), "{error}");
-    let error = node
-        .cri
-        .exec_sync(container.exec_request(&[], 0))
-        .unwrap_err();
+    let error = node.cri.exec_sync(container.exec_request(&[], 0)).unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     assert!(error.message().contains("cmd"), "{error}");
     container.stop(0);
-    let error = node
-        .cri
-        .exec_sync(container.exec_request(&["true"], 0))
-        .unwrap_err();
+    let error = node.cri.exec_sync(container.exec_request(&["true"], 0)).unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     assert!(error.message().contains(&container.id), "{error}");
 }

@@ -30,18 +30,9 @@ fn remove(node: &Node, reference: &str) {
 }
 
 fn used_bytes(node: &Node) -> u64 {
-    let reply = node
-        .cri
-        .image_fs_info(cri::ImageFsInfoRequest {})
-        .expect("ImageFsInfo");
-    let filesystem = reply
-        .image_filesystems
-        .first()
-        .expect("an image filesystem");
-    filesystem
-        .used_bytes
-        .expect("kubelet dereferences used_bytes")
-        .value
+    let reply = node.cri.image_fs_info(cri::ImageFsInfoRequest {}).expect("ImageFsInfo");
+    let filesystem = reply.image_filesystems.first().expect("an image filesystem");
+    filesystem.used_bytes.expect("kubelet dereferences used_bytes").value
 }
 
 #[test]
@@ -71,11 +62,7 @@ fn a_pulled_image_is_known_by_every_name() {
         &found.repo_digests[0],
         "127.0.0.1:5000/busybox",
     ] {
-        assert_eq!(
-            status(&node, name).map(|image| image.id),
-            Some(id.clone()),
-            "{name}"
-        );
+        assert_eq!(status(&node, name).map(|image| image.id), Some(id.clone()), "{name}");
     }
     assert_eq!(list(&node).len(), 1);
     assert_eq!(node.pull(BUSYBOX), id, "a second pull finds the same");
@@ -110,18 +97,8 @@ fn the_list_can_be_filtered() {
     let filter = Some(cri::ImageFilter {
         image: Some(image("127.0.0.1:5000/other:1")),
     });
-    let found = node
-        .cri
-        .list_images(cri::ListImagesRequest { filter })
-        .unwrap()
-        .images;
-    assert_eq!(
-        found
-            .iter()
-            .map(|image| image.id.as_str())
-            .collect::<Vec<_>>(),
-        [other]
-    );
+    let found = node.cri.list_images(cri::ListImagesRequest { filter }).unwrap().images;
+    assert_eq!(found.iter().map(|image| image.id.as_str()).collect::<Vec<_>>(), [other]);
     let filter = Some(cri::ImageFilter {
         image: Some(image("127.0.0.1:5000/absent:1")),
     });
@@ -147,10 +124,7 @@ fn removal_takes_every_name_and_the_space() {
     assert_eq!(found.repo_tags.len(), 2, "{found:?}");
     assert!(used_bytes(&node) >= before + (1 << 20));
     remove(&node, "127.0.0.1:5000/twice:1");
-    assert!(
-        list(&node).is_empty(),
-        "kubelet expects one removal to take all tags"
-    );
+    assert!(list(&node).is_empty(), "kubelet expects one removal to take all tags");
     assert_eq!(status(&node, "127.0.0.1:5000/twice:2"), None);
     assert_eq!(used_bytes(&node), before);
     remove(&node, "127.0.0.1:5000/twice:1");
@@ -174,11 +148,7 @@ fn image_filesystem_usage_has_all_that_kubelet_reads() {
     let node = Node::start();
     node.pull(BUSYBOX);
     let reply = node.cri.image_fs_info(cri::ImageFsInfoRequest {}).unwrap();
-    for filesystem in reply
-        .image_filesystems
-        .iter()
-        .chain(&reply.container_filesystems)
-    {
+    for filesystem in reply.image_filesystems.iter().chain(&reply.container_filesystems) {
         assert!(
             filesystem.timestamp > 1_600_000_000_000_000_000,
             "nanoseconds: {filesystem:?}"
@@ -188,10 +158,7 @@ fn image_filesystem_usage_has_all_that_kubelet_reads() {
         assert!(filesystem.used_bytes.is_some() && filesystem.inodes_used.is_some());
     }
     assert!(used_bytes(&node) > 100_000);
-    assert!(
-        !reply.container_filesystems.is_empty(),
-        "kubelet wants both lists"
-    );
+    assert!(!reply.container_filesystems.is_empty(), "kubelet wants both lists");
 }
 
 #[test]

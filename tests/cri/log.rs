@@ -46,24 +46,11 @@ fn lines_of_both_streams() {
     let of = |stream: &str| {
         let lines = lines.iter().filter(|line| line.stream == stream);
         lines
-            .map(|line| {
-                (
-                    line.partial,
-                    String::from_utf8_lossy(&line.content).into_owned(),
-                )
-            })
+            .map(|line| (line.partial, String::from_utf8_lossy(&line.content).into_owned()))
             .collect::<Vec<_>>()
     };
-    let stdout = [
-        (false, "one"),
-        (false, "a\r"),
-        (false, ""),
-        (true, "no end"),
-    ];
-    assert_eq!(
-        of("stdout"),
-        stdout.map(|(partial, text)| (partial, text.to_owned()))
-    );
+    let stdout = [(false, "one"), (false, "a\r"), (false, ""), (true, "no end")];
+    assert_eq!(of("stdout"), stdout.map(|(partial, text)| (partial, text.to_owned())));
     assert_eq!(of("stderr"), [(false, "two".to_owned())]);
     let mode = fs::metadata(&container.log).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
@@ -78,10 +65,7 @@ fn a_long_line_is_split() {
     container.wait_exit();
     let lines = container.log_lines();
     assert!(lines.iter().all(|line| line.content.len() <= MAX_CONTENT));
-    assert_eq!(
-        container.output("stdout"),
-        format!("{}\nafter\n", "x".repeat(40000))
-    );
+    assert_eq!(container.output("stdout"), format!("{}\nafter\n", "x".repeat(40000)));
     assert!(lines.len() >= 4, "{} lines", lines.len());
 }
 
@@ -105,10 +89,7 @@ fn without_a_log_path_nothing_is_logged() {
 fn rotation_loses_and_tears_no_line() {
     let node = Node::start();
     let pod = node.pod("rotation");
-    let container = pod.sh(
-        "main",
-        "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done",
-    );
+    let container = pod.sh("main", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done");
     let mut files = Vec::new();
     for round in 0..5 {
         thread::sleep(Duration::from_millis(30));
@@ -122,10 +103,7 @@ fn rotation_loses_and_tears_no_line() {
             container_id: container.id.clone(),
         };
         if node.cri.reopen_container_log(request).is_ok() {
-            assert!(
-                container.log.exists(),
-                "the new file is there when the call returns"
-            );
+            assert!(container.log.exists(), "the new file is there when the call returns");
         }
         files.push(rotated);
     }
@@ -134,11 +112,11 @@ fn rotation_loses_and_tears_no_line() {
     let mut numbers = Vec::new();
     for file in files.iter().filter(|file| file.exists()) {
         let lines = parse_log(&fs::read(file).unwrap());
-        numbers.extend(lines.iter().map(|line| {
-            String::from_utf8_lossy(&line.content)
-                .parse::<u32>()
-                .unwrap()
-        }));
+        numbers.extend(
+            lines
+                .iter()
+                .map(|line| String::from_utf8_lossy(&line.content).parse::<u32>().unwrap()),
+        );
     }
     assert_eq!(numbers.len(), 20000);
     assert!(
@@ -168,11 +146,7 @@ fn reopening_the_log_of_an_ended_container_makes_no_file() {
 fn the_log_directory_is_made() {
     let node = Node::start();
     let pod = node.pod("made");
-    assert!(
-        !std::path::Path::new(&pod.config.log_directory)
-            .join("deep")
-            .exists()
-    );
+    assert!(!std::path::Path::new(&pod.config.log_directory).join("deep").exists());
     let mut config = container("main", &["echo", "deep"]);
     config.log_path = "deep/er/0.log".to_owned();
     let container = pod.start(config);

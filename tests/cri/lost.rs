@@ -77,10 +77,7 @@ fn a_pod_whose_shim_hangs_can_be_removed() {
     kill(shim, Signal::SIGSTOP).unwrap();
     pod.stop();
     assert!(!is_alive(init));
-    assert_eq!(
-        container.status().state(),
-        cri::ContainerState::ContainerExited
-    );
+    assert_eq!(container.status().state(), cri::ContainerState::ContainerExited);
     pod.remove();
     assert!(!is_alive(shim.as_raw().into()), "nor the shim");
     node.assert_no_pods_left();
@@ -99,9 +96,7 @@ fn a_creation_cut_off_by_the_servers_end_does_not_hold_the_pod() {
         create.join().unwrap().expect_err("the server has died");
     });
     node.launch().unwrap();
-    let listed = node
-        .cri
-        .list_containers(cri::ListContainersRequest::default());
+    let listed = node.cri.list_containers(cri::ListContainersRequest::default());
     assert!(listed.unwrap().containers.is_empty());
     pod.stop();
     pod.remove();
@@ -154,9 +149,8 @@ fn an_exec_ends_with_the_server_that_waits_for_it() {
 #[test]
 fn a_pod_whose_record_cannot_say_ready_is_not_run() {
     // The last write of the record is the one that fails: its temporary file's name is taken.
-    let node = node_with_runtime(
-        "[ $VERB = start ] && for f in $DIR/lib/sandboxes/*.json; do mkdir ${f%.json}.partial; done",
-    );
+    let node =
+        node_with_runtime("[ $VERB = start ] && for f in $DIR/lib/sandboxes/*.json; do mkdir ${f%.json}.partial; done");
     let request = cri::RunPodSandboxRequest {
         config: Some(node.pod_config("unrecorded")),
         runtime_handler: String::new(),
@@ -176,26 +170,12 @@ fn a_host_path_that_does_not_answer_holds_up_its_own_pod_only() {
     // A FUSE filesystem that nobody serves: every look into it waits until its descriptor is closed.
     let (target, fuse) = (
         node.dir().join("dead"),
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .unwrap(),
+        File::options().read(true).write(true).open("/dev/fuse").unwrap(),
     );
     fs::create_dir(&target).unwrap();
-    let options = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0",
-        fuse.as_raw_fd()
-    );
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(
-        Some("dead"),
-        &target,
-        Some("fuse"),
-        flags,
-        Some(options.as_str()),
-    )
-    .unwrap();
+    mount(Some("dead"), &target, Some("fuse"), flags, Some(options.as_str())).unwrap();
     let request = |n: usize| {
         let mut config = container(&format!("c{n}"), &["true"]);
         config.mounts.push(cri::Mount {

@@ -40,10 +40,7 @@ fn get(node: &Node, address: &str) -> std::io::Result<String> {
 fn node_with_scripts() -> Node {
     Node::with(|config| {
         let own = config["cni"]["conf_dir"].clone();
-        config["cni"]["bin_dirs"]
-            .as_array_mut()
-            .expect("a list")
-            .push(own);
+        config["cni"]["bin_dirs"].as_array_mut().expect("a list").push(own);
     })
 }
 
@@ -62,20 +59,14 @@ fn a_pod_has_an_address_that_the_host_and_other_pods_reach() {
     let server = pod.sh("main", SERVE);
     let own = server.exec_sh("ip -4 -o addr show eth0");
     assert!(own.contains(&format!("{ip}/16")), "{own}");
-    assert!(
-        server.exec_sh("ip -o link show lo").contains("UP"),
-        "loopback is up"
-    );
+    assert!(server.exec_sh("ip -o link show lo").contains("UP"), "loopback is up");
     let page = get(&node, &format!("{ip}:8080")).expect("from the host");
     assert!(page.contains("a-page"), "{page}");
 
     let other = node.pod("client");
     let client = other.sh("main", "sleep 1000");
     assert_ne!(other.ip(), ip);
-    assert_eq!(
-        client.exec_sh(&format!("wget -q -O- http://{ip}:8080/")),
-        "a-page\n"
-    );
+    assert_eq!(client.exec_sh(&format!("wget -q -O- http://{ip}:8080/")), "a-page\n");
 }
 
 #[test]
@@ -83,17 +74,12 @@ fn a_pod_reaches_the_host() {
     let node = Node::start();
     let pod = node.pod("client");
     let container = pod.sh("main", "sleep 1000");
-    let listener = node
-        .network
-        .enter(|| TcpListener::bind("0.0.0.0:9000").unwrap());
+    let listener = node.network.enter(|| TcpListener::bind("0.0.0.0:9000").unwrap());
     let answer = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"from the host\n").unwrap();
     });
-    assert_eq!(
-        container.exec_sh("nc 10.88.0.1 9000 </dev/null"),
-        "from the host\n"
-    );
+    assert_eq!(container.exec_sh("nc 10.88.0.1 9000 </dev/null"), "from the host\n");
     answer.join().unwrap();
 }
 
@@ -130,10 +116,7 @@ fn a_host_port_leads_into_the_pod_until_it_is_stopped() {
         assert!(page.contains("a-page"), "{address}: {page}");
     }
     pod.stop();
-    assert!(
-        get(&node, "127.0.0.1:18080").is_err(),
-        "the mapping ends with the pod"
-    );
+    assert!(get(&node, "127.0.0.1:18080").is_err(), "the mapping ends with the pod");
 }
 
 #[test]
@@ -157,13 +140,7 @@ fn a_pod_of_the_hosts_network_has_no_address_of_its_own() {
     node.pull(BUSYBOX);
     let mut config = node.pod_config("host-network");
     config.hostname = String::new();
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context
         .namespace_options
         .as_mut()
@@ -175,13 +152,7 @@ fn a_pod_of_the_hosts_network_has_no_address_of_its_own() {
     let options = status.linux.unwrap().namespaces.unwrap().options.unwrap();
     assert_eq!(options.network(), cri::NamespaceMode::Node);
     let mut config = container("main", &["sleep", "1000"]);
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context
         .namespace_options
         .as_mut()

@@ -68,10 +68,7 @@ fn at_once<T: Send>(call: impl Fn() -> T + Sync) -> Vec<T> {
             })
         };
         let clients: Vec<_> = (0..CLIENTS).map(spawn).collect();
-        clients
-            .into_iter()
-            .map(|client| client.join().unwrap())
-            .collect()
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
     })
 }
 

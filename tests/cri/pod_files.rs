@@ -13,10 +13,7 @@ fn resolv_conf_is_what_the_pod_asks_for() {
     let mut config = node.pod_config("dns");
     config.dns_config = Some(cri::DnsConfig {
         servers: vec!["10.96.0.10".to_owned(), "fd00::10".to_owned()],
-        searches: vec![
-            "default.svc.cluster.local".to_owned(),
-            "svc.cluster.local".to_owned(),
-        ],
+        searches: vec!["default.svc.cluster.local".to_owned(), "svc.cluster.local".to_owned()],
         options: vec!["ndots:5".to_owned(), "edns0".to_owned()],
     });
     let pod = node.run_pod(config);
@@ -56,9 +53,7 @@ fn the_hostname_is_the_pods() {
         "named-pod\nnamed-pod\nnamed-pod\n"
     );
     assert_ne!(
-        fs::read_to_string("/proc/sys/kernel/hostname")
-            .unwrap()
-            .trim(),
+        fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim(),
         "named-pod"
     );
 }
@@ -72,10 +67,7 @@ fn shared_memory_is_shared_within_the_pod_and_with_nobody_else() {
     one.exec_sh("echo shared > /dev/shm/file");
     assert_eq!(two.exec_sh("cat /dev/shm/file"), "shared\n");
     let mount = two.exec_sh("grep ' /dev/shm ' /proc/self/mounts");
-    assert!(
-        mount.contains("tmpfs") && mount.contains("size=65536k"),
-        "{mount}"
-    );
+    assert!(mount.contains("tmpfs") && mount.contains("size=65536k"), "{mount}");
     let other = node.pod("shm-other");
     assert_eq!(other.sh("main", "sleep 1000").exec_sh("ls /dev/shm"), "");
 }
@@ -89,16 +81,9 @@ fn sysctls_apply_to_the_pod_alone() {
     config.linux.as_mut().unwrap().sysctls = sysctls;
     let pod = node.run_pod(config);
     let container = pod.start(container("main", &["sleep", "1000"]));
-    let range = |text: &str| {
-        text.split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
+    let range = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let path = "/proc/sys/net/ipv4/ip_local_port_range";
-    assert_eq!(
-        range(&container.exec_sh(&format!("cat {path}"))),
-        ["20000", "30000"]
-    );
+    assert_eq!(range(&container.exec_sh(&format!("cat {path}"))), ["20000", "30000"]);
     let host = node.network.enter(|| fs::read_to_string(path).unwrap());
     assert_ne!(range(&host), ["20000", "30000"]);
 }

@@ -9,15 +9,7 @@ use corten_tests::pod::{Pod, container};
 /// The configuration of a container that waits, its security context changed.
 fn waiting(change: impl FnOnce(&mut cri::LinuxContainerSecurityContext)) -> cri::ContainerConfig {
     let mut config = container("main", &["sleep", "1000"]);
-    change(
-        config
-            .linux
-            .as_mut()
-            .unwrap()
-            .security_context
-            .as_mut()
-            .unwrap(),
-    );
+    change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
     config
 }
 
@@ -27,9 +19,7 @@ fn status_field(pod: &Pod<'_>, config: cri::ContainerConfig, field: &str) -> Str
     let text = container.exec_sh("cat /proc/1/status");
     container.remove();
     let line = text.lines().find_map(|line| line.strip_prefix(field));
-    line.unwrap_or_else(|| panic!("{field} in {text}"))
-        .trim()
-        .to_owned()
+    line.unwrap_or_else(|| panic!("{field} in {text}")).trim().to_owned()
 }
 
 #[test]
@@ -44,10 +34,7 @@ fn user_and_groups() {
         })
     };
     let container = pod.start(run_as(1000, Some(2000)));
-    assert_eq!(
-        container.exec_sh("id -u; id -g; id -G"),
-        "1000\n2000\n2000 5000\n"
-    );
+    assert_eq!(container.exec_sh("id -u; id -g; id -G"), "1000\n2000\n2000 5000\n");
     let user = container.status().user.unwrap().linux.unwrap();
     assert_eq!((user.uid, user.gid), (1000, 2000));
     let mut groups = user.supplemental_groups;
@@ -55,9 +42,7 @@ fn user_and_groups() {
     assert_eq!(groups, [2000, 5000], "the primary one is in the list");
     container.remove();
 
-    let container = pod.start(waiting(|context| {
-        context.run_as_username = "www-data".to_owned()
-    }));
+    let container = pod.start(waiting(|context| context.run_as_username = "www-data".to_owned()));
     assert_eq!(
         container.exec_sh("id -u; id -g; id -G"),
         "33\n33\n33 100\n",
@@ -69,20 +54,13 @@ fn user_and_groups() {
 fn environment_and_working_directory() {
     let node = Node::start();
     let pod = node.pod("env");
-    let mut config = container(
-        "main",
-        &["sh", "-c", "pwd; echo $ONE; echo $TWO; echo $PATH"],
-    );
+    let mut config = container("main", &["sh", "-c", "pwd; echo $ONE; echo $TWO; echo $PATH"]);
     config.working_dir = "/made/for/it".to_owned();
     let pair = |key: &str, value: &[u8]| cri::KeyValue {
         key: key.to_owned(),
         value: value.to_vec(),
     };
-    config.envs = vec![
-        pair("ONE", b"first"),
-        pair("TWO", b"a=b c"),
-        pair("ONE", b"last"),
-    ];
+    config.envs = vec![pair("ONE", b"first"), pair("TWO", b"a=b c"), pair("ONE", b"last")];
     let container = pod.start(config);
     container.wait_exit();
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -112,10 +90,7 @@ fn capabilities() {
         "the field's fourteen"
     );
     assert_eq!(effective(with(&[], &["ALL"])), "0000000000000000");
-    assert_eq!(
-        effective(with(&["NET_ADMIN"], &["ALL"])),
-        "0000000000001000"
-    );
+    assert_eq!(effective(with(&["NET_ADMIN"], &["ALL"])), "0000000000001000");
     assert_eq!(
         effective(with(&["cap_net_admin"], &["CAP_NET_RAW"])),
         "00000000a80415fb"
@@ -129,11 +104,7 @@ fn no_new_privs_and_readonly_root() {
     let node = Node::start();
     let pod = node.pod("hardened");
     assert_eq!(
-        status_field(
-            &pod,
-            waiting(|context| context.no_new_privs = true),
-            "NoNewPrivs:"
-        ),
+        status_field(&pod, waiting(|context| context.no_new_privs = true), "NoNewPrivs:"),
         "1"
     );
     assert_eq!(status_field(&pod, waiting(|_| {}), "NoNewPrivs:"), "0");
@@ -188,10 +159,7 @@ fn host_directories_are_mounted() {
         "of the host\nof the host\n"
     );
     container.exec_sh("echo back > /data/written");
-    assert_eq!(
-        fs::read_to_string(volume.join("written")).unwrap(),
-        "back\n"
-    );
+    assert_eq!(fs::read_to_string(volume.join("written")).unwrap(), "back\n");
     assert_ne!(
         container.exec(&["touch", "/data/below/file2"]).exit_code,
         0,
@@ -229,9 +197,7 @@ fn limits_reach_the_cgroup_and_the_status() {
     );
     let pid = container.pid();
     assert_eq!(
-        fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
-            .unwrap()
-            .trim(),
+        fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim(),
         "500"
     );
     let read = |controller: &str, v1: &str, v2: &str| {
@@ -290,11 +256,7 @@ fn a_privileged_container_has_all_the_server_has() {
         .unwrap()
         .trim()
         .to_owned();
-    let effective = status_field(
-        &pod,
-        waiting(|context| context.privileged = true),
-        "CapEff:",
-    );
+    let effective = status_field(&pod, waiting(|context| context.privileged = true), "CapEff:");
     assert_eq!(effective, bounding);
     let container = pod.start({
         let mut config = waiting(|context| context.privileged = true);

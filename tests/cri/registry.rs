@@ -21,11 +21,7 @@ fn pull(node: &Node, reference: &str) -> Result<String, Status> {
 /// Nothing of any image is on the disk, or soon will not be: removal frees space in the background.
 #[track_caller]
 fn assert_nothing_kept(node: &Node) {
-    let listed = node
-        .cri
-        .list_images(cri::ListImagesRequest::default())
-        .unwrap()
-        .images;
+    let listed = node.cri.list_images(cri::ListImagesRequest::default()).unwrap().images;
     assert!(listed.is_empty(), "{listed:?}");
     let kept = || -> Vec<_> {
         let dirs = ["images", "layers"].map(|name| fs::read_dir(node.dir().join("lib").join(name)));
@@ -48,10 +44,7 @@ fn a_blob_that_is_not_its_digest_is_refused() {
     let node = Node::start();
     node.registry().fail("/blobs/", Some(Fault::Corrupt));
     let error = pull(&node, BUSYBOX).unwrap_err();
-    assert!(
-        error.message().contains("sha256:"),
-        "names the digest: {error}"
-    );
+    assert!(error.message().contains("sha256:"), "names the digest: {error}");
     assert_nothing_kept(&node);
     node.registry().fail("/blobs/", None);
     pull(&node, BUSYBOX).expect("the same pull once the registry is honest");
@@ -61,11 +54,7 @@ fn a_blob_that_is_not_its_digest_is_refused() {
 fn a_manifest_that_is_not_its_digest_is_refused() {
     let node = Node::start();
     pull(&node, BUSYBOX).unwrap();
-    let listed = node
-        .cri
-        .list_images(cri::ListImagesRequest::default())
-        .unwrap()
-        .images;
+    let listed = node.cri.list_images(cri::ListImagesRequest::default()).unwrap().images;
     let by_digest = listed[0].repo_digests[0].clone();
     node.cri
         .remove_image(cri::RemoveImageRequest {
@@ -95,22 +84,13 @@ fn an_unreachable_registry_is_named_with_the_cause() {
         registries.insert("127.0.0.1:5999".to_owned(), plain.into());
     });
     let error = pull(&node, "127.0.0.1:5999/busybox:latest").unwrap_err();
+    assert!(error.message().contains("127.0.0.1:5999"), "the host: {error}");
     assert!(
-        error.message().contains("127.0.0.1:5999"),
-        "the host: {error}"
-    );
-    assert!(
-        error
-            .message()
-            .to_lowercase()
-            .contains("connection refused"),
+        error.message().to_lowercase().contains("connection refused"),
         "the cause: {error}"
     );
     let error = pull(&node, "no-such-host.invalid/busybox:latest").unwrap_err();
-    assert!(
-        error.message().contains("no-such-host.invalid"),
-        "the host: {error}"
-    );
+    assert!(error.message().contains("no-such-host.invalid"), "the host: {error}");
     assert_nothing_kept(&node);
 }
 
@@ -119,12 +99,8 @@ fn an_absent_image_and_a_failing_server_are_told_apart() {
     let node = Node::start();
     let error = pull(&node, "127.0.0.1:5000/absent:1").unwrap_err();
     assert_eq!(error.code(), Code::NotFound, "{error}");
-    assert!(
-        error.message().contains("127.0.0.1:5000/absent:1"),
-        "{error}"
-    );
-    node.registry()
-        .fail("/manifests/", Some(Fault::Status(503)));
+    assert!(error.message().contains("127.0.0.1:5000/absent:1"), "{error}");
+    node.registry().fail("/manifests/", Some(Fault::Status(503)));
     let error = pull(&node, BUSYBOX).unwrap_err();
     assert!(error.message().contains("503"), "{error}");
     assert_nothing_kept(&node);
@@ -158,14 +134,8 @@ fn a_pull_that_its_caller_gives_up_is_cleaned_up() {
     // The abandoned download ends by itself or is joined; either way the next pull is not in its way.
     let began = Instant::now();
     pull(&node, BUSYBOX).expect("the next pull");
-    assert!(
-        began.elapsed() < Duration::from_secs(30),
-        "{:?}",
-        began.elapsed()
-    );
-    let partial = fs::read_dir(node.dir().join("lib/layers"))
-        .unwrap()
-        .flatten();
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    let partial = fs::read_dir(node.dir().join("lib/layers")).unwrap().flatten();
     let partial: Vec<_> = partial
         .map(|e| e.file_name())
         .filter(|n| n.to_string_lossy().contains("partial"))

@@ -50,11 +50,7 @@ fn a_killed_server_costs_a_running_pod_nothing() {
     let up = now();
     node.launch().unwrap();
 
-    assert_eq!(
-        counter.status(),
-        before,
-        "nothing about the running one has changed"
-    );
+    assert_eq!(counter.status(), before, "nothing about the running one has changed");
     assert_eq!(before.state(), cri::ContainerState::ContainerRunning);
     assert_eq!(counter.pid(), pid);
     assert!(is_alive(pid));
@@ -69,11 +65,7 @@ fn a_killed_server_costs_a_running_pod_nothing() {
     thread::sleep(Duration::from_millis(300));
     counter.stop(0);
     let numbers = numbers(&counter);
-    assert!(
-        numbers.len() > 100,
-        "it went on meanwhile: {}",
-        numbers.len()
-    );
+    assert!(numbers.len() > 100, "it went on meanwhile: {}", numbers.len());
     assert!(
         numbers.iter().copied().eq(0..numbers.len() as u64),
         "none missing, none twice: {numbers:?}"
@@ -181,11 +173,7 @@ fn a_bad_record_is_put_aside_alone() {
     let node = Node::start();
     let (good, bad) = (node.pod("good"), node.pod("bad"));
     node.stop_server();
-    fs::write(
-        node.dir().join(format!("lib/sandboxes/{}.json", bad.id)),
-        "{ not json",
-    )
-    .unwrap();
+    fs::write(node.dir().join(format!("lib/sandboxes/{}.json", bad.id)), "{ not json").unwrap();
     node.launch().unwrap();
     assert_eq!(good.status().state(), cri::PodSandboxState::SandboxReady);
     let pod_sandbox_id = bad.id.clone();
@@ -193,13 +181,8 @@ fn a_bad_record_is_put_aside_alone() {
         pod_sandbox_id,
         verbose: false,
     };
-    assert_eq!(
-        node.cri.pod_sandbox_status(request).unwrap_err().code(),
-        Code::NotFound
-    );
-    let aside = fs::read_dir(node.dir().join("lib/quarantine"))
-        .unwrap()
-        .flatten();
+    assert_eq!(node.cri.pod_sandbox_status(request).unwrap_err().code(), Code::NotFound);
+    let aside = fs::read_dir(node.dir().join("lib/quarantine")).unwrap().flatten();
     let aside: Vec<String> = aside
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
@@ -230,8 +213,7 @@ fn output_goes_on_while_nobody_listens() {
 /// Host pid of the shim of a sandbox.
 pub(crate) fn shim_of(sandbox: &str) -> Pid {
     let entries = fs::read_dir("/proc").unwrap().flatten();
-    let mut pids =
-        entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
     let is_shim = |pid: &i32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).into_owned();

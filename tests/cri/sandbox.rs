@@ -8,14 +8,8 @@ use corten_tests::pod::{is_alive, map};
 use tonic::Code;
 
 fn list(node: &Node, filter: cri::PodSandboxFilter) -> BTreeSet<String> {
-    let request = cri::ListPodSandboxRequest {
-        filter: Some(filter),
-    };
-    let items = node
-        .cri
-        .list_pod_sandbox(request)
-        .expect("ListPodSandbox")
-        .items;
+    let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+    let items = node.cri.list_pod_sandbox(request).expect("ListPodSandbox").items;
     items.into_iter().map(|sandbox| sandbox.id).collect()
 }
 
@@ -35,10 +29,7 @@ fn a_pod_from_run_to_removal() {
     assert_eq!(status.id, pod.id);
     assert_eq!(status.metadata, pod.config.metadata);
     assert_eq!(status.state(), cri::PodSandboxState::SandboxReady);
-    assert!(
-        u128::try_from(status.created_at).unwrap() >= before,
-        "nanoseconds"
-    );
+    assert!(u128::try_from(status.created_at).unwrap() >= before, "nanoseconds");
     assert_eq!(status.runtime_handler, "");
     let options = status.linux.unwrap().namespaces.unwrap().options.unwrap();
     assert_eq!(
@@ -61,10 +52,7 @@ fn a_pod_from_run_to_removal() {
         pod_sandbox_id: pod.id.clone(),
         verbose: false,
     };
-    assert_eq!(
-        node.cri.pod_sandbox_status(request).unwrap_err().code(),
-        Code::NotFound
-    );
+    assert_eq!(node.cri.pod_sandbox_status(request).unwrap_err().code(), Code::NotFound);
     pod.remove();
     pod.stop();
     node.assert_no_pods_left();
@@ -86,23 +74,15 @@ fn the_list_can_be_filtered() {
         ..Default::default()
     };
     let by_state = |state: cri::PodSandboxState| cri::PodSandboxFilter {
-        state: Some(cri::PodSandboxStateValue {
-            state: state.into(),
-        }),
+        state: Some(cri::PodSandboxStateValue { state: state.into() }),
         ..Default::default()
     };
     let by_id = |id: &str| cri::PodSandboxFilter {
         id: id.to_owned(),
         ..Default::default()
     };
-    assert_eq!(
-        list(&node, cri::PodSandboxFilter::default()),
-        set(&[&one.id, &two.id])
-    );
-    assert_eq!(
-        list(&node, by_label(&[("tier", "front")])),
-        set(&[&one.id, &two.id])
-    );
+    assert_eq!(list(&node, cri::PodSandboxFilter::default()), set(&[&one.id, &two.id]));
+    assert_eq!(list(&node, by_label(&[("tier", "front")])), set(&[&one.id, &two.id]));
     assert_eq!(
         list(&node, by_label(&[("tier", "front"), ("app", "two")])),
         set(&[&two.id])
@@ -132,18 +112,10 @@ fn the_list_can_be_filtered() {
 fn the_same_metadata_again_is_the_same_pod() {
     let node = Node::start();
     let pod = node.pod("again");
-    assert_eq!(
-        node.run_pod(pod.config.clone()).id,
-        pod.id,
-        "a retry of the kubelet's"
-    );
+    assert_eq!(node.run_pod(pod.config.clone()).id, pod.id, "a retry of the kubelet's");
     let mut next = pod.config.clone();
     next.metadata.as_mut().unwrap().attempt = 1;
-    assert_ne!(
-        node.run_pod(next).id,
-        pod.id,
-        "another attempt is another sandbox"
-    );
+    assert_ne!(node.run_pod(next).id, pod.id, "another attempt is another sandbox");
 }
 
 #[test]
@@ -158,10 +130,7 @@ fn removal_takes_running_containers_along() {
         container_id: container.id,
         verbose: false,
     };
-    assert_eq!(
-        node.cri.container_status(request).unwrap_err().code(),
-        Code::NotFound
-    );
+    assert_eq!(node.cri.container_status(request).unwrap_err().code(), Code::NotFound);
     node.assert_no_pods_left();
 }
 
@@ -171,10 +140,7 @@ fn a_stopped_pod_takes_no_container() {
     let pod = node.pod("stopped");
     let container = pod.sh("main", "sleep 1000");
     pod.stop();
-    assert_eq!(
-        container.status().state(),
-        cri::ContainerState::ContainerExited
-    );
+    assert_eq!(container.status().state(), cri::ContainerState::ContainerExited);
     let request = pod.create_request(&corten_tests::pod::container("late", &["true"]));
     let error = node.cri.create_container(request).unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
@@ -189,15 +155,7 @@ fn an_id_may_be_given_by_its_beginning() {
         pod_sandbox_id: pod.id[..13].to_owned(),
         verbose: false,
     };
-    assert_eq!(
-        node.cri
-            .pod_sandbox_status(request)
-            .unwrap()
-            .status
-            .unwrap()
-            .id,
-        pod.id
-    );
+    assert_eq!(node.cri.pod_sandbox_status(request).unwrap().status.unwrap().id, pod.id);
 }
 
 #[test]
@@ -205,12 +163,7 @@ fn cgroups_lie_where_the_kubelet_asked() {
     let node = Node::start();
     let mut config = node.pod_config("cgroup");
     let parent = format!("/{}/kubepods/pod1", node.marker());
-    config
-        .linux
-        .as_mut()
-        .unwrap()
-        .cgroup_parent
-        .clone_from(&parent);
+    config.linux.as_mut().unwrap().cgroup_parent.clone_from(&parent);
     node.pull(corten_tests::node::BUSYBOX);
     let pod = node.run_pod(config);
     let container = pod.sh("main", "sleep 1000");
@@ -219,10 +172,7 @@ fn cgroups_lie_where_the_kubelet_asked() {
     let memory = membership
         .lines()
         .find(|line| line.contains(":memory:") || line.starts_with("0::/"));
-    assert!(
-        memory.is_some_and(|line| line.ends_with(&own)),
-        "{own}: {membership}"
-    );
+    assert!(memory.is_some_and(|line| line.ends_with(&own)), "{own}: {membership}");
     pod.remove();
     let left: Vec<String> = node
         .watch
@@ -242,13 +192,7 @@ fn cgroups_lie_where_the_kubelet_asked() {
 fn a_shared_process_namespace_has_the_infra_container_as_its_init() {
     let node = Node::start();
     let mut config = node.pod_config("shared-pid");
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context
         .namespace_options
         .as_mut()
@@ -257,13 +201,7 @@ fn a_shared_process_namespace_has_the_infra_container_as_its_init() {
     node.pull(corten_tests::node::BUSYBOX);
     let pod = node.run_pod(config);
     let mut config = corten_tests::pod::container("main", &["sleep", "1000"]);
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context
         .namespace_options
         .as_mut()
@@ -273,8 +211,5 @@ fn a_shared_process_namespace_has_the_infra_container_as_its_init() {
     assert_eq!(container.exec_sh("cat /proc/1/comm").trim(), "pause");
     // An orphan goes to pause, which reaps it: no zombie stays.
     container.exec_sh("sh -c 'sleep 0.1 &'; sleep 0.5");
-    assert_eq!(
-        container.exec_sh("grep -l '^State:.Z' /proc/[0-9]*/status || true"),
-        ""
-    );
+    assert_eq!(container.exec_sh("grep -l '^State:.Z' /proc/[0-9]*/status || true"), "");
 }

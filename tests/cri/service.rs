@@ -27,10 +27,7 @@ fn version_names_the_runtime() {
 #[test]
 fn status_is_ready_and_tells_no_more_than_is_true() {
     let node = Node::start();
-    let reply = node
-        .cri
-        .status(cri::StatusRequest { verbose: false })
-        .unwrap();
+    let reply = node.cri.status(cri::StatusRequest { verbose: false }).unwrap();
     for kind in ["RuntimeReady", "NetworkReady"] {
         let condition = condition(&reply, kind);
         assert!(condition.status, "{condition:?}");
@@ -40,25 +37,15 @@ fn status_is_ready_and_tells_no_more_than_is_true() {
         .iter()
         .map(|handler| handler.name.as_str())
         .collect();
-    assert_eq!(
-        names.iter().filter(|name| name.is_empty()).count(),
-        1,
-        "{names:?}"
-    );
+    assert_eq!(names.iter().filter(|name| name.is_empty()).count(), 1, "{names:?}");
     assert!(names.contains(&"corten"), "{names:?}");
     for handler in &reply.runtime_handlers {
         let features = handler.features.unwrap_or_default();
-        assert!(
-            !features.user_namespaces,
-            "pods cannot have user namespaces yet"
-        );
+        assert!(!features.user_namespaces, "pods cannot have user namespaces yet");
     }
     assert!(reply.info.is_empty(), "info is for verbose calls");
 
-    let reply = node
-        .cri
-        .status(cri::StatusRequest { verbose: true })
-        .unwrap();
+    let reply = node.cri.status(cri::StatusRequest { verbose: true }).unwrap();
     let config: Value = serde_json::from_str(&reply.info["config"]).expect("config is JSON");
     assert!(
         config.to_string().contains(&node.marker()),
@@ -109,14 +96,8 @@ fn without_a_network_configuration_the_status_says_so() {
 #[test]
 fn runtime_config_names_the_cgroup_driver() {
     let node = Node::start();
-    let reply = node
-        .cri
-        .runtime_config(cri::RuntimeConfigRequest {})
-        .unwrap();
-    assert_eq!(
-        reply.linux.expect("linux").cgroup_driver(),
-        cri::CgroupDriver::Cgroupfs
-    );
+    let reply = node.cri.runtime_config(cri::RuntimeConfigRequest {}).unwrap();
+    assert_eq!(reply.linux.expect("linux").cgroup_driver(), cri::CgroupDriver::Cgroupfs);
 }
 
 #[test]
@@ -127,10 +108,7 @@ fn a_second_server_with_the_same_directories_is_refused() {
     let output = node.network.enter(|| command.output().unwrap());
     assert!(!output.status.success());
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        stderr.contains(&node.marker()),
-        "names what is taken: {stderr}"
-    );
+    assert!(stderr.contains(&node.marker()), "names what is taken: {stderr}");
     node.cri
         .version(cri::VersionRequest::default())
         .expect("the first one serves on");
@@ -150,15 +128,8 @@ fn the_socket_is_for_root_alone() {
 fn labels_and_annotations_come_back_byte_for_byte() {
     let node = Node::start();
     let mut config = node.pod_config("labels");
-    config.labels = map(&[
-        ("io.kubernetes.pod.name", "labels"),
-        ("empty", ""),
-        ("ünï", "ä\n\"\\ "),
-    ]);
-    config.annotations = map(&[
-        ("kubernetes.io/config.hash", "{\"a\": [1, 2]}"),
-        ("", "key is empty"),
-    ]);
+    config.labels = map(&[("io.kubernetes.pod.name", "labels"), ("empty", ""), ("ünï", "ä\n\"\\ ")]);
+    config.annotations = map(&[("kubernetes.io/config.hash", "{\"a\": [1, 2]}"), ("", "key is empty")]);
     let pod = node.run_pod(config.clone());
     let status = pod.status();
     assert_eq!(

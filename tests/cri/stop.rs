@@ -78,10 +78,7 @@ fn the_configured_signal_is_sent_and_told() {
     let container = pod.start(config);
     container.wait_output("ready");
     let (status, _) = timed_stop(&container, 20);
-    assert_eq!(
-        (status.exit_code, status.stop_signal()),
-        (4, cri::Signal::Sigusr1)
-    );
+    assert_eq!((status.exit_code, status.stop_signal()), (4, cri::Signal::Sigusr1));
 }
 
 #[test]
@@ -97,10 +94,7 @@ fn the_images_signal_is_sent_where_none_is_configured() {
     let container = pod.start(config);
     container.wait_output("ready");
     let (status, _) = timed_stop(&container, 20);
-    assert_eq!(
-        (status.exit_code, status.stop_signal()),
-        (4, cri::Signal::Sigusr1)
-    );
+    assert_eq!((status.exit_code, status.stop_signal()), (4, cri::Signal::Sigusr1));
 }
 
 #[test]
@@ -126,10 +120,7 @@ fn everything_the_container_started_ends_with_it() {
         .into_iter()
         .filter(|line| line.contains(&container.id))
         .collect();
-    let cgroups: Vec<&String> = left
-        .iter()
-        .filter(|line| line.starts_with("cgroup"))
-        .collect();
+    let cgroups: Vec<&String> = left.iter().filter(|line| line.starts_with("cgroup")).collect();
     assert!(cgroups.is_empty(), "{cgroups:?}");
 }
 
@@ -145,10 +136,7 @@ fn containers_of_a_pod_are_stopped_in_parallel() {
     pod.stop();
     let took = began.elapsed();
     for container in &containers {
-        assert_eq!(
-            container.status().state(),
-            cri::ContainerState::ContainerExited
-        );
+        assert_eq!(container.status().state(), cri::ContainerState::ContainerExited);
     }
     assert!(took < Duration::from_secs(25), "{took:?}");
 }

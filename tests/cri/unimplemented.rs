@@ -1,8 +1,6 @@
 //! What is not built yet says so: UNIMPLEMENTED with the RPC's name, never success.
 
-use corten_proto::cri::{
-    self, GetEventsRequest, ListMetricDescriptorsRequest, ListPodSandboxMetricsRequest,
-};
+use corten_proto::cri::{self, GetEventsRequest, ListMetricDescriptorsRequest, ListPodSandboxMetricsRequest};
 use corten_tests::cri::Cri;
 use corten_tests::node::Node;
 use tonic::{Code, Status};
@@ -15,22 +13,17 @@ fn of_containers(cri: &Cri) -> Vec<Answer> {
     vec![
         (
             "StreamContainers",
-            cri.stream_containers(cri::StreamContainersRequest::default())
-                .map(drop),
+            cri.stream_containers(cri::StreamContainersRequest::default()).map(drop),
         ),
         (
             "UpdateContainerResources",
             cri.update_container_resources(resources).map(drop),
         ),
         ("Exec", cri.exec(cri::ExecRequest::default()).map(drop)),
-        (
-            "Attach",
-            cri.attach(cri::AttachRequest::default()).map(drop),
-        ),
+        ("Attach", cri.attach(cri::AttachRequest::default()).map(drop)),
         (
             "PortForward",
-            cri.port_forward(cri::PortForwardRequest::default())
-                .map(drop),
+            cri.port_forward(cri::PortForwardRequest::default()).map(drop),
         ),
         (
             "CheckpointContainer",
@@ -39,8 +32,7 @@ fn of_containers(cri: &Cri) -> Vec<Answer> {
         ),
         (
             "ContainerStats",
-            cri.container_stats(cri::ContainerStatsRequest::default())
-                .map(drop),
+            cri.container_stats(cri::ContainerStatsRequest::default()).map(drop),
         ),
         (
             "ListContainerStats",
@@ -74,8 +66,7 @@ fn of_sandboxes(cri: &Cri) -> Vec<Answer> {
         ),
         (
             "CheckpointPod",
-            cri.checkpoint_pod(cri::CheckpointPodRequest::default())
-                .map(drop),
+            cri.checkpoint_pod(cri::CheckpointPodRequest::default()).map(drop),
         ),
         (
             "RestorePod",
@@ -83,8 +74,7 @@ fn of_sandboxes(cri: &Cri) -> Vec<Answer> {
         ),
         (
             "PodSandboxStats",
-            cri.pod_sandbox_stats(cri::PodSandboxStatsRequest::default())
-                .map(drop),
+            cri.pod_sandbox_stats(cri::PodSandboxStatsRequest::default()).map(drop),
         ),
         (
             "ListPodSandboxStats",
@@ -98,13 +88,11 @@ fn of_sandboxes(cri: &Cri) -> Vec<Answer> {
         ),
         (
             "ListMetricDescriptors",
-            cri.list_metric_descriptors(ListMetricDescriptorsRequest {})
-                .map(drop),
+            cri.list_metric_descriptors(ListMetricDescriptorsRequest {}).map(drop),
         ),
         (
             "ListPodSandboxMetrics",
-            cri.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {})
-                .map(drop),
+            cri.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).map(drop),
         ),
         (
             "StreamPodSandboxMetrics",
@@ -118,10 +106,7 @@ fn every_rpc_that_is_not_built_says_so_by_name() {
     let node = Node::start();
     let cri = &node.cri;
     let request = cri::UpdateRuntimeConfigRequest::default();
-    let node_wide = vec![(
-        "UpdateRuntimeConfig",
-        cri.update_runtime_config(request).map(drop),
-    )];
+    let node_wide = vec![("UpdateRuntimeConfig", cri.update_runtime_config(request).map(drop))];
     for (name, answer) in [of_containers(cri), of_sandboxes(cri), node_wide].concat() {
         let status = answer.expect_err(name);
         assert_eq!(status.code(), Code::Unimplemented, "{name}: {status}");

@@ -42,11 +42,7 @@ async fn names_that_break_the_rules_are_refused() {
         ("up", file("../escape"), no_way_up),
         ("up inside", file("a/../../escape"), no_way_up),
         ("up at the end", Layer::new().dir("a/..", 0o777), no_way_up),
-        (
-            "whiteout of ..",
-            Layer::new().whiteout("a", "."),
-            "must name a file",
-        ),
+        ("whiteout of ..", Layer::new().whiteout("a", "."), "must name a file"),
         (
             "whiteout of nothing",
             Layer::new().whiteout("a", ""),
@@ -96,9 +92,7 @@ async fn links_that_lead_out_are_refused() {
         ),
         (
             "file below a dangling link",
-            Layer::new()
-                .symlink("l", "/nowhere")
-                .file("l/g", 0o644, b""),
+            Layer::new().symlink("l", "/nowhere").file("l/g", 0o644, b""),
             "leads nowhere",
         ),
         (
@@ -106,11 +100,7 @@ async fn links_that_lead_out_are_refused() {
             Layer::new().symlink("l", "l").file("l/g", 0o644, b""),
             "its directory",
         ),
-        (
-            "link to nothing",
-            Layer::new().symlink("l", ""),
-            "symlinkat",
-        ),
+        ("link to nothing", Layer::new().symlink("l", ""), "symlinkat"),
         (
             "endless link",
             Layer::new().symlink("l", &"x".repeat(5000)),
@@ -148,11 +138,7 @@ async fn headers_that_break_the_rules_are_refused() {
         ("unknown type", kind(EntryType::new(b'Q')), "not supported"),
         ("sparse", kind(EntryType::GNUSparse), "a"),
         ("sparse by PAX", pax("GNU.sparse.major", b"1"), "sparse"),
-        (
-            "redirect",
-            pax(&format!("{overlay}.redirect"), b"/"),
-            "trusted.overlay",
-        ),
+        ("redirect", pax(&format!("{overlay}.redirect"), b"/"), "trusted.overlay"),
         (
             "opaque by xattr",
             pax(&format!("{overlay}.opaque"), b"y"),
@@ -186,13 +172,7 @@ async fn archives_that_are_none_are_refused() {
         pax: &[("comment", &comment)],
         ..Entry::default()
     });
-    refused(
-        &lab,
-        "endless headers",
-        headers.into_tar(),
-        "headers of more than",
-    )
-    .await;
+    refused(&lab, "endless headers", headers.into_tar(), "headers of more than").await;
     lab.finish();
 }
 
@@ -202,14 +182,9 @@ async fn what_calls_itself_gzip_must_be_gzip() {
     let mut image = Image::new().layer(Layer::new().file("a", 0o644, b"a"));
     image.packing = Packing::Plain;
     let saved = lab.serve(&image, &["plain:1"]);
-    let mut manifest: serde_json::Value = serde_json::from_slice(
-        &fs::read(corten_tests::image::blob_path(
-            &lab.served(),
-            &saved.manifest,
-        ))
-        .unwrap(),
-    )
-    .unwrap();
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(corten_tests::image::blob_path(&lab.served(), &saved.manifest)).unwrap())
+            .unwrap();
     manifest["layers"][0]["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip".into();
     let media_type = manifest["mediaType"].as_str().unwrap().to_owned();
     corten_tests::image::save_document(&lab.served(), &manifest, &media_type, &["liar:1"]).unwrap();
@@ -232,11 +207,7 @@ async fn repeated_opaque_whiteouts_take_linear_time() {
     }
     let started = std::time::Instant::now();
     let root = lab.unpack(layer).await;
-    assert!(
-        started.elapsed().as_secs() < 20,
-        "took {:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed().as_secs() < 20, "took {:?}", started.elapsed());
     assert_eq!(crate::names(&root.join("d")).len(), 2000);
     lab.finish();
 }
@@ -245,10 +216,7 @@ async fn repeated_opaque_whiteouts_take_linear_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_layers_keep_no_descriptor() {
     let lab = Lab::new();
-    lab.serve(
-        &Image::new().layer(Layer::new().file("../a", 0o644, b"")),
-        &["bad:1"],
-    );
+    lab.serve(&Image::new().layer(Layer::new().file("../a", 0o644, b"")), &["bad:1"]);
     let open = || {
         let root = lab.root();
         let links = fs::read_dir("/proc/self/fd")
@@ -294,8 +262,7 @@ async fn a_registry_that_claims_a_layer_of_others_holds_none_of_them_up() {
     lab.store = Some(ImageStore::open(&lab.root(), configs).unwrap());
 
     let (store, reference) = (Arc::clone(lab.store()), slow.reference("claim:1"));
-    let claiming =
-        tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
+    let claiming = tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
     wait_for("the download", || slow.count(other.blobs[0].as_str()) == 1);
     let pulled = tokio::time::timeout(Duration::from_secs(10), lab.pull("good:1")).await;
     assert_eq!(pulled.expect("it waits for the other").unwrap().id, good.id);
@@ -317,12 +284,10 @@ async fn the_failure_of_another_pull_is_not_shared() {
     claim["layers"][0]["size"] = (size + 1).into();
     serve_manifest(&lab, &claim, "claim:1");
     let blob = good.blobs[0].as_str();
-    lab.registry
-        .fail(blob, Some(Fault::Slow(Duration::from_millis(3))));
+    lab.registry.fail(blob, Some(Fault::Slow(Duration::from_millis(3))));
 
     let (store, reference) = (Arc::clone(lab.store()), lab.registry.reference("claim:1"));
-    let claiming =
-        tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
+    let claiming = tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
     wait_for("the download", || lab.registry.count(blob) == 1);
     assert_eq!(lab.pull("good:1").await.unwrap().id, good.id);
     let error = claiming.await.unwrap().unwrap_err();

@@ -15,9 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use corten_cri::image::{
-    Credentials, Image, ImageStore, PullError, RegistryConfig, RegistryConfigs,
-};
+use corten_cri::image::{Credentials, Image, ImageStore, PullError, RegistryConfig, RegistryConfigs};
 use corten_tests::image::{self, Layer, Saved};
 use corten_tests::leak;
 use corten_tests::registry::Registry;
@@ -34,10 +32,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Lab {
-        let dir = tempfile::Builder::new()
-            .prefix("corten-image-")
-            .tempdir()
-            .unwrap();
+        let dir = tempfile::Builder::new().prefix("corten-image-").tempdir().unwrap();
         let watch = leak::Watch::new([dir.path().to_str().unwrap()]);
         fs::create_dir(dir.path().join("served")).unwrap();
         let registry = Registry::start(&dir.path().join("served")).unwrap();

@@ -37,16 +37,8 @@ async fn images_of_every_form() {
         let pulled = lab.pull(&format!("{name}:1")).await.unwrap();
         assert_eq!((&pulled.id, &pulled.layers), (&saved.id, &saved.diff_ids));
         let config = pulled.config.config().as_ref().unwrap();
-        assert_eq!(
-            config.cmd().as_deref(),
-            Some(["/bin/true".to_owned()].as_slice())
-        );
-        assert!(
-            lab.store()
-                .layer_path(&saved.diff_ids[0])
-                .join(&name)
-                .is_file()
-        );
+        assert_eq!(config.cmd().as_deref(), Some(["/bin/true".to_owned()].as_slice()));
+        assert!(lab.store().layer_path(&saved.diff_ids[0]).join(&name).is_file());
     }
     lab.finish();
 }
@@ -62,15 +54,9 @@ async fn an_index_gives_this_machines_image() {
     let index = image::save_index(&lab.served(), &both, &["both:1"]).unwrap();
     let pulled = lab.pull("both:1").await.unwrap();
     assert_eq!(pulled.id, own.id);
-    assert_eq!(
-        pulled.repo_digests,
-        [lab.registry.reference(&format!("both@{index}"))]
-    );
+    assert_eq!(pulled.repo_digests, [lab.registry.reference(&format!("both@{index}"))]);
     image::save_index(&lab.served(), &both[..1], &["other:1"]).unwrap();
-    for (name, says) in [
-        ("other:1", "there is linux/s390x"),
-        ("foreign:1", "is for linux/s390x"),
-    ] {
+    for (name, says) in [("other:1", "there is linux/s390x"), ("foreign:1", "is for linux/s390x")] {
         let error = lab.pull(name).await.unwrap_err();
         assert_eq!(error.cause, Cause::Refused);
         assert!(error.to_string().contains(says), "{error}");
@@ -90,14 +76,9 @@ async fn by_digest_the_content_must_be_the_digests() {
     );
     lab.store().remove(saved.id.as_str()).await.unwrap();
     lab.registry.fail("/manifests/", Some(Fault::Corrupt));
-    let error = lab
-        .pull(&format!("a@{}", saved.manifest))
-        .await
-        .unwrap_err();
+    let error = lab.pull(&format!("a@{}", saved.manifest)).await.unwrap_err();
     assert!(
-        error
-            .to_string()
-            .contains("manifest: its content has the digest"),
+        error.to_string().contains("manifest: its content has the digest"),
         "{error}"
     );
     lab.assert_empty();
@@ -123,15 +104,11 @@ async fn a_moved_tag_moves_here_too() {
 async fn what_is_here_is_not_fetched_again() {
     let lab = Lab::new();
     let saved = lab.serve(
-        &Image::new()
-            .layer(small_layer("base"))
-            .layer(small_layer("a")),
+        &Image::new().layer(small_layer("base")).layer(small_layer("a")),
         &["a:1", "a:2"],
     );
     lab.serve(
-        &Image::new()
-            .layer(small_layer("base"))
-            .layer(small_layer("b")),
+        &Image::new().layer(small_layer("base")).layer(small_layer("b")),
         &["b:1"],
     );
     for name in ["a:1", "a:1", "a:2", "b:1"] {
@@ -152,23 +129,12 @@ async fn what_is_here_is_not_fetched_again() {
 async fn concurrent_pulls_share_their_work() {
     let lab = Lab::new();
     let base = || large_layer("base", 2);
-    lab.serve(
-        &Image::new().layer(base()).layer(small_layer("a")),
-        &["a:1"],
-    );
-    let saved = lab.serve(
-        &Image::new().layer(base()).layer(small_layer("b")),
-        &["b:1"],
-    );
-    lab.registry.fail(
-        saved.blobs[0].as_str(),
-        Some(Fault::Slow(Duration::from_millis(3))),
-    );
+    lab.serve(&Image::new().layer(base()).layer(small_layer("a")), &["a:1"]);
+    let saved = lab.serve(&Image::new().layer(base()).layer(small_layer("b")), &["b:1"]);
+    lab.registry
+        .fail(saved.blobs[0].as_str(), Some(Fault::Slow(Duration::from_millis(3))));
     let pulls = (0..12).map(|number| {
-        let (store, name) = (
-            Arc::clone(lab.store()),
-            if number % 3 == 0 { "b:1" } else { "a:1" },
-        );
+        let (store, name) = (Arc::clone(lab.store()), if number % 3 == 0 { "b:1" } else { "a:1" });
         let reference = lab.registry.reference(name);
         tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await })
     });
@@ -189,24 +155,18 @@ async fn concurrent_pulls_share_their_work() {
 async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
     let lab = Lab::new();
     let saved = lab.serve(&Image::new().layer(large_layer("large", 4)), &["a:1"]);
-    lab.registry.fail(
-        saved.blobs[0].as_str(),
-        Some(Fault::Slow(Duration::from_millis(20))),
-    );
+    lab.registry
+        .fail(saved.blobs[0].as_str(), Some(Fault::Slow(Duration::from_millis(20))));
     let given_up = tokio::time::timeout(Duration::from_millis(300), lab.pull("a:1")).await;
     assert!(given_up.is_err(), "the registry is slow");
     lab.assert_empty();
     // One of two leaves: the other gets its image, from the download that was under way.
     let before = lab.registry.count(saved.blobs[0].as_str());
-    lab.registry.fail(
-        saved.blobs[0].as_str(),
-        Some(Fault::Slow(Duration::from_millis(4))),
-    );
+    lab.registry
+        .fail(saved.blobs[0].as_str(), Some(Fault::Slow(Duration::from_millis(4))));
     let (store, reference) = (Arc::clone(lab.store()), lab.registry.reference("a:1"));
     let stays = tokio::spawn(async move { store.pull(&reference, Credentials::Anonymous).await });
-    wait_for("the download", || {
-        lab.registry.count(saved.blobs[0].as_str()) > before
-    });
+    wait_for("the download", || lab.registry.count(saved.blobs[0].as_str()) > before);
     assert!(
         tokio::time::timeout(Duration::from_millis(30), lab.pull("a:1"))
             .await
@@ -221,9 +181,7 @@ async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
 async fn broken_content_is_refused_and_nothing_kept() {
     use Cause::{NotFound, Refused, Unreachable};
     let lab = Lab::new();
-    let layers = Image::new()
-        .layer(large_layer("layer", 1))
-        .layer(small_layer("small"));
+    let layers = Image::new().layer(large_layer("layer", 1)).layer(small_layer("small"));
     let saved = lab.serve(&layers, &["a:1"]);
     let (layer, config) = (saved.blobs[0].as_str(), saved.id.as_str());
     let manifest = "/manifests/";
@@ -240,18 +198,8 @@ async fn broken_content_is_refused_and_nothing_kept() {
         (manifest, Fault::Status(404), NotFound, "404"),
         (manifest, Fault::Status(503), Unreachable, "503"),
         (manifest, Fault::Truncate(10), Unreachable, "registry"),
-        (
-            manifest,
-            Fault::ContentType("text/html".into()),
-            Refused,
-            "text/html",
-        ),
-        (
-            manifest,
-            Fault::ContentType(index.into()),
-            Refused,
-            "mediaType",
-        ),
+        (manifest, Fault::ContentType("text/html".into()), Refused, "text/html"),
+        (manifest, Fault::ContentType(index.into()), Refused, "mediaType"),
     ];
     let host = lab.registry.address().to_string();
     for (part, fault, cause, says) in table {
@@ -274,9 +222,7 @@ async fn broken_content_is_refused_and_nothing_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_connection_costs_one_layer_one_more_request() {
     let lab = Lab::new();
-    let image = Image::new()
-        .layer(large_layer("layer", 1))
-        .layer(small_layer("small"));
+    let image = Image::new().layer(large_layer("layer", 1)).layer(small_layer("small"));
     let saved = lab.serve(&image, &["a:1"]);
     let (large, small) = (saved.blobs[0].as_str(), saved.blobs[1].as_str());
     lab.registry.fail(large, Some(Fault::Truncate(1000)));
@@ -285,10 +231,7 @@ async fn a_broken_connection_costs_one_layer_one_more_request() {
     wait_for("the second attempt", || lab.registry.count(large) == 2);
     lab.registry.fail(large, None);
     assert_eq!(pull.await.unwrap().unwrap().id, saved.id);
-    assert_eq!(
-        (lab.registry.count(large), lab.registry.count(small)),
-        (3, 1)
-    );
+    assert_eq!((lab.registry.count(large), lab.registry.count(small)), (3, 1));
     lab.finish();
 }
 
@@ -304,10 +247,7 @@ async fn documents_that_contradict_themselves_are_refused() {
         changed
     };
     let table = [
-        (
-            with(&|document| document["manifests"] = json!([])),
-            "neither has both",
-        ),
+        (with(&|document| document["manifests"] = json!([])), "neither has both"),
         (
             with(&|document| document["layers"] = json!([])),
             "1 diff_ids for 0 layers",
@@ -338,10 +278,7 @@ async fn documents_that_contradict_themselves_are_refused() {
         image::save_document(&lab.served(), &document, media_type, &["odd:1"]).unwrap();
         let error = lab.pull("odd:1").await.unwrap_err();
         assert_eq!(error.cause, Cause::Refused, "{error}");
-        assert!(
-            error.to_string().contains(says),
-            "{error} should say {says:?}"
-        );
+        assert!(error.to_string().contains(says), "{error} should say {says:?}");
         lab.assert_empty();
     }
     lab.finish();
@@ -354,18 +291,14 @@ async fn a_layer_whose_config_lies_about_it_is_refused() {
     let second = lab.serve(&Image::new().layer(small_layer("second")), &["b:1"]);
     // The config of one image with the layer of the other: both digests hold, together they lie.
     let read = |digest| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(image::blob_path(&lab.served(), digest)).unwrap())
-            .unwrap()
+        serde_json::from_slice(&std::fs::read(image::blob_path(&lab.served(), digest)).unwrap()).unwrap()
     };
     let mut manifest = read(&first.manifest);
     manifest["layers"] = read(&second.manifest)["layers"].clone();
     let media_type = manifest["mediaType"].as_str().unwrap().to_owned();
     image::save_document(&lab.served(), &manifest, &media_type, &["odd:1"]).unwrap();
     let error = lab.pull("odd:1").await.unwrap_err();
-    assert!(
-        error.to_string().contains("unpacked it has the digest"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("unpacked it has the digest"), "{error}");
     lab.assert_empty();
     lab.finish();
 }
@@ -381,25 +314,15 @@ async fn an_unreachable_registry_is_named_with_the_cause() {
         .unwrap_err();
     let text = error.to_string();
     assert_eq!(error.cause, Cause::Unreachable);
-    assert!(
-        text.contains("127.0.0.1:1") && text.contains("refused"),
-        "{text}"
-    );
+    assert!(text.contains("127.0.0.1:1") && text.contains("refused"), "{text}");
     let error = lab
         .store()
         .pull("no-such-host.invalid/a:1", Credentials::Anonymous)
         .await
         .unwrap_err();
     assert_eq!(error.cause, Cause::Unreachable);
-    assert!(
-        error.to_string().contains("no-such-host.invalid"),
-        "{error}"
-    );
-    let error = lab
-        .store()
-        .pull("UPPER", Credentials::Anonymous)
-        .await
-        .unwrap_err();
+    assert!(error.to_string().contains("no-such-host.invalid"), "{error}");
+    let error = lab.store().pull("UPPER", Credentials::Anonymous).await.unwrap_err();
     assert_eq!(error.cause, Cause::Invalid);
     lab.finish();
 }
@@ -414,11 +337,7 @@ async fn plain_http_is_spoken_only_where_it_is_allowed() {
         .await
         .unwrap_err();
     assert_eq!(error.cause, Cause::Unreachable, "{error}");
-    assert_eq!(
-        lab.registry.count("/v2/"),
-        0,
-        "nothing was asked in the clear"
-    );
+    assert_eq!(lab.registry.count("/v2/"), 0, "nothing was asked in the clear");
     lab.finish();
 }
 
@@ -460,14 +379,10 @@ async fn https_needs_a_certificate_that_is_trusted() {
     ];
     for (name, config, trusted) in table {
         let root = lab.dir.path().join(name);
-        let store =
-            ImageStore::open(&root, [(secure.address().to_string(), config)].into()).unwrap();
+        let store = ImageStore::open(&root, [(secure.address().to_string(), config)].into()).unwrap();
         let pulled = store.pull(&reference, Credentials::Anonymous).await;
         assert_eq!(pulled.is_ok(), trusted, "{name}: {pulled:?}");
-        let text = pulled
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default();
+        let text = pulled.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(trusted || text.contains("certificate"), "{name}: {text}");
     }
     // From HTTPS to HTTP there is no way, not even by redirect.
@@ -479,10 +394,7 @@ async fn https_needs_a_certificate_that_is_trusted() {
     };
     let root = lab.dir.path().join("downgrade");
     let store = ImageStore::open(&root, [(secure.address().to_string(), config)].into()).unwrap();
-    store
-        .pull(&reference, Credentials::Anonymous)
-        .await
-        .unwrap_err();
+    store.pull(&reference, Credentials::Anonymous).await.unwrap_err();
     assert_eq!(lab.registry.count("/"), 0, "nothing was asked in the clear");
     drop((secure, store));
     lab.finish();
@@ -491,20 +403,13 @@ async fn https_needs_a_certificate_that_is_trusted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_answers_for_the_registry_it_stands_for() {
     let lab = Lab::new();
-    lab.serve(
-        &Image::new().layer(small_layer("a")),
-        &["library/a:latest", "team/b:1"],
-    );
+    lab.serve(&Image::new().layer(small_layer("a")), &["library/a:latest", "team/b:1"]);
     let mirror = RegistryConfig {
         plain_http: true,
         endpoint: Some(lab.registry.address().to_string()),
         ..RegistryConfig::default()
     };
-    let configs = [
-        ("docker.io".to_owned(), mirror.clone()),
-        ("*".to_owned(), mirror),
-    ]
-    .into();
+    let configs = [("docker.io".to_owned(), mirror.clone()), ("*".to_owned(), mirror)].into();
     let store = ImageStore::open(&lab.dir.path().join("mirrored"), configs).unwrap();
     let image = store.pull("a", Credentials::Anonymous).await.unwrap();
     assert_eq!(image.repo_tags, ["docker.io/library/a:latest"]);
@@ -512,11 +417,7 @@ async fn a_mirror_answers_for_the_registry_it_stands_for() {
         .pull("registry.example.com/team/b:1", Credentials::Anonymous)
         .await
         .unwrap();
-    assert!(
-        image
-            .repo_tags
-            .contains(&"registry.example.com/team/b:1".to_owned())
-    );
+    assert!(image.repo_tags.contains(&"registry.example.com/team/b:1".to_owned()));
     drop(store);
     lab.finish();
 }
@@ -534,18 +435,10 @@ async fn credentials_are_shown_when_they_are_asked_for() {
         (Access::Token, token(), true),
         (Access::TokenForLogin(user().0, user().1), right(), true),
         (Access::TokenForLogin(user().0, user().1), wrong(), false),
-        (
-            Access::TokenForLogin(user().0, user().1),
-            Credentials::Anonymous,
-            false,
-        ),
+        (Access::TokenForLogin(user().0, user().1), Credentials::Anonymous, false),
         (Access::Login(user().0, user().1), right(), true),
         (Access::Login(user().0, user().1), wrong(), false),
-        (
-            Access::Login(user().0, user().1),
-            Credentials::Anonymous,
-            false,
-        ),
+        (Access::Login(user().0, user().1), Credentials::Anonymous, false),
         (Access::Login(user().0, user().1), token(), false),
     ];
     for (access, credentials, allowed) in table {
@@ -575,14 +468,10 @@ async fn a_redirect_to_another_host_takes_no_credentials_along() {
     let elsewhere = Registry::start(&lab.served()).unwrap();
     let blob = saved.blobs[0].as_str();
     let target = format!("http://{}/v2/a/blobs/{blob}", elsewhere.address());
-    lab.registry
-        .require(Access::Login("user".into(), "secret".into()));
+    lab.registry.require(Access::Login("user".into(), "secret".into()));
     lab.registry.fail(blob, Some(Fault::Redirect(target)));
     let reference = lab.registry.reference("a:1");
-    lab.store()
-        .pull(&reference, login("user", "secret"))
-        .await
-        .unwrap();
+    lab.store().pull(&reference, login("user", "secret")).await.unwrap();
     let requests = elsewhere.requests();
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].authorization, None);
@@ -593,10 +482,7 @@ async fn a_redirect_to_another_host_takes_no_credentials_along() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_busybox_image_is_whole() {
     let lab = Lab::new();
-    lab.serve(
-        &image::busybox("/bin/busybox".as_ref()).unwrap(),
-        &["busybox:latest"],
-    );
+    lab.serve(&image::busybox("/bin/busybox".as_ref()).unwrap(), &["busybox:latest"]);
     let image = lab.pull("busybox").await.unwrap();
     let root = lab.store().layer_path(&image.layers[0]);
     let output = std::process::Command::new(root.join("bin/echo"))
@@ -611,10 +497,7 @@ async fn the_busybox_image_is_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_archive_is_a_layer() {
     let lab = Lab::new();
-    lab.serve(
-        &Image::new().layer(Layer::new()).archive(Vec::new()),
-        &["empty:1"],
-    );
+    lab.serve(&Image::new().layer(Layer::new()).archive(Vec::new()), &["empty:1"]);
     assert_eq!(lab.pull("empty:1").await.unwrap().layers.len(), 2);
     lab.finish();
 }

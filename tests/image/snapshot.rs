@@ -86,11 +86,7 @@ async fn upper_layers_hide_lower_ones() {
         assert_eq!(fs::read(root.dir.join("upper/both")).unwrap(), b"container");
     }
     let layer = lab.store().layer_path(&image.layers[1]);
-    assert_eq!(
-        fs::read(layer.join("both")).unwrap(),
-        b"top",
-        "layers never change"
-    );
+    assert_eq!(fs::read(layer.join("both")).unwrap(), b"top", "layers never change");
     lab.finish();
 }
 
@@ -134,16 +130,7 @@ async fn a_missing_layer_mounts_nothing() {
     for dir in ["rootfs", "dir"] {
         fs::create_dir_all(base.join(dir)).unwrap();
     }
-    let error = snapshot::mount(
-        lab.store(),
-        &image.layers,
-        &base.join("dir"),
-        &base.join("rootfs"),
-    )
-    .unwrap_err();
-    assert!(
-        format!("{error:#}").contains(image.layers[0].hex()),
-        "{error:#}"
-    );
+    let error = snapshot::mount(lab.store(), &image.layers, &base.join("dir"), &base.join("rootfs")).unwrap_err();
+    assert!(format!("{error:#}").contains(image.layers[0].hex()), "{error:#}");
     lab.finish();
 }

@@ -9,10 +9,7 @@ use crate::{Lab, small_layer, wait_for};
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_found_by_every_form_of_its_names() {
     let lab = Lab::new();
-    let saved = lab.serve(
-        &Image::new().layer(small_layer("a")),
-        &["team/app:v1", "team/app:v2"],
-    );
+    let saved = lab.serve(&Image::new().layer(small_layer("a")), &["team/app:v1", "team/app:v2"]);
     let image = lab.pull("team/app:v1").await.unwrap();
     lab.pull("team/app:v2").await.unwrap();
     assert_eq!(image.id, saved.id);
@@ -41,20 +38,12 @@ async fn an_image_is_found_by_every_form_of_its_names() {
     ] {
         assert!(lab.store().find(&unknown).unwrap().is_none(), "{unknown}");
     }
-    for malformed in [
-        "",
-        "A b",
-        "a@sha256:12",
-        &saved.id.hex()[..6].to_uppercase(),
-    ] {
+    for malformed in ["", "A b", "a@sha256:12", &saved.id.hex()[..6].to_uppercase()] {
         assert!(lab.store().find(malformed).is_err(), "{malformed}");
     }
     let listed = lab.store().list();
     assert_eq!(listed.len(), 1, "one image, however many names");
-    assert_eq!(
-        listed[0].repo_tags,
-        [format!("{name}:v1"), format!("{name}:v2")]
-    );
+    assert_eq!(listed[0].repo_tags, [format!("{name}:v1"), format!("{name}:v2")]);
     assert_eq!(listed[0].repo_digests, [by_digest]);
     lab.finish();
 }
@@ -74,35 +63,13 @@ async fn removal_takes_all_names_and_frees_what_nobody_shares() {
     for name in ["first:1", "first:2", "second:1"] {
         lab.pull(name).await.unwrap();
     }
-    assert_eq!(
-        lab.names("layers").len(),
-        3,
-        "the shared layer is there once"
-    );
-    lab.store()
-        .remove(&lab.registry.reference("first:1"))
-        .await
-        .unwrap();
-    assert!(
-        lab.store()
-            .find(&lab.registry.reference("first:2"))
-            .unwrap()
-            .is_none()
-    );
+    assert_eq!(lab.names("layers").len(), 3, "the shared layer is there once");
+    lab.store().remove(&lab.registry.reference("first:1")).await.unwrap();
+    assert!(lab.store().find(&lab.registry.reference("first:2")).unwrap().is_none());
     assert!(lab.store().find(first.id.as_str()).unwrap().is_none());
-    wait_for("the first image's own layer to go", || {
-        lab.names("layers").len() == 2
-    });
-    assert!(
-        lab.store()
-            .layer_path(&first.diff_ids[0])
-            .join("shared")
-            .is_file()
-    );
-    lab.store()
-        .remove(&lab.registry.reference("first:1"))
-        .await
-        .unwrap();
+    wait_for("the first image's own layer to go", || lab.names("layers").len() == 2);
+    assert!(lab.store().layer_path(&first.diff_ids[0]).join("shared").is_file());
+    lab.store().remove(&lab.registry.reference("first:1")).await.unwrap();
     let second = lab.store().list()[0].id.clone();
     lab.store().remove(second.hex()).await.unwrap();
     lab.assert_empty();
@@ -160,17 +127,11 @@ async fn damaged_records_are_quarantined_alone() {
     let mut lab = Lab::new();
     let mut ids = Vec::new();
     for name in ["bad-record", "bad-layer", "good"] {
-        let saved = lab.serve(
-            &Image::new().layer(small_layer(name)),
-            &[&format!("{name}:1")],
-        );
+        let saved = lab.serve(&Image::new().layer(small_layer(name)), &[&format!("{name}:1")]);
         lab.pull(&format!("{name}:1")).await.unwrap();
         ids.push(saved);
     }
-    let record = lab
-        .root()
-        .join("images")
-        .join(format!("{}.json", ids[0].id.hex()));
+    let record = lab.root().join("images").join(format!("{}.json", ids[0].id.hex()));
     fs::write(&record, "{ \"id\": ").unwrap();
     fs::remove_file(
         lab.root()
@@ -180,12 +141,7 @@ async fn damaged_records_are_quarantined_alone() {
     )
     .unwrap();
     lab.restart();
-    let left: Vec<_> = lab
-        .store()
-        .list()
-        .iter()
-        .map(|image| image.id.clone())
-        .collect();
+    let left: Vec<_> = lab.store().list().iter().map(|image| image.id.clone()).collect();
     assert_eq!(left, [ids[2].id.clone()]);
     let mut expected = vec![
         format!("image-{}.json", ids[0].id.hex()),
@@ -195,9 +151,7 @@ async fn damaged_records_are_quarantined_alone() {
     expected.sort();
     assert_eq!(lab.names("quarantine"), expected);
     lab.store().sweep();
-    wait_for("the layer without an image to go", || {
-        lab.names("layers").len() == 1
-    });
+    wait_for("the layer without an image to go", || lab.names("layers").len() == 1);
     for name in ["bad-record:1", "bad-layer:1"] {
         lab.pull(name).await.unwrap();
     }

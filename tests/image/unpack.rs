@@ -84,18 +84,12 @@ async fn owners_modes_and_times_are_the_archives() {
         (0o2751, 3, 4, 100, 7),
         "an entry made later inside does not change it"
     );
-    assert_eq!(
-        stat("d/setuid"),
-        (0o4755, 1000, 4_000_000_000, 5, 250_000_000)
-    );
+    assert_eq!(stat("d/setuid"), (0o4755, 1000, 4_000_000_000, 5, 250_000_000));
     assert_eq!(stat("d/link"), (0o777, 7, 8, default, 0));
     assert_eq!(stat("tmp").0, 0o1777);
     assert_eq!(stat("implied/parents").0, 0o755);
     assert_eq!(fs::read(root.join("implied/parents/file")).unwrap(), b"abc");
-    assert_eq!(
-        fs::read_link(root.join("d/link")).unwrap(),
-        Path::new("nowhere/at all")
-    );
+    assert_eq!(fs::read_link(root.join("d/link")).unwrap(), Path::new("nowhere/at all"));
     lab.finish();
 }
 
@@ -138,9 +132,7 @@ async fn every_type_of_file() {
             stat(path).gid(),
         )
     };
-    assert!(
-        stat("char").file_type().is_char_device() && stat("block").file_type().is_block_device()
-    );
+    assert!(stat("char").file_type().is_char_device() && stat("block").file_type().is_block_device());
     assert_eq!(device("char"), (libc::makedev(1, 3), 0o620, 1, 5));
     assert_eq!(device("block"), (libc::makedev(7, 0), 0o620, 1, 5));
     assert!(stat("fifo").file_type().is_fifo());
@@ -176,17 +168,9 @@ async fn extended_attributes() {
         })
         .entry(&Entry {
             link: "",
-            ..with(
-                "dir",
-                EntryType::Directory,
-                &[("SCHILY.xattr.user.b", b"1")],
-            )
+            ..with("dir", EntryType::Directory, &[("SCHILY.xattr.user.b", b"1")])
         })
-        .entry(&with(
-            "soft",
-            EntryType::Symlink,
-            &[("SCHILY.xattr.trusted.c", b"2")],
-        ));
+        .entry(&with("soft", EntryType::Symlink, &[("SCHILY.xattr.trusted.c", b"2")]));
     let root = lab.unpack(layer).await;
     assert_eq!(
         xattr(&root.join("file"), "security.capability").as_deref(),
@@ -201,14 +185,8 @@ async fn extended_attributes() {
         None,
         "the node's to choose"
     );
-    assert_eq!(
-        xattr(&root.join("dir"), "user.b").as_deref(),
-        Some(b"1".as_slice())
-    );
-    assert_eq!(
-        xattr(&root.join("soft"), "trusted.c").as_deref(),
-        Some(b"2".as_slice())
-    );
+    assert_eq!(xattr(&root.join("dir"), "user.b").as_deref(), Some(b"1".as_slice()));
+    assert_eq!(xattr(&root.join("soft"), "trusted.c").as_deref(), Some(b"2".as_slice()));
     lab.finish();
 }
 
@@ -236,16 +214,10 @@ async fn whiteouts_are_overlayfs_whiteouts() {
     assert!(is_whiteout(&root.join("gone")) && is_whiteout(&root.join("new/parent/gone")));
     assert!(is_opaque(&root.join("cleared")));
     assert_eq!(names(&root.join("cleared")), ["after", "before"]);
-    for file in [
-        "file-then-whiteout",
-        "whiteout-then-file",
-        "dir-then-whiteout/f",
-    ] {
+    for file in ["file-then-whiteout", "whiteout-then-file", "dir-then-whiteout/f"] {
         assert_eq!(fs::read(root.join(file)).unwrap(), b"stays", "{file}");
     }
-    assert!(
-        is_opaque(&root.join("dir-then-whiteout")) && is_opaque(&root.join("whiteout-then-dir"))
-    );
+    assert!(is_opaque(&root.join("dir-then-whiteout")) && is_opaque(&root.join("whiteout-then-dir")));
     lab.finish();
 }
 
@@ -269,11 +241,7 @@ async fn of_two_entries_with_one_name_the_later_stands() {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
     assert_eq!(
         (read("a"), read("tree"), read("link")),
-        (
-            "second".into(),
-            "file now".into(),
-            "not through the link".into()
-        )
+        ("second".into(), "file now".into(), "not through the link".into())
     );
     assert_eq!(
         names(&root.join("d")),
@@ -306,11 +274,7 @@ async fn links_inside_a_layer_lead_inside_it() {
     let root = lab.unpack(layer).await;
     assert_eq!(names(&root.join("usr/lib")), ["a", "b", "c"]);
     assert!(root.join("rooted").is_file());
-    assert!(
-        root.join(outside.trim_start_matches('/'))
-            .join("d")
-            .is_file()
-    );
+    assert!(root.join(outside.trim_start_matches('/')).join("d").is_file());
     assert!(names(&tripwire).is_empty(), "nothing outside was touched");
     lab.finish();
 }
@@ -369,10 +333,7 @@ fn describe(root: &Path) -> Vec<String> {
 
 /// Makes a tree of everything that tar can hold.
 fn plant(tree: &Path) {
-    let deep = tree
-        .join("d".repeat(90))
-        .join("e".repeat(90))
-        .join("f".repeat(120));
+    let deep = tree.join("d".repeat(90)).join("e".repeat(90)).join("f".repeat(120));
     fs::create_dir_all(&deep).unwrap();
     fs::write(deep.join("file"), b"deep").unwrap();
     fs::write(tree.join("a"), vec![7; 100_000]).unwrap();
@@ -407,15 +368,8 @@ async fn archives_of_gnu_tar_come_out_as_they_went_in() {
             .args([tree.as_path(), Path::new(".")])
             .output()
             .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let saved = lab.serve(
-            &corten_tests::image::Image::new().archive(output.stdout),
-            &["tar:1"],
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let saved = lab.serve(&corten_tests::image::Image::new().archive(output.stdout), &["tar:1"]);
         lab.pull("tar:1").await.unwrap();
         let unpacked = describe(&lab.store().layer_path(&saved.diff_ids[0]));
         let (mut expected, mut found) = (describe(&tree), unpacked);
@@ -431,10 +385,7 @@ async fn archives_of_gnu_tar_come_out_as_they_went_in() {
 /// A description without nanoseconds and xattrs.
 fn coarse(description: Vec<String>) -> Vec<String> {
     let cut = |line: String| {
-        let (head, tail) = line
-            .split_once("), (")
-            .or_else(|| line.split_once(") ("))
-            .unwrap();
+        let (head, tail) = line.split_once("), (").or_else(|| line.split_once(") (")).unwrap();
         let (time, rest) = tail.split_once(')').unwrap();
         let seconds = time.split(',').next().unwrap();
         let rest = rest.split_once(" Some(").map_or(rest, |(before, _)| before);

@@ -48,9 +48,7 @@ fn a_container_sees_nothing_of_the_runtime_that_enters_it(runtime: &Runtime) {
         .expect("files are a list")
         .iter()
         .filter_map(Value::as_str);
-    let foreign: Vec<&str> = files
-        .filter(|file| file.contains(runtime.marker()))
-        .collect();
+    let foreign: Vec<&str> = files.filter(|file| file.contains(runtime.marker())).collect();
     assert!(foreign.is_empty(), "{foreign:?}");
 }
 
@@ -59,8 +57,7 @@ fn a_container_sees_nothing_of_the_runtime_that_enters_it(runtime: &Runtime) {
 fn while_swapping(bundle: &Bundle<'_>, place: &str, work: impl Fn()) -> Vec<String> {
     let outside = bundle.path().join("outside");
     fs::create_dir(&outside).expect("make a directory of the test");
-    let [place, other] =
-        [place.to_owned(), format!("{place}-other")].map(|path| bundle.rootfs(&path));
+    let [place, other] = [place.to_owned(), format!("{place}-other")].map(|path| bundle.rootfs(&path));
     fs::create_dir_all(&place).expect("make a directory of the test");
     symlink(&outside, &other).expect("make a symlink");
     let done = AtomicBool::new(false);
@@ -73,17 +70,14 @@ fn while_swapping(bundle: &Bundle<'_>, place: &str, work: impl Fn()) -> Vec<Stri
         work();
         done.store(true, Ordering::Relaxed);
     });
-    let found = fs::read_dir(&outside)
-        .expect("read a directory of the test")
-        .flatten();
+    let found = fs::read_dir(&outside).expect("read a directory of the test").flatten();
     found
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
 }
 
 fn exchange(one: &Path, other: &Path) {
-    renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)
-        .expect("exchange two names");
+    renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).expect("exchange two names");
 }
 
 const ROUNDS: usize = 40;
@@ -102,15 +96,14 @@ fn assert_kept_inside(bundle: &mut Bundle<'_>, place: &str) {
 
 fn a_swapped_mount_point_does_not_lead_out(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.add_mount(
-        json!({ "destination": "/tmp/swapped/made/here", "type": "tmpfs", "source": "tmpfs" }),
-    );
+    bundle.add_mount(json!({ "destination": "/tmp/swapped/made/here", "type": "tmpfs", "source": "tmpfs" }));
     assert_kept_inside(&mut bundle, "/tmp/swapped");
 }
 
 fn a_swapped_device_directory_does_not_lead_out(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.spec["linux"]["devices"] = json!([{ "path": "/tmp/swapped/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666 }]);
+    bundle.spec["linux"]["devices"] =
+        json!([{ "path": "/tmp/swapped/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666 }]);
     assert_kept_inside(&mut bundle, "/tmp/swapped");
 }
 

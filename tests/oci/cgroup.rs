@@ -126,11 +126,7 @@ fn swap_limit_is_set(runtime: &Runtime) {
         "memory.memsw.limit_in_bytes"
     };
     // Only the control files of a cgroup below the root say whether the kernel counts swap.
-    if !create(runtime, &json!({}))
-        .cgroup("memory")
-        .join(file)
-        .exists()
-    {
+    if !create(runtime, &json!({})).cgroup("memory").join(file).exists() {
         eprintln!("SKIP: this kernel does not count swap");
         return;
     }
@@ -170,11 +166,7 @@ fn cpu_limits_are_set(runtime: &Runtime) {
         &[("cpu.weight", weight), ("cpu.max", "50000 200000")],
     );
     let unlimited = create(runtime, &json!({ "cpu": { "quota": -1 } }));
-    assert_files(
-        &unlimited,
-        &[("cpu.cfs_quota_us", "-1")],
-        &[("cpu.max", "max 100000")],
-    );
+    assert_files(&unlimited, &[("cpu.cfs_quota_us", "-1")], &[("cpu.max", "max 100000")]);
 }
 
 fn cpusets_are_set(runtime: &Runtime) {
@@ -188,8 +180,7 @@ fn cpusets_are_set(runtime: &Runtime) {
     } else {
         "cpuset.cpus"
     };
-    let all = fs::read_to_string(cgroup::directory("cpuset", "/").join(root))
-        .expect("read the root's set");
+    let all = fs::read_to_string(cgroup::directory("cpuset", "/").join(root)).expect("read the root's set");
     assert_eq!(unset.cgroup_file("cpuset", root), all.trim_end());
 }
 
@@ -205,11 +196,7 @@ fn pids_limit_is_set(runtime: &Runtime) {
 fn files_of_v2_are_set_by_name(runtime: &Runtime) {
     let unified = json!({ "unified": { "memory.high": "33554432" } });
     if cgroup::unified() {
-        assert_files(
-            &create(runtime, &unified),
-            &[],
-            &[("memory.high", "33554432")],
-        );
+        assert_files(&create(runtime, &unified), &[], &[("memory.high", "33554432")]);
         return;
     }
     let mut bundle = runtime.bundle();
@@ -264,16 +251,11 @@ fn delete_removes_the_cgroup_and_those_below(runtime: &Runtime) {
     bundle.probe(&["sleep"]);
     bundle.start();
     for controller in ["memory", "pids", "devices"] {
-        fs::create_dir_all(bundle.cgroup(controller).join("below/deeper"))
-            .expect("make a cgroup below");
+        fs::create_dir_all(bundle.cgroup(controller).join("below/deeper")).expect("make a cgroup below");
     }
     let _deleted = bundle.call("delete", &["--force"]).success();
     let gone = wait_until(|| (!bundle.cgroup("memory").exists()).then_some(()));
-    assert!(
-        gone.is_some(),
-        "{} is left",
-        bundle.cgroup("memory").display()
-    );
+    assert!(gone.is_some(), "{} is left", bundle.cgroup("memory").display());
     bundle.assert_nothing_left();
 }
 
@@ -281,10 +263,7 @@ fn a_value_the_kernel_refuses_is_an_error(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     bundle.spec["linux"]["resources"]["cpu"] = json!({ "cpus": "4095" });
     let error = bundle.run().failure();
-    assert!(
-        error.contains("4095") || error.contains("cpuset.cpus"),
-        "{error}"
-    );
+    assert!(error.contains("4095") || error.contains("cpuset.cpus"), "{error}");
     bundle.assert_nothing_left();
 }
 
@@ -297,10 +276,7 @@ fn a_parent_with_processes_is_left_as_it_is(runtime: &Runtime) {
     let path = format!("/{}-parent", runtime.marker());
     let parent = cgroup::directory("memory", &path);
     fs::create_dir(&parent).expect("make a cgroup of the test");
-    let mut resident = Command::new("sleep")
-        .arg("600")
-        .spawn()
-        .expect("sleep is installed");
+    let mut resident = Command::new("sleep").arg("600").spawn().expect("sleep is installed");
     fs::write(parent.join("cgroup.procs"), resident.id().to_string()).expect("move a process");
 
     let mut bundle = runtime.bundle();

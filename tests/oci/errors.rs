@@ -30,14 +30,7 @@ fn refused(bundle: &Bundle<'_>) -> String {
 fn a_missing_config_is_refused(runtime: &Runtime) {
     let bundle = runtime.bundle();
     let mut command = runtime.command();
-    let error = finish(
-        command
-            .arg("create")
-            .arg("--bundle")
-            .arg(bundle.path())
-            .arg(&bundle.id),
-    )
-    .failure();
+    let error = finish(command.arg("create").arg("--bundle").arg(bundle.path()).arg(&bundle.id)).failure();
     assert!(error.contains("config.json"), "{error}");
     bundle.assert_nothing_left();
 }
@@ -47,14 +40,7 @@ fn a_config_that_is_no_json_is_refused(runtime: &Runtime) {
         let bundle = runtime.bundle();
         fs::write(bundle.path().join("config.json"), text).expect("write config.json");
         let mut command = runtime.command();
-        finish(
-            command
-                .arg("create")
-                .arg("--bundle")
-                .arg(bundle.path())
-                .arg(&bundle.id),
-        )
-        .failure();
+        finish(command.arg("create").arg("--bundle").arg(bundle.path()).arg(&bundle.id)).failure();
         bundle.assert_nothing_left();
     }
 }
@@ -64,9 +50,7 @@ type Case = (&'static str, Value, &'static str);
 
 /// Puts `value` where the JSON pointer says; the last step may be new.
 fn put(spec: &mut Value, pointer: &str, value: Value) {
-    let (parent, name) = pointer
-        .rsplit_once('/')
-        .expect("a JSON pointer has a slash");
+    let (parent, name) = pointer.rsplit_once('/').expect("a JSON pointer has a slash");
     let parent = spec
         .pointer_mut(parent)
         .expect("the parent is in the default specification");
@@ -88,16 +72,8 @@ fn invalid() -> Vec<Case> {
             "RLIMIT_NONSENSE",
         ),
         ("/root", Value::Null, "root"),
-        (
-            "/linux/namespaces/0",
-            json!({ "type": "nonsense" }),
-            "nonsense",
-        ),
-        (
-            "/linux/namespaces/1",
-            json!({ "type": "pid" }),
-            "namespaces",
-        ),
+        ("/linux/namespaces/0", json!({ "type": "nonsense" }), "nonsense"),
+        ("/linux/namespaces/1", json!({ "type": "pid" }), "namespaces"),
         (
             "/linux/uidMappings",
             json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]),
@@ -108,11 +84,7 @@ fn invalid() -> Vec<Case> {
             json!({ "vm.overcommit_memory": "1" }),
             "vm.overcommit_memory",
         ),
-        (
-            "/linux/rootfsPropagation",
-            json!("sideways"),
-            "rootfsPropagation",
-        ),
+        ("/linux/rootfsPropagation", json!("sideways"), "rootfsPropagation"),
         (
             "/linux/devices",
             json!([{ "path": "/dev/x", "type": "q", "major": 1, "minor": 1 }]),
@@ -168,14 +140,8 @@ fn ids_and_groups_of_another_type_are_refused(runtime: &Runtime) {
 const NOT_BUILT: [(&str, &str); 16] = [
     ("/linux/seccomp", r#"{ "defaultAction": "SCMP_ACT_ALLOW" }"#),
     ("/process/apparmorProfile", r#""profile""#),
-    (
-        "/process/selinuxLabel",
-        r#""system_u:object_r:container_t:s0""#,
-    ),
-    (
-        "/process/scheduler",
-        r#"{ "policy": "SCHED_OTHER", "nice": 5 }"#,
-    ),
+    ("/process/selinuxLabel", r#""system_u:object_r:container_t:s0""#),
+    ("/process/scheduler", r#"{ "policy": "SCHED_OTHER", "nice": 5 }"#),
     (
         "/process/ioPriority",
         r#"{ "class": "IOPRIO_CLASS_BE", "priority": 4 }"#,
@@ -186,10 +152,7 @@ const NOT_BUILT: [(&str, &str); 16] = [
     ("/linux/personality", r#"{ "domain": "LINUX32" }"#),
     ("/linux/timeOffsets", r#"{ "monotonic": { "secs": 1 } }"#),
     ("/linux/resources/blockIO", r#"{ "weight": 100 }"#),
-    (
-        "/linux/resources/rdma",
-        r#"{ "mlx5_1": { "hcaHandles": 3 } }"#,
-    ),
+    ("/linux/resources/rdma", r#"{ "mlx5_1": { "hcaHandles": 3 } }"#),
     ("/linux/resources/network", r#"{ "classID": 1 }"#),
     ("/linux/namespaces/0/type", r#""time""#),
     ("/vm", r#"{ "kernel": { "path": "/kernel" } }"#),
@@ -243,10 +206,7 @@ fn errors_are_logged_as_json(runtime: &Runtime) {
         "{last}"
     );
     let time = last["time"].as_str().expect("time is a string");
-    assert!(
-        time.len() >= 20 && time.as_bytes()[10] == b'T',
-        "{time} is RFC 3339"
-    );
+    assert!(time.len() >= 20 && time.as_bytes()[10] == b'T', "{time} is RFC 3339");
     bundle.assert_nothing_left();
 }
 

@@ -2,9 +2,7 @@
 
 use std::fs;
 
-use corten_tests::bundle::{
-    Bundle, Container, Report, Running, Runtime, finish, wait_for, wait_until,
-};
+use corten_tests::bundle::{Bundle, Container, Report, Running, Runtime, finish, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
@@ -55,12 +53,7 @@ fn it_sees_what_the_container_sees(runtime: &Runtime) {
 fn it_exits_with_the_program_s_code(runtime: &Runtime) {
     let (bundle, _container) = sleeper(runtime);
     for code in [0, 1, 7, 255] {
-        assert_eq!(
-            bundle
-                .exec(&[], &["/probe", "exit", &code.to_string()])
-                .code,
-            code
-        );
+        assert_eq!(bundle.exec(&[], &["/probe", "exit", &code.to_string()]).code, code);
     }
 }
 
@@ -158,8 +151,7 @@ fn a_process_file_is_taken(runtime: &Runtime) {
 fn it_has_the_container_s_capabilities(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     let kill = json!(["CAP_KILL"]);
-    bundle.spec["process"]["capabilities"] =
-        json!({ "bounding": kill, "effective": kill, "permitted": kill });
+    bundle.spec["process"]["capabilities"] = json!({ "bounding": kill, "effective": kill, "permitted": kill });
     bundle.probe(&["sleep"]);
     let _container = bundle.start();
     let report = bundle.exec_report(&[]);
@@ -239,24 +231,18 @@ fn many_at_once(runtime: &Runtime) {
     let running: Vec<_> = (0..20)
         .map(|code| {
             let mut command = bundle.command("exec");
-            command
-                .arg(&bundle.id)
-                .args(["/probe", "exit", &code.to_string()]);
+            command.arg(&bundle.id).args(["/probe", "exit", &code.to_string()]);
             Running::start(&mut command)
         })
         .collect();
-    let codes: Vec<i32> = running
-        .into_iter()
-        .map(|running| running.wait().code)
-        .collect();
+    let codes: Vec<i32> = running.into_iter().map(|running| running.wait().code).collect();
     assert_eq!(codes, (0..20).collect::<Vec<_>>());
 }
 
 fn capabilities_and_groups_can_be_added(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     let kill = json!(["CAP_KILL"]);
-    bundle.spec["process"]["capabilities"] =
-        json!({ "bounding": kill, "effective": kill, "permitted": kill });
+    bundle.spec["process"]["capabilities"] = json!({ "bounding": kill, "effective": kill, "permitted": kill });
     bundle.probe(&["sleep"]);
     let _container = bundle.start();
     let options = [
@@ -280,10 +266,7 @@ fn no_new_privileges_can_be_asked_for(runtime: &Runtime) {
     bundle.probe(&["sleep"]);
     let _container = bundle.start();
     assert_eq!(bundle.exec_report(&[]).status("NoNewPrivs"), "0");
-    assert_eq!(
-        bundle.exec_report(&["--no-new-privs"]).status("NoNewPrivs"),
-        "1"
-    );
+    assert_eq!(bundle.exec_report(&["--no-new-privs"]).status("NoNewPrivs"), "1");
 }
 
 fn short_flags_are_understood(runtime: &Runtime) {
@@ -292,9 +275,5 @@ fn short_flags_are_understood(runtime: &Runtime) {
     assert_eq!(report.status("Uid"), "5 5 5 5");
     assert_eq!(report.status("Gid"), "6 6 6 6");
     assert_eq!(report.status("Groups"), "9");
-    assert!(
-        report["env"]
-            .as_array()
-            .is_some_and(|env| env.contains(&json!("A=1")))
-    );
+    assert!(report["env"].as_array().is_some_and(|env| env.contains(&json!("A=1"))));
 }

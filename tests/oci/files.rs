@@ -59,10 +59,7 @@ fn exec_has_only_stdio_open(runtime: &Runtime) {
 fn assert_two_preserved(bundle: &Bundle<'_>, report: &Report) {
     let file = bundle.path().join("open").to_string_lossy().into_owned();
     assert_eq!(numbers(report), ["0", "1", "2", "3", "4"]);
-    assert_eq!(
-        (&report["fds"]["3"], &report["fds"]["4"]),
-        (&json!(file), &json!(file))
-    );
+    assert_eq!((&report["fds"]["3"], &report["fds"]["4"]), (&json!(file), &json!(file)));
 }
 
 fn preserved_descriptors_are_passed_on(runtime: &Runtime) {
@@ -97,10 +94,7 @@ fn stdio_is_the_caller_s(runtime: &Runtime) {
         .arg(&bundle.id)
         .stdin(fs::File::open(&input).expect("open a file of the test"));
     let output = finish(&mut command).success();
-    assert_eq!(
-        (output.stdout.as_str(), output.stderr.as_str()),
-        ("through stdin", "")
-    );
+    assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("through stdin", ""));
 
     let mut bundle = runtime.bundle();
     bundle.probe(&["errors", "through stderr"]);

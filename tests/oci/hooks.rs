@@ -144,9 +144,7 @@ fn the_state_is_on_stdin(runtime: &Runtime) {
         .collect();
     assert_eq!(
         statuses,
-        [
-            "creating", "creating", "creating", "created", "running", "stopped"
-        ]
+        ["creating", "creating", "creating", "created", "running", "stopped"]
     );
 }
 
@@ -161,11 +159,7 @@ fn the_environment_is_the_hook_s_own(runtime: &Runtime) {
 fn hooks_have_only_stdio_open(runtime: &Runtime) {
     let (_bundle, _pid, entries) = whole_life(runtime);
     for entry in &entries {
-        let fds: Vec<&String> = entry["fds"]
-            .as_object()
-            .expect("fds are a map")
-            .keys()
-            .collect();
+        let fds: Vec<&String> = entry["fds"].as_object().expect("fds are a map").keys().collect();
         assert_eq!(fds, ["0", "1", "2"], "{entry}");
     }
 }
@@ -175,8 +169,7 @@ fn namespaces_are_those_of_the_specification(runtime: &Runtime) {
     for entry in &entries {
         let label = entry["hook"].as_str().unwrap_or_default();
         for kind in ["mnt", "net", "uts", "ipc"] {
-            let own = fs::read_link(format!("/proc/thread-self/ns/{kind}"))
-                .expect("every process has namespaces");
+            let own = fs::read_link(format!("/proc/thread-self/ns/{kind}")).expect("every process has namespaces");
             let inside = entry["namespaces"][kind] != json!(own);
             let expected = ["createContainer", "startContainer"].contains(&label);
             assert_eq!(inside, expected, "{label} {kind}");
@@ -230,11 +223,7 @@ fn a_hook_that_takes_too_long_is_killed(runtime: &Runtime) {
     add(&mut bundle, "createRuntime", hook);
     let begin = Instant::now();
     bundle.call("create", &[]).failure();
-    assert!(
-        begin.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     bundle.assert_nothing_left();
     let sleeping = running(&bundle.rootfs("/probe"));
     assert!(sleeping.is_empty(), "{sleeping:?}");
@@ -264,11 +253,7 @@ fn a_relative_hook_path_is_refused(runtime: &Runtime) {
 
 fn a_missing_hook_is_an_error(runtime: &Runtime) {
     let mut bundle = with_hooks(runtime);
-    add(
-        &mut bundle,
-        "createRuntime",
-        json!({ "path": "/no/such/hook" }),
-    );
+    add(&mut bundle, "createRuntime", json!({ "path": "/no/such/hook" }));
     let error = bundle.call("create", &[]).failure();
     assert!(error.contains("/no/such/hook"), "{error}");
     bundle.assert_nothing_left();
@@ -279,9 +264,8 @@ fn create_container_hooks_find_the_root_at_its_path(runtime: &Runtime) {
     let root = bundle.rootfs("");
     let root = root.to_string_lossy();
     let root = root.trim_end_matches('/');
-    let script = format!(
-        "pwd -P; test -c {root}/dev/null && test -d {root}/proc/1 && test -c dev/zero && echo furnished"
-    );
+    let script =
+        format!("pwd -P; test -c {root}/dev/null && test -d {root}/proc/1 && test -c dev/zero && echo furnished");
     let script = format!("{{ {script}; }} >{}", log(&bundle).display());
     let env = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
     let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": [env] });
@@ -289,10 +273,7 @@ fn create_container_hooks_find_the_root_at_its_path(runtime: &Runtime) {
     assert_eq!(bundle.run().success().code, 0);
     let text = fs::read_to_string(log(&bundle)).expect("the hook ran");
     assert_eq!(text, format!("{root}\nfurnished\n"));
-    assert!(
-        !bundle.rootfs("/dev/null").exists(),
-        "the host sees none of it"
-    );
+    assert!(!bundle.rootfs("/dev/null").exists(), "the host sees none of it");
 }
 
 fn poststop_hooks_follow_a_failed_create(runtime: &Runtime) {

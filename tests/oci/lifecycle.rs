@@ -68,9 +68,7 @@ fn state_has_what_the_specification_asks(runtime: &Runtime) {
     bundle.spec["annotations"] = json!({ "org.example.key": "value" });
     let container = bundle.start();
     let state = bundle.state();
-    let version = state["ociVersion"]
-        .as_str()
-        .expect("ociVersion is a string");
+    let version = state["ociVersion"].as_str().expect("ociVersion is a string");
     assert!(version.starts_with("1."), "{version}");
     assert_eq!(state["id"], json!(bundle.id));
     assert_eq!(state["status"], "running");
@@ -83,8 +81,7 @@ fn pid_file_holds_the_host_s_pid(runtime: &Runtime) {
     let (_bundle, container) = sleeper(runtime);
     // start returns when the program is about to be executed.
     let found = wait_until(|| {
-        let program =
-            fs::read(format!("/proc/{}/cmdline", container.pid)).expect("the process runs");
+        let program = fs::read(format!("/proc/{}/cmdline", container.pid)).expect("the process runs");
         (program == b"/probe\0sleep\0").then_some(())
     });
     assert!(found.is_some(), "{} runs the program", container.pid);
@@ -158,12 +155,7 @@ fn signalled(runtime: &Runtime, args: &[&str]) -> String {
     container.wait_for("ready");
     let _sent = kill_with(&bundle, args).success();
     assert_eq!(container.wait(), 0);
-    container
-        .stdout()
-        .lines()
-        .last()
-        .unwrap_or_default()
-        .to_owned()
+    container.stdout().lines().last().unwrap_or_default().to_owned()
 }
 
 fn kill_with(bundle: &Bundle<'_>, args: &[&str]) -> Output {
@@ -236,14 +228,7 @@ fn assert_ended(pids: &[Pid]) {
 
 fn kill_all_reaches_every_process(runtime: &Runtime) {
     let (bundle, _container, pids) = family(runtime);
-    let _sent = finish(
-        bundle
-            .command("kill")
-            .arg("--all")
-            .arg(&bundle.id)
-            .arg("KILL"),
-    )
-    .success();
+    let _sent = finish(bundle.command("kill").arg("--all").arg(&bundle.id).arg("KILL")).success();
     assert_ended(&pids);
 }
 
@@ -277,42 +262,18 @@ fn list_prints_json_and_a_table(runtime: &Runtime) {
     assert_eq!(entry["bundle"], json!(bundle.path()));
     assert_eq!(entry["owner"], "root");
     assert!(
-        entry["created"]
-            .as_str()
-            .is_some_and(|time| time.ends_with('Z')),
+        entry["created"].as_str().is_some_and(|time| time.ends_with('Z')),
         "{entry}"
     );
     let table = runtime.call(["list"]).success().stdout;
     let mut lines = table.lines();
-    let heading: Vec<&str> = lines
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    assert_eq!(
-        heading,
-        ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
-    );
-    assert!(
-        lines
-            .next()
-            .is_some_and(|line| line.starts_with(&bundle.id)),
-        "{table}"
-    );
+    let heading: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!(heading, ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);
+    assert!(lines.next().is_some_and(|line| line.starts_with(&bundle.id)), "{table}");
 }
 
 fn ids_that_are_no_names_are_refused(runtime: &Runtime) {
-    for id in [
-        "",
-        ".",
-        "..",
-        "a/b",
-        "../escape",
-        "/absolute",
-        "a b",
-        "a\nb",
-        "naïve",
-    ] {
+    for id in ["", ".", "..", "a/b", "../escape", "/absolute", "a b", "a\nb", "naïve"] {
         let mut bundle = runtime.bundle();
         id.clone_into(&mut bundle.id);
         let output = bundle.call("create", &[]);
@@ -321,9 +282,7 @@ fn ids_that_are_no_names_are_refused(runtime: &Runtime) {
         bundle.id = corten_tests::bundle::unique(runtime.marker());
     }
     assert_eq!(
-        fs::read_dir(runtime.root())
-            .expect("list the state directory")
-            .count(),
+        fs::read_dir(runtime.root()).expect("list the state directory").count(),
         0
     );
 }
@@ -343,15 +302,8 @@ fn one_of_many_creates_with_one_id_wins(runtime: &Runtime) {
     let running: Vec<Running> = (0..8)
         .map(|_| Running::start(bundle.command("create").arg(&bundle.id)))
         .collect();
-    let codes: Vec<i32> = running
-        .into_iter()
-        .map(|running| running.wait().code)
-        .collect();
-    assert_eq!(
-        codes.iter().filter(|code| **code == 0).count(),
-        1,
-        "{codes:?}"
-    );
+    let codes: Vec<i32> = running.into_iter().map(|running| running.wait().code).collect();
+    assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
     assert_eq!(bundle.status(), "created");
     let pid = bundle.state()["pid"].as_i64().expect("a pid is a number");
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid is an i32"));

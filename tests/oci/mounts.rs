@@ -57,8 +57,7 @@ fn mounts_are_made_in_order(runtime: &Runtime) {
     let source = host_directory(&bundle, "data");
     bundle.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "first" }));
     bundle.add_mount(bind(&source, "/tmp/data", &["bind"]));
-    bundle
-        .add_mount(json!({ "destination": "/tmp/data/inner", "type": "tmpfs", "source": "third" }));
+    bundle.add_mount(json!({ "destination": "/tmp/data/inner", "type": "tmpfs", "source": "third" }));
     // mountinfo is sorted by when a mount was made, which need not be when it was put in its place; so what counts is
     // that none hides another.
     let report = bundle.report(&["/tmp/data/inside", "/tmp/data/inner"]);
@@ -86,9 +85,7 @@ fn tmpfs_takes_its_options(runtime: &Runtime) {
     for option in ["rw", "nosuid", "nodev", "noexec"] {
         assert!(report.has_option("/srv", option), "{option}");
     }
-    let data = report.mount("/srv")["data"]
-        .as_array()
-        .expect("options are a list");
+    let data = report.mount("/srv")["data"].as_array().expect("options are a list");
     assert!(data.contains(&json!("size=64k")), "{data:?}");
     let srv = report.path("/srv");
     assert_eq!(
@@ -102,10 +99,7 @@ fn a_directory_is_bound_and_its_mount_point_made(runtime: &Runtime) {
     let source = host_directory(&bundle, "data");
     bundle.add_mount(bind(&source, "/srv/deep/data", &["rbind", "rw"]));
     let report = bundle.report(&["/srv/deep/data/inside", "/srv/deep/data"]);
-    assert_eq!(
-        report.path("/srv/deep/data/inside")["text"],
-        "from the host"
-    );
+    assert_eq!(report.path("/srv/deep/data/inside")["text"], "from the host");
     assert_eq!(
         report.path("/srv/deep/data")["write"],
         json!(null),
@@ -119,10 +113,7 @@ fn a_file_is_bound_and_its_mount_point_made(runtime: &Runtime) {
     let source = host_file(&bundle, "resolv", "nameserver 192.0.2.1");
     bundle.add_mount(bind(&source, "/etc/net/resolv.conf", &["bind", "ro"]));
     let report = bundle.report(&["/etc/net/resolv.conf"]);
-    assert_eq!(
-        report.path("/etc/net/resolv.conf")["text"],
-        "nameserver 192.0.2.1"
-    );
+    assert_eq!(report.path("/etc/net/resolv.conf")["text"], "nameserver 192.0.2.1");
     assert_eq!(report.path("/etc/net/resolv.conf")["write"], "EROFS");
     assert!(bundle.rootfs("/etc/net/resolv.conf").is_file());
 }
@@ -140,11 +131,7 @@ fn mount_points_keep_their_permissions_above(runtime: &Runtime) {
 fn a_bind_takes_mount_flags(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     let source = host_directory(&bundle, "data");
-    bundle.add_mount(bind(
-        &source,
-        "/tmp",
-        &["bind", "ro", "nosuid", "nodev", "noexec"],
-    ));
+    bundle.add_mount(bind(&source, "/tmp", &["bind", "ro", "nosuid", "nodev", "noexec"]));
     let report = bundle.report(&["/tmp"]);
     for option in ["ro", "nosuid", "nodev", "noexec"] {
         assert!(report.has_option("/tmp", option), "{option}");
@@ -165,9 +152,7 @@ fn atime_options_are_taken(runtime: &Runtime) {
     }
     let mut bundle = runtime.bundle();
     let options = json!(["strictatime"]);
-    bundle.add_mount(
-        json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": options }),
-    );
+    bundle.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": options }));
     assert!(
         !bundle.report(&[]).has_option("/tmp", "relatime"),
         "strictatime is the absence of relatime"
@@ -181,11 +166,7 @@ fn bind_leaves_submounts_out_and_rbind_takes_them(runtime: &Runtime) {
         let mut bundle = runtime.bundle();
         bundle.add_mount(bind("/dev", "/tmp", &[option]));
         let report = bundle.report(&[]);
-        assert_eq!(
-            report.find_mount("/tmp/pts").is_some(),
-            submounts,
-            "{option}"
-        );
+        assert_eq!(report.find_mount("/tmp/pts").is_some(), submounts, "{option}");
     }
 }
 
@@ -194,11 +175,7 @@ fn ro_is_shallow_and_rro_is_deep(runtime: &Runtime) {
         let mut bundle = runtime.bundle();
         bundle.add_mount(bind("/dev", "/tmp", &["rbind", option]));
         let report = bundle.report(&[]);
-        assert!(
-            report.has_option("/tmp", "ro"),
-            "{option}: {}",
-            report.mount("/tmp")
-        );
+        assert!(report.has_option("/tmp", "ro"), "{option}: {}", report.mount("/tmp"));
         assert_eq!(
             report.has_option("/tmp/pts", "ro"),
             below,
@@ -224,20 +201,12 @@ fn propagation_options_are_taken(runtime: &Runtime) {
     for option in ["private", "rprivate"] {
         let mut bundle = runtime.bundle();
         bundle.add_mount(bind("/dev", "/tmp", &["bind", option]));
-        assert_eq!(
-            bundle.report(&[]).mount("/tmp")["propagation"],
-            json!([]),
-            "{option}"
-        );
+        assert_eq!(bundle.report(&[]).mount("/tmp")["propagation"], json!([]), "{option}");
     }
 }
 
 fn rootfs_propagation_is_taken(runtime: &Runtime) {
-    for (value, tag) in [
-        ("shared", "shared:"),
-        ("private", "[]"),
-        ("unbindable", "unbindable"),
-    ] {
+    for (value, tag) in [("shared", "shared:"), ("private", "[]"), ("unbindable", "unbindable")] {
         let mut bundle = runtime.bundle();
         bundle.spec["linux"]["rootfsPropagation"] = json!(value);
         let tags = bundle.report(&[]).mount("/")["propagation"].to_string();
@@ -250,10 +219,7 @@ fn mounts_made_inside_are_not_seen_outside(runtime: &Runtime) {
     bundle.probe(&["sleep"]);
     let _container = bundle.start();
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("read mountinfo");
-    let seen: Vec<&str> = mounts
-        .lines()
-        .filter(|line| line.contains(&bundle.id))
-        .collect();
+    let seen: Vec<&str> = mounts.lines().filter(|line| line.contains(&bundle.id)).collect();
     assert!(seen.is_empty(), "{seen:?}");
 }
 
@@ -332,9 +298,7 @@ fn a_directory_cannot_be_bound_onto_a_file(runtime: &Runtime) {
 
 fn an_unknown_filesystem_is_refused(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.add_mount(
-        json!({ "destination": "/tmp", "type": "no-such-filesystem", "source": "none" }),
-    );
+    bundle.add_mount(json!({ "destination": "/tmp", "type": "no-such-filesystem", "source": "none" }));
     let error = bundle.run().failure();
     assert!(error.contains("/tmp"), "{error}");
     bundle.assert_nothing_left();
@@ -367,15 +331,9 @@ fn unified_cgroup_is_mounted_read_only(runtime: &Runtime) {
 fn v1_controllers_are_mounted_read_only(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     let report = bundle.report(&["/sys/fs/cgroup/memory/cgroup.procs"]);
-    assert_eq!(
-        report.path("/sys/fs/cgroup/memory/cgroup.procs")["write"],
-        "EROFS"
-    );
+    assert_eq!(report.path("/sys/fs/cgroup/memory/cgroup.procs")["write"], "EROFS");
     // runc 1.1 leaves the tmpfs that holds the controllers writable.
-    assert_ne!(
-        report.has_option("/sys/fs/cgroup", "ro"),
-        runtime.is("runc")
-    );
+    assert_ne!(report.has_option("/sys/fs/cgroup", "ro"), runtime.is("runc"));
     for controller in ["memory", "pids", "cpu", "devices", "freezer"] {
         let destination = format!("/sys/fs/cgroup/{controller}");
         let mount = report.mount(&destination);

@@ -31,8 +31,7 @@ corten_only! {
 }
 
 fn own(kind: &str) -> String {
-    let link = fs::read_link(format!("/proc/thread-self/ns/{kind}"))
-        .expect("every process has namespaces");
+    let link = fs::read_link(format!("/proc/thread-self/ns/{kind}")).expect("every process has namespaces");
     link.to_string_lossy().into_owned()
 }
 
@@ -47,12 +46,7 @@ fn default_namespaces_are_new(runtime: &Runtime) {
 }
 
 /// The name of a namespace in config.json and in /proc/PID/ns.
-const KINDS: [(&str, &str); 4] = [
-    ("pid", "pid"),
-    ("network", "net"),
-    ("ipc", "ipc"),
-    ("uts", "uts"),
-];
+const KINDS: [(&str, &str); 4] = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
 
 fn each_namespace_can_be_the_hosts(runtime: &Runtime) {
     for (name, link) in KINDS {
@@ -67,15 +61,9 @@ fn each_namespace_can_be_the_hosts(runtime: &Runtime) {
             .as_array_mut()
             .expect("mounts are a list")
             .retain(|mount| {
-                mount["destination"] != "/dev/mqueue"
-                    && mount["type"] != "sysfs"
-                    && mount["type"] != "cgroup"
+                mount["destination"] != "/dev/mqueue" && mount["type"] != "sysfs" && mount["type"] != "cgroup"
             });
-        assert_eq!(
-            bundle.report(&[]).namespace(link),
-            own(link),
-            "{name} is the caller's"
-        );
+        assert_eq!(bundle.report(&[]).namespace(link), own(link), "{name} is the caller's");
     }
 }
 
@@ -135,8 +123,7 @@ fn cgroup_namespace_hides_the_path(runtime: &Runtime) {
 fn map_ids(bundle: &mut corten_tests::bundle::Bundle<'_>) {
     bundle.namespace("user", None);
     for field in ["uidMappings", "gidMappings"] {
-        bundle.spec["linux"][field] =
-            json!([{ "containerID": 0, "hostID": 200_000, "size": 65536 }]);
+        bundle.spec["linux"][field] = json!([{ "containerID": 0, "hostID": 200_000, "size": 65536 }]);
     }
 }
 
@@ -152,11 +139,7 @@ fn user_namespace_maps_ids(runtime: &Runtime) {
     let report = bundle.report(&["/probe", "/dev/null"]);
     assert_ne!(report.namespace("user"), own("user"));
     assert_mapped(&report);
-    assert_eq!(
-        report.path("/probe")["uid"],
-        65534,
-        "the host's root is nobody inside"
-    );
+    assert_eq!(report.path("/probe")["uid"], 65534, "the host's root is nobody inside");
     assert_eq!(report.path("/dev/null")["device"], json!([1, 3]));
     assert_eq!(report.path("/dev/null")["write"], json!(null));
 }
@@ -172,8 +155,7 @@ fn user_namespace_can_be_joined(runtime: &Runtime) {
     }
     let report = bundle.report(&[]);
     assert_mapped(&report);
-    let expected =
-        fs::read_link(format!("/proc/{}/ns/user", target.pid)).expect("the first container runs");
+    let expected = fs::read_link(format!("/proc/{}/ns/user", target.pid)).expect("the first container runs");
     assert_eq!(report.namespace("user"), expected.to_string_lossy());
 }
 
@@ -204,11 +186,7 @@ fn hostname_and_domainname_are_set(runtime: &Runtime) {
     assert_eq!(report["hostname"], "ship");
     assert_eq!(
         report["domainname"],
-        if runtime.is("runc") {
-            "(none)"
-        } else {
-            "sea.example"
-        }
+        if runtime.is("runc") { "(none)" } else { "sea.example" }
     );
 }
 
@@ -256,13 +234,7 @@ impl Drop for Holder {
 /// Mount points of a process, and what is on them.
 fn mounts(process: &Path) -> Vec<String> {
     let text = fs::read_to_string(process.join("mountinfo")).expect("the process is there");
-    let fields = |line: &str| {
-        line.split(' ')
-            .skip(2)
-            .take(3)
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+    let fields = |line: &str| line.split(' ').skip(2).take(3).collect::<Vec<_>>().join(" ");
     text.lines().map(fields).collect()
 }
 
@@ -287,10 +259,7 @@ fn join_mount_namespace(runtime: &Runtime, propagation: &str) {
     assert_eq!(roots.count(), 1, "the old root is gone");
     assert!(holder.has("probe"), "the holder's root is the container's");
     let own = mounts(Path::new("/proc/self"));
-    assert!(
-        !own.iter().any(|mount| mount.contains(&bundle.id)),
-        "{own:?}"
-    );
+    assert!(!own.iter().any(|mount| mount.contains(&bundle.id)), "{own:?}");
     bundle.assert_nothing_left();
 }
 
@@ -309,8 +278,7 @@ fn paths_are_those_of_a_joined_mount_namespace(runtime: &Runtime) {
     let script = format!("mount -t tmpfs none {0}; mkdir {0}/inside", data.display());
     let holder = Holder::new("private", &script);
     bundle.namespace("mount", Some(&holder.path()));
-    let mount =
-        json!({ "destination": "/data", "type": "bind", "source": data, "options": ["bind"] });
+    let mount = json!({ "destination": "/data", "type": "bind", "source": data, "options": ["bind"] });
     bundle.add_mount(mount);
     let report = bundle.report(&[]);
     assert_eq!(report.mount("/data")["type"], "tmpfs");

@@ -40,8 +40,7 @@ corten_only! {
 
 fn user_group_and_additional_groups(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.spec["process"]["user"] =
-        json!({ "uid": 1000, "gid": 1001, "additionalGids": [50000, 7, 1001] });
+    bundle.spec["process"]["user"] = json!({ "uid": 1000, "gid": 1001, "additionalGids": [50000, 7, 1001] });
     let report = bundle.report(&[]);
     assert_eq!(report.status("Uid"), "1000 1000 1000 1000");
     assert_eq!(report.status("Gid"), "1001 1001 1001 1001");
@@ -67,9 +66,8 @@ const KILL: u64 = 1 << 5;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 
 fn sets(report: &corten_tests::bundle::Report) -> [u64; 5] {
-    ["CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb"].map(|name| {
-        u64::from_str_radix(report.status(name), 16).expect("the kernel prints hexadecimal")
-    })
+    ["CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb"]
+        .map(|name| u64::from_str_radix(report.status(name), 16).expect("the kernel prints hexadecimal"))
 }
 
 fn each_capability_set_is_as_listed(runtime: &Runtime) {
@@ -93,7 +91,8 @@ fn each_capability_set_is_as_listed(runtime: &Runtime) {
 
 fn without_capabilities_there_are_none(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.spec["process"]["capabilities"] = json!({ "bounding": [], "permitted": [], "effective": [], "inheritable": [], "ambient": [] });
+    bundle.spec["process"]["capabilities"] =
+        json!({ "bounding": [], "permitted": [], "effective": [], "inheritable": [], "ambient": [] });
     assert_eq!(sets(&bundle.report(&[])), [0; 5]);
 }
 
@@ -101,15 +100,15 @@ fn a_user_keeps_ambient_capabilities(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     bundle.spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
     let own = json!(["CAP_KILL"]);
-    bundle.spec["process"]["capabilities"] = json!({ "bounding": own, "permitted": own, "effective": own, "inheritable": own, "ambient": own });
+    bundle.spec["process"]["capabilities"] =
+        json!({ "bounding": own, "permitted": own, "effective": own, "inheritable": own, "ambient": own });
     assert_eq!(sets(&bundle.report(&[])), [KILL; 5]);
 }
 
 fn an_unknown_capability_is_passed_over(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     let own = json!(["CAP_KILL", "CAP_TIME_TRAVEL"]);
-    bundle.spec["process"]["capabilities"] =
-        json!({ "bounding": own, "permitted": own, "effective": own });
+    bundle.spec["process"]["capabilities"] = json!({ "bounding": own, "permitted": own, "effective": own });
     assert_eq!(sets(&bundle.report(&[]))[0], KILL);
 }
 
@@ -128,8 +127,7 @@ fn rlimits_are_set(runtime: &Runtime) {
 
 fn a_rlimit_beyond_the_hard_limit_of_the_spec_is_refused(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.spec["process"]["rlimits"] =
-        json!([{ "type": "RLIMIT_NOFILE", "soft": 300, "hard": 200 }]);
+    bundle.spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 300, "hard": 200 }]);
     let _error = bundle.run().failure();
     bundle.assert_nothing_left();
 }
@@ -153,19 +151,11 @@ fn environment_is_the_spec_s(runtime: &Runtime) {
         "HOME=/somewhere"
     ]);
     bundle.spec["process"]["env"] = env.clone();
-    assert_eq!(
-        bundle.report(&[])["env"],
-        env,
-        "in this order and nothing else"
-    );
+    assert_eq!(bundle.report(&[])["env"], env, "in this order and nothing else");
 }
 
 fn home_is_the_user_s(runtime: &Runtime) {
-    for (uid, home) in [
-        (0, "HOME=/root"),
-        (1000, "HOME=/home/tester"),
-        (4321, "HOME=/"),
-    ] {
+    for (uid, home) in [(0, "HOME=/root"), (1000, "HOME=/home/tester"), (4321, "HOME=/")] {
         let mut bundle = runtime.bundle();
         bundle.spec["process"]["user"] = json!({ "uid": uid, "gid": 0 });
         let report = bundle.report(&[]);
@@ -224,9 +214,7 @@ fn a_cwd_cannot_leave_the_root(runtime: &Runtime) {
         let output = bundle.run();
         if output.code == 0 {
             let report = corten_tests::bundle::Report::parse(&output.stdout);
-            let inside = report["cwd"]
-                .as_str()
-                .is_some_and(|cwd| !cwd.contains("unreachable"));
+            let inside = report["cwd"].as_str().is_some_and(|cwd| !cwd.contains("unreachable"));
             assert!(
                 inside && report.path("../../../../etc/hostname")["error"] == "ENOENT",
                 "{report:?}"
@@ -263,18 +251,12 @@ fn oom_score_adj_is_clamped(runtime: &Runtime) {
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:\t"))
         .expect("the kernel prints it");
-    let privileged =
-        u64::from_str_radix(effective, 16).expect("the kernel prints hexadecimal") >> 24 & 1 == 1;
-    let score = report["oom_score_adj"]
-        .as_i64()
-        .expect("the kernel prints a number");
+    let privileged = u64::from_str_radix(effective, 16).expect("the kernel prints hexadecimal") >> 24 & 1 == 1;
+    let score = report["oom_score_adj"].as_i64().expect("the kernel prints a number");
     if privileged {
         assert_eq!(score, -1000);
     } else {
-        assert!(
-            score > -1000 && score <= i64::from(own_oom_score_adj()),
-            "{score}"
-        );
+        assert!(score > -1000 && score <= i64::from(own_oom_score_adj()), "{score}");
     }
 }
 

@@ -53,15 +53,8 @@ fn delete_is_quiet_about_a_cgroup_half_gone(runtime: &Runtime) {
     container.wait();
     bundle.wait_for_status("stopped");
     // Busy in one hierarchy, gone in the freezer's.
-    let mut left = Command::new("sleep")
-        .arg("60")
-        .spawn()
-        .expect("start sleep");
-    fs::write(
-        bundle.cgroup("pids").join("cgroup.procs"),
-        left.id().to_string(),
-    )
-    .expect("move a process");
+    let mut left = Command::new("sleep").arg("60").spawn().expect("start sleep");
+    fs::write(bundle.cgroup("pids").join("cgroup.procs"), left.id().to_string()).expect("move a process");
     fs::remove_dir(bundle.cgroup("freezer")).expect("remove an empty cgroup");
     let output = bundle.call("delete", &["--force"]).success();
     assert_eq!(output.stderr, "");
@@ -74,11 +67,7 @@ fn a_config_that_is_no_file_is_refused(runtime: &Runtime) {
     let config = bundle.path().join("config.json");
     nix::unistd::mkfifo(&config, Mode::S_IRUSR).expect("make a fifo");
     let mut command = runtime.command();
-    command
-        .arg("create")
-        .arg("--bundle")
-        .arg(bundle.path())
-        .arg(&bundle.id);
+    command.arg("create").arg("--bundle").arg(bundle.path()).arg(&bundle.id);
     let error = finish(&mut command).failure();
     assert!(error.contains("config.json: not a regular file"), "{error}");
     bundle.assert_nothing_left();

@@ -76,33 +76,21 @@ fn nothing_of_the_host_is_mounted(runtime: &Runtime) {
     let foreign: Vec<_> = mounts
         .iter()
         .filter_map(|mount| mount["destination"].as_str())
-        .filter(|path| {
-            *path != "/"
-                && !["/proc", "/dev", "/sys"]
-                    .iter()
-                    .any(|top| path.starts_with(top))
-        })
+        .filter(|path| *path != "/" && !["/proc", "/dev", "/sys"].iter().any(|top| path.starts_with(top)))
         .collect();
     assert!(foreign.is_empty(), "{foreign:?}");
 }
 
 fn the_root_is_the_top_of_the_mount_namespace(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    let report = bundle.report(&[
-        "/../../../..",
-        "/proc/1/root/etc/passwd",
-        "/proc/1/root/../probe",
-    ]);
+    let report = bundle.report(&["/../../../..", "/proc/1/root/etc/passwd", "/proc/1/root/../probe"]);
     assert_eq!(
         report.mount("/")["root"],
         json!(bundle.rootfs("").to_string_lossy().trim_end_matches('/'))
     );
     let roots = report["mounts"].as_array().expect("mounts are a list");
     assert_eq!(
-        roots
-            .iter()
-            .filter(|mount| mount["destination"] == "/")
-            .count(),
+        roots.iter().filter(|mount| mount["destination"] == "/").count(),
         1,
         "no root below the root"
     );
@@ -154,12 +142,7 @@ fn readonly_paths_cannot_be_written(runtime: &Runtime) {
         "/etc/passwd",
         "/proc/sys/kernel/hostname",
     ]);
-    for path in [
-        "/home",
-        "/home/tester",
-        "/etc/group",
-        "/proc/sys/kernel/hostname",
-    ] {
+    for path in ["/home", "/home/tester", "/etc/group", "/proc/sys/kernel/hostname"] {
         assert_eq!(report.path(path)["write"], "EROFS", "{path}");
     }
     assert_eq!(report.path("/etc/passwd")["write"], json!(null));
@@ -174,32 +157,17 @@ fn default_devices_are_there(runtime: &Runtime) {
         ("urandom", 1, 9),
         ("tty", 5, 0),
     ];
-    let paths: Vec<String> = devices
-        .iter()
-        .map(|(name, _, _)| format!("/dev/{name}"))
-        .collect();
-    let paths: Vec<&str> = paths
-        .iter()
-        .map(String::as_str)
-        .chain(["/dev/console"])
-        .collect();
+    let paths: Vec<String> = devices.iter().map(|(name, _, _)| format!("/dev/{name}")).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).chain(["/dev/console"]).collect();
     let report = runtime.bundle().report(&paths);
     for (path, (_, major, minor)) in paths.iter().zip(devices) {
         let device = report.path(path);
         assert_eq!(device["type"], "character", "{path}");
         assert_eq!(device["device"], json!([major, minor]), "{path}");
-        assert_eq!(
-            (&device["mode"], &device["uid"]),
-            (&json!("0666"), &json!(0)),
-            "{path}"
-        );
+        assert_eq!((&device["mode"], &device["uid"]), (&json!("0666"), &json!(0)), "{path}");
     }
     assert_eq!(report.path("/dev/null")["write"], json!(null));
-    assert_eq!(
-        report.path("/dev/console")["error"],
-        "ENOENT",
-        "there is no terminal"
-    );
+    assert_eq!(report.path("/dev/console")["error"], "ENOENT", "there is no terminal");
 }
 
 fn default_symlinks_are_there(runtime: &Runtime) {
@@ -232,24 +200,16 @@ fn a_listed_device_is_made(runtime: &Runtime) {
 
 fn a_listed_fifo_is_made(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.spec["linux"]["devices"] =
-        json!([{ "path": "/dev/pipe", "type": "p", "fileMode": 0o600 }]);
-    assert_eq!(
-        bundle.report(&["/dev/pipe"]).path("/dev/pipe")["type"],
-        "fifo"
-    );
+    bundle.spec["linux"]["devices"] = json!([{ "path": "/dev/pipe", "type": "p", "fileMode": 0o600 }]);
+    assert_eq!(bundle.report(&["/dev/pipe"]).path("/dev/pipe")["type"], "fifo");
 }
 
 /// /dev/kmsg can be opened for writing by anybody whom its mode allows; here it is the devices cgroup that decides.
 fn a_device_needs_the_cgroup_s_leave(runtime: &Runtime) {
-    let device =
-        json!([{ "path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666 }]);
+    let device = json!([{ "path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666 }]);
     let mut denied = runtime.bundle();
     denied.spec["linux"]["devices"] = device.clone();
-    assert_eq!(
-        denied.report(&["/dev/kmsg"]).path("/dev/kmsg")["write"],
-        "EPERM"
-    );
+    assert_eq!(denied.report(&["/dev/kmsg"]).path("/dev/kmsg")["write"], "EPERM");
 
     let mut allowed = runtime.bundle();
     allowed.spec["linux"]["devices"] = device;
@@ -257,10 +217,7 @@ fn a_device_needs_the_cgroup_s_leave(runtime: &Runtime) {
         { "allow": false, "access": "rwm" },
         { "allow": true, "type": "c", "major": 1, "minor": 11, "access": "w" },
     ]);
-    assert_eq!(
-        allowed.report(&["/dev/kmsg"]).path("/dev/kmsg")["write"],
-        json!(null)
-    );
+    assert_eq!(allowed.report(&["/dev/kmsg"]).path("/dev/kmsg")["write"], json!(null));
 }
 
 fn devices_cannot_be_made_outside_the_root(runtime: &Runtime) {
@@ -268,15 +225,9 @@ fn devices_cannot_be_made_outside_the_root(runtime: &Runtime) {
     let outside = bundle.path().join("outside");
     fs::create_dir(&outside).expect("make a directory of the test");
     symlink(&outside, bundle.rootfs("/escape")).expect("make a symlink");
-    bundle.spec["linux"]["devices"] =
-        json!([{ "path": "/escape/null", "type": "c", "major": 1, "minor": 3 }]);
+    bundle.spec["linux"]["devices"] = json!([{ "path": "/escape/null", "type": "c", "major": 1, "minor": 3 }]);
     let _output = bundle.run();
-    assert_eq!(
-        fs::read_dir(&outside)
-            .expect("read a directory of the test")
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(&outside).expect("read a directory of the test").count(), 0);
 }
 
 fn dev_of_the_host_is_left_alone(runtime: &Runtime) {
@@ -289,9 +240,7 @@ fn dev_of_the_host_is_left_alone(runtime: &Runtime) {
                 .as_str()
                 .is_some_and(|path| path.starts_with("/dev"))
         });
-    bundle.add_mount(
-        json!({ "destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"] }),
-    );
+    bundle.add_mount(json!({ "destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"] }));
     let before = fs::read_link("/dev/ptmx").ok();
     let report = bundle.report(&["/dev/null", "/dev/shm"]);
     assert_eq!(report.path("/dev/null")["device"], json!([1, 3]));

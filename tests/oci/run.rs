@@ -31,9 +31,7 @@ fn a_signal_becomes_a_code(runtime: &Runtime) {
     let init = wait_until(|| {
         let state = bundle.call("state", &[]);
         let state: serde_json::Value = serde_json::from_str(&state.stdout).ok()?;
-        (state["status"] == "running")
-            .then(|| state["pid"].as_i64())
-            .flatten()
+        (state["status"] == "running").then(|| state["pid"].as_i64()).flatten()
     });
     let init = i32::try_from(init.expect("it runs")).expect("a pid is an i32");
     kill(nix::unistd::Pid::from_raw(init), Signal::SIGKILL).expect("kill a process of this test");
@@ -70,12 +68,7 @@ fn detach_returns_while_the_container_runs(runtime: &Runtime) {
 }
 
 fn signals_are_passed_on(runtime: &Runtime) {
-    for signal in [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGUSR1,
-    ] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
         let mut bundle = runtime.bundle();
         bundle.probe(&["signal-wait"]);
         let running = Running::start(bundle.command("run").arg(&bundle.id));

@@ -62,17 +62,9 @@ fn same(change: fn(&mut Bundle<'_>), look: fn(&mut Bundle<'_>) -> Report, allowe
         let report = look(&mut bundle);
         fields(&bundle, &report)
     });
-    assert!(
-        ours.len() > 100,
-        "the report has all its parts: {}",
-        ours.len()
-    );
+    assert!(ours.len() > 100, "the report has all its parts: {}", ours.len());
     let differences = differences(&ours, &theirs, allowed);
-    assert!(
-        differences.is_empty(),
-        "corten, then runc:\n{}",
-        differences.join("\n")
-    );
+    assert!(differences.is_empty(), "corten, then runc:\n{}", differences.join("\n"));
     drop((corten, runc));
     watch.assert_clean();
 }
@@ -87,11 +79,7 @@ fn differences(
         .chain(theirs.keys().filter(|name| !ours.contains_key(*name)));
     names
         .filter(|name| ours.get(*name) != theirs.get(*name))
-        .filter(|name| {
-            !allowed
-                .iter()
-                .any(|(beginning, _)| name.starts_with(beginning))
-        })
+        .filter(|name| !allowed.iter().any(|(beginning, _)| name.starts_with(beginning)))
         .map(|name| format!("{name}: {:?} {:?}", ours.get(name), theirs.get(name)))
         .collect()
 }
@@ -116,18 +104,13 @@ fn fields(bundle: &Bundle<'_>, report: &Report) -> BTreeMap<String, Value> {
         .iter()
         .filter_map(Value::as_str)
     {
-        let (hierarchy, path) = line
-            .rsplit_once(':')
-            .expect("a line is number:controllers:path");
+        let (hierarchy, path) = line.rsplit_once(':').expect("a line is number:controllers:path");
         flat.insert(format!("/cgroups/{hierarchy}"), json!(path));
     }
     flatten("", &report, &mut flat);
     for mount in mounts.as_array().expect("mounts are a list") {
         flatten(
-            &format!(
-                "/mounts/{}",
-                mount["destination"].as_str().unwrap_or_default()
-            ),
+            &format!("/mounts/{}", mount["destination"].as_str().unwrap_or_default()),
             mount,
             &mut flat,
         );
@@ -137,12 +120,8 @@ fn fields(bundle: &Bundle<'_>, report: &Report) -> BTreeMap<String, Value> {
 
 /// Replaces what is another value in every run by what is to be the same about it.
 fn make_comparable(report: &mut Value) {
-    for (kind, namespace) in report["namespaces"]
-        .as_object_mut()
-        .expect("namespaces are a map")
-    {
-        let own = fs::read_link(format!("/proc/thread-self/ns/{kind}"))
-            .expect("every process has namespaces");
+    for (kind, namespace) in report["namespaces"].as_object_mut().expect("namespaces are a map") {
+        let own = fs::read_link(format!("/proc/thread-self/ns/{kind}")).expect("every process has namespaces");
         *namespace = json!(if *namespace == json!(own) {
             "the caller's"
         } else {
@@ -163,11 +142,7 @@ fn make_comparable(report: &mut Value) {
     report["pid"] = json!(pid == 1);
     report["ppid"] = json!(report["ppid"] == 0);
     report["status"]["NSpid"].take();
-    for described in report["paths"]
-        .as_object_mut()
-        .expect("paths are a map")
-        .values_mut()
-    {
+    for described in report["paths"].as_object_mut().expect("paths are a map").values_mut() {
         // The size of a directory is the filesystem's own business; its entries are compared.
         if described["type"] == "directory" {
             described["size"].take();
@@ -289,9 +264,9 @@ fn same_result_as_runc_with_the_host_s_namespaces() {
 
 fn as_user(bundle: &mut Bundle<'_>) {
     let own = json!(["CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW"]);
-    bundle.spec["process"]["user"] =
-        json!({ "uid": 1000, "gid": 1000, "additionalGids": [7, 50000], "umask": 0o027 });
-    bundle.spec["process"]["capabilities"] = json!({ "bounding": own, "permitted": own, "effective": own, "inheritable": own, "ambient": ["CAP_KILL"] });
+    bundle.spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000, "additionalGids": [7, 50000], "umask": 0o027 });
+    bundle.spec["process"]["capabilities"] =
+        json!({ "bounding": own, "permitted": own, "effective": own, "inheritable": own, "ambient": ["CAP_KILL"] });
     bundle.spec["process"]["rlimits"] = json!([
         { "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 },
         { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
@@ -304,15 +279,12 @@ fn as_user(bundle: &mut Bundle<'_>) {
     bundle.namespace("cgroup", None);
     bundle.spec["linux"]["maskedPaths"] = json!(["/etc/group", "/home/nobody", "/proc/scsi"]);
     bundle.spec["linux"]["readonlyPaths"] = json!(["/etc", "/proc/sys"]);
-    bundle.spec["linux"]["devices"] = json!([{ "path": "/dev/core", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600, "uid": 1000 }]);
-    bundle.add_mount(
-        json!({ "destination": "/run", "type": "tmpfs", "source": "tmpfs",
-        "options": ["noatime", "nosuid", "size=1m", "mode=0700"] }),
-    );
-    bundle.add_mount(
-        json!({ "destination": "/srv/host", "type": "bind", "source": "/dev",
-        "options": ["rbind", "rro", "nosuid", "rslave"] }),
-    );
+    bundle.spec["linux"]["devices"] =
+        json!([{ "path": "/dev/core", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600, "uid": 1000 }]);
+    bundle.add_mount(json!({ "destination": "/run", "type": "tmpfs", "source": "tmpfs",
+        "options": ["noatime", "nosuid", "size=1m", "mode=0700"] }));
+    bundle.add_mount(json!({ "destination": "/srv/host", "type": "bind", "source": "/dev",
+        "options": ["rbind", "rro", "nosuid", "rslave"] }));
     bundle.add_mount(
         json!({ "destination": "/etc/resolv.conf", "type": "bind", "source": "/etc/hostname",
         "options": ["bind", "ro", "nodev", "noexec"] }),
@@ -322,8 +294,7 @@ fn as_user(bundle: &mut Bundle<'_>) {
 fn in_user_namespace(bundle: &mut Bundle<'_>) {
     bundle.namespace("user", None);
     for field in ["uidMappings", "gidMappings"] {
-        bundle.spec["linux"][field] =
-            json!([{ "containerID": 0, "hostID": 300_000, "size": 65536 }]);
+        bundle.spec["linux"][field] = json!([{ "containerID": 0, "hostID": 300_000, "size": 65536 }]);
     }
 }
 
@@ -332,12 +303,8 @@ fn in_host_namespaces(bundle: &mut Bundle<'_>) {
         bundle.remove_namespace(kind);
     }
     bundle.spec["hostname"].take();
-    let mounts = bundle.spec["mounts"]
-        .as_array_mut()
-        .expect("mounts are a list");
+    let mounts = bundle.spec["mounts"].as_array_mut().expect("mounts are a list");
     // Without a network namespace of its own a container cannot mount sysfs, and binds the host's.
-    mounts.retain(|mount| {
-        mount["type"] != "sysfs" && mount["type"] != "cgroup" && mount["type"] != "mqueue"
-    });
+    mounts.retain(|mount| mount["type"] != "sysfs" && mount["type"] != "cgroup" && mount["type"] != "mqueue");
     bundle.add_mount(json!({ "destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "ro"] }));
 }

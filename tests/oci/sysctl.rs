@@ -19,7 +19,8 @@ fn sysctls_of_own_namespaces_are_set(runtime: &Runtime) {
     let messages = "/proc/sys/kernel/msgmax";
     let host = [port, messages].map(|path| fs::read_to_string(path).expect("read a sysctl"));
     let mut bundle = runtime.bundle();
-    bundle.spec["linux"]["sysctl"] = json!({ "net.ipv4.ip_unprivileged_port_start": "81", "kernel.msgmax": "4242", "fs.mqueue.msg_max": "11" });
+    bundle.spec["linux"]["sysctl"] =
+        json!({ "net.ipv4.ip_unprivileged_port_start": "81", "kernel.msgmax": "4242", "fs.mqueue.msg_max": "11" });
     let report = bundle.report(&[port, messages, "/proc/sys/fs/mqueue/msg_max"]);
     assert_eq!(report.path(port)["text"], "81\n");
     assert_eq!(report.path(messages)["text"], "4242\n");

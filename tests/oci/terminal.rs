@@ -29,9 +29,7 @@ impl ConsoleSocket {
     fn new(bundle: &Bundle<'_>) -> ConsoleSocket {
         let path = bundle.path().join("console.sock");
         let listener = UnixListener::bind(&path).expect("bind a socket of the test");
-        listener
-            .set_nonblocking(true)
-            .expect("a socket can be non-blocking");
+        listener.set_nonblocking(true).expect("a socket can be non-blocking");
         ConsoleSocket { path, listener }
     }
 
@@ -53,10 +51,7 @@ impl ConsoleSocket {
             _ => Vec::new(),
         });
         let master = fds.next().expect("the message carries a descriptor");
-        assert!(
-            fds.next().is_none(),
-            "the terminal's master and nothing else"
-        );
+        assert!(fds.next().is_none(), "the terminal's master and nothing else");
         File::from(master)
     }
 }
@@ -90,10 +85,7 @@ fn the_master_comes_over_the_console_socket(runtime: &Runtime) {
     assert!(report["terminal"].is_object(), "{report:?}");
     for fd in ["0", "1", "2"] {
         let target = report["fds"][fd].as_str().unwrap_or_default();
-        assert!(
-            ["/dev/pts/0", "/dev/console"].contains(&target),
-            "{fd}: {target}"
-        );
+        assert!(["/dev/pts/0", "/dev/console"].contains(&target), "{fd}: {target}");
     }
     assert_eq!(report["fds"].as_object().map(serde_json::Map::len), Some(3));
     assert_eq!(report.path("/dev/console")["type"], "character");
@@ -125,8 +117,7 @@ fn exec_can_have_a_terminal(runtime: &Runtime) {
     let pid = bundle.exec_detached(&["--tty", "--console-socket", &path], &["/probe", "report"]);
     let report = Report::parse(&read_all(&socket.master()));
     assert!(report["terminal"].is_object(), "{report:?}");
-    let namespace =
-        std::fs::read_link(format!("/proc/{}/ns/mnt", container.pid)).expect("init runs");
+    let namespace = std::fs::read_link(format!("/proc/{}/ns/mnt", container.pid)).expect("init runs");
     assert_eq!(report.namespace("mnt"), namespace.to_string_lossy());
     assert_eq!(wait_for(pid), 0);
 }
@@ -142,10 +133,7 @@ fn a_console_socket_needs_a_terminal(runtime: &Runtime) {
     let bundle = runtime.bundle();
     let socket = ConsoleSocket::new(&bundle);
     bundle
-        .call(
-            "create",
-            &["--console-socket", &socket.path.to_string_lossy()],
-        )
+        .call("create", &["--console-socket", &socket.path.to_string_lossy()])
         .failure();
     bundle.assert_nothing_left();
 }

@@ -36,17 +36,10 @@ fn request(bundle: &Bundle, exec_id: &str, process: &std::path::Path) -> Call {
 }
 
 /// Runs an exec with its output in files, up to its answer.
-fn begin(
-    shim: &Shim,
-    client: &mut Client,
-    bundle: &Bundle,
-    exec_id: &str,
-    script: &str,
-) -> (i32, File, File) {
+fn begin(shim: &Shim, client: &mut Client, bundle: &Bundle, exec_id: &str, script: &str) -> (i32, File, File) {
     let process = process(shim, script);
     let null = File::open("/dev/null").expect("null");
-    let files =
-        [tempfile::tempfile(), tempfile::tempfile()].map(|file| file.expect("temporary file"));
+    let files = [tempfile::tempfile(), tempfile::tempfile()].map(|file| file.expect("temporary file"));
     let fds = [null.as_fd(), files[0].as_fd(), files[1].as_fd()];
     let seq = client.send_fds(request(bundle, exec_id, &process), &fds);
     let pid = match client.wait(seq) {
@@ -107,28 +100,17 @@ fn with_container(test: impl Fn(&Shim, &mut Client, &Bundle)) {
 #[test]
 fn output_goes_to_the_descriptors_and_the_code_comes_back() {
     with_container(|shim, client, bundle| {
-        let (pid, mut stdout, mut stderr) =
-            begin(shim, client, bundle, "e", "echo out; echo err >&2; exit 5");
+        let (pid, mut stdout, mut stderr) = begin(shim, client, bundle, "e", "echo out; echo err >&2; exit 5");
         assert!(pid > 1);
         assert_eq!(exit(client, "e").code, 5);
         assert_eq!(
-            (
-                read_back(&mut stdout).as_str(),
-                read_back(&mut stderr).as_str()
-            ),
+            (read_back(&mut stdout).as_str(), read_back(&mut stderr).as_str()),
             ("out\n", "err\n")
         );
-        assert_eq!(
-            bundle.records(),
-            [],
-            "an exec's output is not the container's"
-        );
+        assert_eq!(bundle.records(), [], "an exec's output is not the container's");
         // The id is free again.
         begin(shim, client, bundle, "e", "kill -15 $$");
-        assert_eq!(
-            (exit(client, "e").code, client.event(Duration::ZERO)),
-            (143, None)
-        );
+        assert_eq!((exit(client, "e").code, client.event(Duration::ZERO)), (143, None));
     });
 }
 
@@ -167,25 +149,17 @@ fn an_exec_that_cannot_run_says_why() {
         let process = shim.dir().join("process.json");
         fs::write(
             &process,
-            json!({ "args": ["/no/such/program"], "cwd": "/", "user": {"uid": 0, "gid": 0} })
-                .to_string(),
+            json!({ "args": ["/no/such/program"], "cwd": "/", "user": {"uid": 0, "gid": 0} }).to_string(),
         )
         .expect("process.json");
         let seq = client.send_fds(request(bundle, "e", &process), &fds);
         let refused = client.wait(seq).expect_err("no such program");
         assert_eq!(refused.code(), Code::Failed);
-        assert!(
-            refused.message.contains("/no/such/program"),
-            "{}",
-            refused.message
-        );
+        assert!(refused.message.contains("/no/such/program"), "{}", refused.message);
         assert!(!refused.message.contains('\n'));
         for count in [0, 2] {
             let seq = client.send_fds(request(bundle, "e", &process), &fds[..count]);
-            assert_eq!(
-                client.wait(seq).expect_err("too few descriptors").code(),
-                Code::Invalid
-            );
+            assert_eq!(client.wait(seq).expect_err("too few descriptors").code(), Code::Invalid);
         }
     });
 }
@@ -198,17 +172,11 @@ fn an_exec_needs_a_running_container() {
         let null = File::open("/dev/null").expect("null");
         let process = process(shim, "true");
         let seq = client.send_fds(request(&bundle, "e", &process), &[null.as_fd(); 3]);
-        assert_eq!(
-            client.wait(seq).expect_err("not started").code(),
-            Code::WrongState
-        );
+        assert_eq!(client.wait(seq).expect_err("not started").code(), Code::WrongState);
         client.start(&bundle.id);
         client.exit(&bundle.id);
         let seq = client.send_fds(request(&bundle, "e", &process), &[null.as_fd(); 3]);
-        assert_eq!(
-            client.wait(seq).expect_err("exited").code(),
-            Code::WrongState
-        );
+        assert_eq!(client.wait(seq).expect_err("exited").code(), Code::WrongState);
         client.delete(&bundle.id).expect("delete");
         let seq = client.send_fds(request(&bundle, "e", &process), &[null.as_fd(); 3]);
         assert_eq!(client.wait(seq).expect_err("gone").code(), Code::NotFound);

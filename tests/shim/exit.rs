@@ -28,10 +28,7 @@ fn an_exit_while_nobody_is_connected_is_on_disk_and_in_the_next_answer() {
             (held.len(), held[0].state(), held[0].exit),
             (1, State::Exited, Some(record.exit()))
         );
-        assert_eq!(
-            (held[0].pid, held[0].started_at),
-            (record.pid, record.started_at)
-        );
+        assert_eq!((held[0].pid, held[0].started_at), (record.pid, record.started_at));
         later.delete(&bundle.id).expect("delete");
         assert_eq!(
             later.event(Duration::ZERO),
@@ -55,11 +52,7 @@ fn an_orphan_that_holds_the_output_does_not_hold_up_the_exit() {
         let began = Instant::now();
         let exit = client.exit(&bundle.id);
         assert_eq!(exit.code, 0);
-        assert!(
-            began.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
         client.delete(&bundle.id).expect("delete");
         let output = String::from_utf8(bundle.output("stdout")).expect("text");
         assert!(

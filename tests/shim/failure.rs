@@ -51,13 +51,8 @@ fn a_runtimes_own_words_are_passed_on() {
     ] {
         with_script(script, |shim, client| {
             let bundle = shim.bundle("c", "true", |_| {});
-            let refused = client
-                .call(Call::Create(bundle.create()))
-                .expect_err("it fails");
-            assert_eq!(
-                (refused.code(), refused.message.as_str()),
-                (Code::Failed, expected)
-            );
+            let refused = client.call(Call::Create(bundle.create())).expect_err("it fails");
+            assert_eq!((refused.code(), refused.message.as_str()), (Code::Failed, expected));
             assert_eq!(client.subscribe(), []);
             assert_eq!(bundle.extra_files(), [] as [String; 0]);
             assert!(!bundle.log_path().exists(), "nothing of it remains");
@@ -88,9 +83,7 @@ fn a_create_that_cannot_be_used_is_undone() {
     ] {
         with_script(script, |shim, client| {
             let bundle = shim.bundle("c", "true", |_| {});
-            let refused = client
-                .call(Call::Create(bundle.create()))
-                .expect_err("it fails");
+            let refused = client.call(Call::Create(bundle.create())).expect_err("it fails");
             assert!(refused.message.contains(expected), "{}", refused.message);
             let verbs = fs::read_to_string(bundle.path.join("verbs")).expect("delete was called");
             assert!(verbs.ends_with("delete\n"), "{verbs}");
@@ -109,25 +102,11 @@ fn a_runtime_that_hangs_is_killed_and_undone_and_others_do_not_wait_for_it() {
         let began = Instant::now();
         let seq = client.send(Call::Create(hanging.create()));
         let other = shim.bundle("other", "true", |_| {});
-        client
-            .call(Call::Create(other.create()))
-            .expect_err("it fails");
-        assert!(
-            began.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            began.elapsed()
-        );
+        client.call(Call::Create(other.create())).expect_err("it fails");
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
         let refused = client.wait(seq).expect_err("no answer");
-        assert!(
-            began.elapsed() >= Duration::from_secs(2),
-            "{:?}",
-            began.elapsed()
-        );
-        assert!(
-            refused.message.contains("no answer for 2 s"),
-            "{}",
-            refused.message
-        );
+        assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!(refused.message.contains("no answer for 2 s"), "{}", refused.message);
         assert_eq!(
             fs::read_to_string(hanging.path.join("verbs")).expect("it was undone"),
             "delete\n"
@@ -166,14 +145,8 @@ fn a_runtime_that_is_not_there_is_named() {
     watch.also(shim.marker());
     let mut client = shim.connect();
     let bundle = shim.bundle("c", "true", |_| {});
-    let refused = client
-        .call(Call::Create(bundle.create()))
-        .expect_err("no runtime");
-    assert!(
-        refused.message.contains("/no/such/runtime"),
-        "{}",
-        refused.message
-    );
+    let refused = client.call(Call::Create(bundle.create())).expect_err("no runtime");
+    assert!(refused.message.contains("/no/such/runtime"), "{}", refused.message);
     assert_eq!(client.subscribe(), []);
     assert_eq!(bundle.extra_files(), [] as [String; 0]);
     shim.shut_down();
@@ -188,21 +161,11 @@ fn a_container_that_cannot_be_created_leaves_nothing() {
         });
         // Some runtimes find out at the create, others when init executes the program.
         match client.call(Call::Create(bundle.create())) {
-            Err(refused) => assert!(
-                refused.message.contains("/no/such/program"),
-                "{}",
-                refused.message
-            ),
+            Err(refused) => assert!(refused.message.contains("/no/such/program"), "{}", refused.message),
             Ok(_) => {
-                let start = corten_proto::shim::Start {
-                    id: bundle.id.clone(),
-                };
+                let start = corten_proto::shim::Start { id: bundle.id.clone() };
                 if let Err(refused) = client.call(Call::Start(start)) {
-                    assert!(
-                        refused.message.contains("/no/such/program"),
-                        "{}",
-                        refused.message
-                    );
+                    assert!(refused.message.contains("/no/such/program"), "{}", refused.message);
                 }
                 assert_ne!(client.exit(&bundle.id).code, 0);
                 client.delete(&bundle.id).expect("delete");
@@ -228,10 +191,7 @@ fn requests_that_cannot_be_meant_are_refused_before_anything_is_done() {
         refused(|create| create.id.clear(), "container id");
         refused(|create| create.bundle = "relative".into(), "bundle");
         refused(|create| create.exit_record.clear(), "exit_record");
-        refused(
-            |create| create.log_directory = "relative".into(),
-            "log_directory",
-        );
+        refused(|create| create.log_directory = "relative".into(), "log_directory");
         assert_eq!(client.subscribe(), []);
         assert!(!shim.dir().join("logs").exists());
     });

@@ -26,20 +26,14 @@ fn a_container_runs_and_its_exit_code_comes_back() {
             (held[0].state(), held[0].pid, held[0].started_at),
             (State::Created, pid, 0)
         );
-        assert!(
-            bundle.log_path().exists(),
-            "the log is there before the start"
-        );
+        assert!(bundle.log_path().exists(), "the log is there before the start");
         let started_at = client.start(&bundle.id);
         let exit = client.exit(&bundle.id);
         assert_eq!((exit.code, exit.signal, exit.oom_killed), (42, 0, false));
         // Log and record are complete once the event is there.
         assert_eq!(bundle.output("stdout"), b"hello\n");
         let record = bundle.exit_record();
-        assert_eq!(
-            (record.pid, record.code, record.started_at),
-            (pid, 42, started_at)
-        );
+        assert_eq!((record.pid, record.code, record.started_at), (pid, 42, started_at));
         assert_eq!(record.exit(), exit);
         assert!(started_at > 0 && started_at <= exit.finished_at);
         client.delete(&bundle.id).expect("delete");
@@ -79,10 +73,7 @@ fn delete_ends_a_running_container_and_one_that_was_never_started() {
                 client.start(&bundle.id);
             }
             client.delete(&bundle.id).expect("delete");
-            assert!(
-                fs::metadata(format!("/proc/{pid}")).is_err(),
-                "done means gone"
-            );
+            assert!(fs::metadata(format!("/proc/{pid}")).is_err(), "done means gone");
             let exit = client.exit(&bundle.id);
             assert_eq!((exit.code, exit.signal), (137, SIGKILL));
             assert_eq!(bundle.exit_record().started_at != 0, start);
@@ -100,9 +91,7 @@ fn the_runtimes_state_goes_with_the_exit_though_nobody_asks() {
         client.start(&bundle.id);
         client.exit(&bundle.id);
         let state = shim.dir().join("runtime").join(&bundle.id);
-        eventually("the runtime's state goes", || {
-            (!state.exists()).then_some(())
-        });
+        eventually("the runtime's state goes", || (!state.exists()).then_some(()));
         client.delete(&bundle.id).expect("delete");
     });
 }
@@ -112,9 +101,7 @@ fn requests_out_of_turn_are_refused() {
     with_shims(|shim, client| {
         let bundle = shim.bundle("c", "sleep 1000", |_| {});
         client.create(bundle.create());
-        let twice = client
-            .call(Call::Create(bundle.create()))
-            .expect_err("the id is taken");
+        let twice = client.call(Call::Create(bundle.create())).expect_err("the id is taken");
         assert_eq!(twice.code(), Code::AlreadyExists);
         let started_at = client.start(&bundle.id);
         assert_eq!(client.start(&bundle.id), started_at, "the same start");
@@ -128,10 +115,7 @@ fn requests_out_of_turn_are_refused() {
             client.kill("nobody", SIGTERM).expect_err("unknown").code(),
             Code::NotFound
         );
-        assert_eq!(
-            client.kill(&bundle.id, 0).expect_err("no signal").code(),
-            Code::Invalid
-        );
+        assert_eq!(client.kill(&bundle.id, 0).expect_err("no signal").code(), Code::Invalid);
         client.delete(&bundle.id).expect("delete");
     });
 }
@@ -167,17 +151,12 @@ fn several_containers_at_once() {
         let bundles: Vec<_> = (0..6)
             .map(|n| shim.bundle(&format!("c{n}"), &format!("echo {n}; exit {n}"), |_| {}))
             .collect();
-        let created: Vec<u64> = bundles
-            .iter()
-            .map(|b| client.send(Call::Create(b.create())))
-            .collect();
+        let created: Vec<u64> = bundles.iter().map(|b| client.send(Call::Create(b.create()))).collect();
         for seq in created {
             client.wait(seq).expect("create");
         }
         for bundle in &bundles {
-            client.send(Call::Start(corten_proto::shim::Start {
-                id: bundle.id.clone(),
-            }));
+            client.send(Call::Start(corten_proto::shim::Start { id: bundle.id.clone() }));
         }
         for (code, bundle) in (0..).zip(&bundles) {
             eventually("the exit record", || {
@@ -201,14 +180,8 @@ fn standard_input_is_empty_unless_asked_for() {
         create.stdin = true;
         client.create(create);
         client.start(&open.id);
-        eventually("it reads", || {
-            (!open.output("stdout").is_empty()).then_some(())
-        });
-        assert_eq!(
-            client.event(Duration::from_millis(300)),
-            None,
-            "it waits for input"
-        );
+        eventually("it reads", || (!open.output("stdout").is_empty()).then_some(()));
+        assert_eq!(client.event(Duration::from_millis(300)), None, "it waits for input");
         client.delete(&open.id).expect("delete");
         assert_eq!(open.output("stdout"), b"reading\n");
     });
@@ -222,13 +195,7 @@ fn a_container_inherits_nothing_of_the_shim() {
         client.run(&fds);
         assert_eq!(fds.output("stdout"), b"0\n1\n2\n");
         // Without a shell, which has signals of its own to ignore.
-        let grep = [
-            "/bin/busybox",
-            "grep",
-            "-E",
-            "^Sig(Blk|Ign)",
-            "/proc/1/status",
-        ];
+        let grep = ["/bin/busybox", "grep", "-E", "^Sig(Blk|Ign)", "/proc/1/status"];
         let signals = shim.bundle("signals", "", |c| c["process"]["args"] = json!(grep));
         client.run(&signals);
         let output = String::from_utf8(signals.output("stdout")).expect("text");
@@ -261,8 +228,7 @@ fn the_infra_container_pauses_reaps_and_ends_on_sigterm() {
         client.start(&infra.id);
         let orphans = "(sh -c 'sleep 0.2' &) ; (sh -c 'sleep 0.2' &); exec sleep 0.1";
         let other = shim.bundle("other", orphans, |c| {
-            c["linux"]["namespaces"][0] =
-                json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") });
+            c["linux"]["namespaces"][0] = json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") });
         });
         client.create(other.create());
         client.start(&other.id);

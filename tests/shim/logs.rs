@@ -17,11 +17,7 @@ const MAX_CONTENT: usize = 16 * 1024;
 #[test]
 fn lines_of_both_streams_in_the_format_of_cri() {
     with_shims(|shim, client| {
-        let bundle = shim.bundle(
-            "c",
-            r"echo out; echo err >&2; printf 'a\r\n\n'; printf tail",
-            |_| {},
-        );
+        let bundle = shim.bundle("c", r"echo out; echo err >&2; printf 'a\r\n\n'; printf tail", |_| {});
         client.run(&bundle);
         let records = bundle.records();
         let seen = |stream| {
@@ -30,12 +26,7 @@ fn lines_of_both_streams_in_the_format_of_cri() {
                 .map(|record| (record.full, record.content.as_slice()))
                 .collect::<Vec<_>>()
         };
-        let expected: [(bool, &[u8]); 4] = [
-            (true, b"out"),
-            (true, b"a\r"),
-            (true, b""),
-            (false, b"tail"),
-        ];
+        let expected: [(bool, &[u8]); 4] = [(true, b"out"), (true, b"a\r"), (true, b""), (false, b"tail")];
         assert_eq!(seen("stdout"), expected);
         assert_eq!(seen("stderr"), [(true, b"err".as_slice())]);
         assert!(
@@ -44,10 +35,7 @@ fn lines_of_both_streams_in_the_format_of_cri() {
         );
         let mode = |path: &Path| fs::metadata(path).expect("stat").permissions().mode() & 0o7777;
         assert_eq!(mode(&bundle.log_path()), 0o640);
-        assert_eq!(
-            mode(bundle.log_path().parent().expect("a directory")),
-            0o755
-        );
+        assert_eq!(mode(bundle.log_path().parent().expect("a directory")), 0o755);
     });
 }
 
@@ -103,19 +91,10 @@ fn reopening_while_output_is_heavy_loses_and_tears_nothing() {
             let rotated = bundle.log_path().with_extension(format!("log.{rotation}"));
             fs::rename(bundle.log_path(), &rotated).expect("rename");
             client
-                .call(Call::ReopenLog(ReopenLog {
-                    id: bundle.id.clone(),
-                }))
+                .call(Call::ReopenLog(ReopenLog { id: bundle.id.clone() }))
                 .expect("reopen");
-            assert!(
-                bundle.log_path().exists(),
-                "the new file is there at the answer"
-            );
-            text.extend(
-                records(&rotated)
-                    .into_iter()
-                    .flat_map(|record| record.text()),
-            );
+            assert!(bundle.log_path().exists(), "the new file is there at the answer");
+            text.extend(records(&rotated).into_iter().flat_map(|record| record.text()));
             std::thread::sleep(Duration::from_millis(10));
         }
         client.exit(&bundle.id);
@@ -133,30 +112,19 @@ fn a_reopen_that_fails_leaves_the_old_file_in_use() {
         let bundle = shim.bundle("c", script, |_| {});
         client.create(bundle.create());
         client.start(&bundle.id);
-        eventually("output", || {
-            (!bundle.output("stdout").is_empty()).then_some(())
-        });
+        eventually("output", || (!bundle.output("stdout").is_empty()).then_some(()));
         let rotated = bundle.log_path().with_extension("old");
         fs::rename(bundle.log_path(), &rotated).expect("rename");
         fs::create_dir(bundle.log_path()).expect("mkdir");
         let refused = client
-            .call(Call::ReopenLog(ReopenLog {
-                id: bundle.id.clone(),
-            }))
+            .call(Call::ReopenLog(ReopenLog { id: bundle.id.clone() }))
             .expect_err("a directory");
         assert_eq!(refused.code(), Code::Failed);
-        assert!(
-            refused.message.contains("0.log: EISDIR"),
-            "{}",
-            refused.message
-        );
+        assert!(refused.message.contains("0.log: EISDIR"), "{}", refused.message);
         client.kill(&bundle.id, 15).expect("kill");
         client.exit(&bundle.id);
         client.delete(&bundle.id).expect("delete");
-        let text: Vec<u8> = records(&rotated)
-            .into_iter()
-            .flat_map(|record| record.text())
-            .collect();
+        let text: Vec<u8> = records(&rotated).into_iter().flat_map(|record| record.text()).collect();
         assert_eq!(text, b"before\nafter\n");
     });
 }
@@ -184,11 +152,7 @@ fn a_log_outside_its_directory_is_refused_and_nothing_is_made() {
             create.log_path = path.into();
             let refused = client.call(Call::Create(create)).expect_err(path);
             assert_eq!(refused.code(), code, "{path}: {}", refused.message);
-            assert_eq!(
-                fs::read_dir(&outside).expect("outside").count(),
-                0,
-                "{path}"
-            );
+            assert_eq!(fs::read_dir(&outside).expect("outside").count(), 0, "{path}");
         }
         assert_eq!(client.subscribe(), []);
         assert_eq!(bundle.extra_files(), [] as [String; 0]);
@@ -208,10 +172,7 @@ fn a_log_that_exists_is_appended_to() {
             .join("logs")
             .join(format!("{}c", shim.marker()))
             .join("0.log");
-        let text: Vec<u8> = records(&log)
-            .into_iter()
-            .flat_map(|record| record.text())
-            .collect();
+        let text: Vec<u8> = records(&log).into_iter().flat_map(|record| record.text()).collect();
         assert_eq!(text, b"first\nsecond\n");
     });
 }
@@ -240,12 +201,8 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
             .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
             .arg(&logs)
             .status();
-        assert!(
-            mounted.is_ok_and(|status| status.success()),
-            "mount a small tmpfs"
-        );
-        let script =
-            "i=0; while [ $i -lt 4000 ]; do echo a line of some length, number $i; i=$((i+1)); done
+        assert!(mounted.is_ok_and(|status| status.success()), "mount a small tmpfs");
+        let script = "i=0; while [ $i -lt 4000 ]; do echo a line of some length, number $i; i=$((i+1)); done
             echo full >&2; while [ ! -e /go ]; do sleep 0.05; done; echo again";
         let bundle = shim.bundle("c", script, |_| {});
         client.create(bundle.create());
@@ -258,11 +215,7 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
         let mut records = bundle.records();
         fs::write(bundle.log_path(), "").expect("truncate");
         fs::write(bundle.path.join("rootfs/go"), "").expect("go");
-        assert_eq!(
-            client.exit(&bundle.id).code,
-            0,
-            "the container was not held up"
-        );
+        assert_eq!(client.exit(&bundle.id).code, 0, "the container was not held up");
         records.extend(bundle.records());
         client.delete(&bundle.id).expect("delete");
         assert!(
@@ -274,18 +227,13 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
         let line = |i: usize| format!("a line of some length, number {i}\n");
         let expected = "full\nagain\n".len() + (0..4000).map(|i| line(i).len()).sum::<usize>();
         // A short record may fit where a longer one did not, so there may be more than one gap; each is told.
-        let (told, logged): (Vec<_>, Vec<_>) =
-            records.into_iter().partition(|record| lost(record) > 0);
+        let (told, logged): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| lost(record) > 0);
         assert_eq!(logged[0].clone().text(), line(0).as_bytes());
         assert_eq!(logged[logged.len() - 1].content, b"again");
         let logged: usize = logged.into_iter().map(|record| record.text().len()).sum();
         let told: usize = told.iter().map(lost).sum();
         assert!(told > 0 && logged > 0, "{told} {logged}");
-        assert_eq!(
-            told + logged,
-            expected,
-            "every byte is in the log or counted"
-        );
+        assert_eq!(told + logged, expected, "every byte is in the log or counted");
         let log = shim.log();
         assert!(log.contains("works again"), "{log}");
         fs::write(shim.dir().join("shim.log"), "").expect("these complaints were wanted");

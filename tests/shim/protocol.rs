@@ -26,11 +26,7 @@ fn two_clients_both_hear_of_an_exit() {
         silent.start(&bundle.id);
         assert_eq!(client.exit(&bundle.id), second.exit(&bundle.id));
         silent.delete(&bundle.id).expect("delete");
-        assert_eq!(
-            silent.event(Duration::from_millis(100)),
-            None,
-            "it has not subscribed"
-        );
+        assert_eq!(silent.event(Duration::from_millis(100)), None, "it has not subscribed");
     });
 }
 
@@ -40,9 +36,7 @@ fn a_client_that_vanishes_cancels_nothing() {
         let bundle = shim.bundle("c", "exit 3", |_| {});
         let mut gone = shim.connect();
         gone.send(Call::Create(bundle.create()));
-        gone.send(Call::Start(corten_proto::shim::Start {
-            id: bundle.id.clone(),
-        }));
+        gone.send(Call::Start(corten_proto::shim::Start { id: bundle.id.clone() }));
         drop(gone);
         assert_eq!(client.exit(&bundle.id).code, 3);
         client.delete(&bundle.id).expect("delete");
@@ -68,10 +62,7 @@ fn output_flows_with_nobody_to_hear_of_it() {
             bundle.path.join("exit.json").exists().then_some(())
         });
         let expected: String = (0..30000).map(|i| format!("{i}\n")).collect();
-        assert!(
-            bundle.output("stdout") == expected.as_bytes(),
-            "output differs"
-        );
+        assert!(bundle.output("stdout") == expected.as_bytes(), "output differs");
         assert_eq!(client.exit(&bundle.id).code, 1);
         client.delete(&bundle.id).expect("delete");
     });
@@ -110,22 +101,12 @@ fn packets_that_are_no_requests_are_refused_and_the_shim_goes_on() {
             "{}",
             refused.message
         );
-        let unknown = Request {
-            seq: 77,
-            call: None,
-        }
-        .encode_to_vec();
+        let unknown = Request { seq: 77, call: None }.encode_to_vec();
         client.send_raw(&unknown, &[]);
-        assert_eq!(
-            client.wait(77).expect_err("unknown call").code(),
-            Code::Invalid
-        );
+        assert_eq!(client.wait(77).expect_err("unknown call").code(), Code::Invalid);
         let null = File::open("/dev/null").expect("null");
         client.send_raw(&unknown, &[null.as_fd(); 9]);
-        assert_eq!(
-            client.wait(0).expect_err("too many descriptors").code(),
-            Code::Invalid
-        );
+        assert_eq!(client.wait(0).expect_err("too many descriptors").code(), Code::Invalid);
         let seq = client.send_fds(Call::Connect(Connect {}), &[null.as_fd()]);
         assert_eq!(
             client.wait(seq).expect_err("a descriptor too many").code(),
@@ -138,20 +119,13 @@ fn packets_that_are_no_requests_are_refused_and_the_shim_goes_on() {
 #[test]
 fn descriptors_of_refused_requests_do_not_stay_open() {
     with_shims(|shim, client| {
-        let open = || {
-            fs::read_dir(format!("/proc/{}/fd", shim.pid()))
-                .expect("fds")
-                .count()
-        };
+        let open = || fs::read_dir(format!("/proc/{}/fd", shim.pid())).expect("fds").count();
         let before = open();
         let null = File::open("/dev/null").expect("null");
         for _ in 0..50 {
             let seq = client.send_fds(Call::Connect(Connect {}), &[null.as_fd(); 2]);
             client.wait(seq).expect_err("refused");
-            client.send_raw(
-                &Request { seq: 7, call: None }.encode_to_vec(),
-                &[null.as_fd(); 4],
-            );
+            client.send_raw(&Request { seq: 7, call: None }.encode_to_vec(), &[null.as_fd(); 4]);
             client.wait(0).expect_err("refused");
         }
         assert_eq!(open(), before);

@@ -60,12 +60,10 @@ impl Runtime {
     pub fn find(name: &'static str) -> Option<Runtime> {
         static SUBREAPER: Once = Once::new();
         SUBREAPER.call_once(|| {
-            nix::sys::prctl::set_child_subreaper(true)
-                .expect("PR_SET_CHILD_SUBREAPER takes any process");
+            nix::sys::prctl::set_child_subreaper(true).expect("PR_SET_CHILD_SUBREAPER takes any process");
         });
         let binary = match name {
-            "corten" => std::env::var_os("OCI_RUNTIME")
-                .map_or_else(|| crate::binary("corten"), PathBuf::from),
+            "corten" => std::env::var_os("OCI_RUNTIME").map_or_else(|| crate::binary("corten"), PathBuf::from),
             _ => ["/usr/sbin", "/usr/bin", "/usr/local/sbin"]
                 .iter()
                 .map(|directory| Path::new(directory).join(name))
@@ -106,10 +104,7 @@ impl Runtime {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
-        command
-            .arg("--root")
-            .arg(self.root.path())
-            .stdin(Stdio::null());
+        command.arg("--root").arg(self.root.path()).stdin(Stdio::null());
         command
     }
 
@@ -168,8 +163,7 @@ impl<'r> Bundle<'r> {
             .tempdir()
             .expect("make the bundle directory");
         // A container's root user may be anyone to the host, and must still reach its files.
-        fs::set_permissions(directory.path(), Permissions::from_mode(0o755))
-            .expect("open the bundle to all");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("open the bundle to all");
         make_rootfs(&directory.path().join("rootfs")).expect("make the root filesystem");
         let spec = default_spec(&id);
         Bundle {
@@ -190,10 +184,7 @@ impl<'r> Bundle<'r> {
     /// A path inside the root filesystem, from the host.
     #[must_use]
     pub fn rootfs(&self, path: &str) -> PathBuf {
-        self.directory
-            .path()
-            .join("rootfs")
-            .join(path.trim_start_matches('/'))
+        self.directory.path().join("rootfs").join(path.trim_start_matches('/'))
     }
 
     /// Where the runtime keeps this container's state.
@@ -204,9 +195,7 @@ impl<'r> Bundle<'r> {
 
     /// Lets the container run the probe with these arguments.
     pub fn probe(&mut self, args: &[&str]) -> &mut Self {
-        let all: Vec<&str> = std::iter::once("/probe")
-            .chain(args.iter().copied())
-            .collect();
+        let all: Vec<&str> = std::iter::once("/probe").chain(args.iter().copied()).collect();
         self.spec["process"]["args"] = json!(all);
         self
     }
@@ -216,9 +205,7 @@ impl<'r> Bundle<'r> {
     /// # Panics
     /// Where there is none.
     pub fn mount(&mut self, destination: &str) -> &mut Value {
-        let mounts = self.spec["mounts"]
-            .as_array_mut()
-            .expect("mounts are a list");
+        let mounts = self.spec["mounts"].as_array_mut().expect("mounts are a list");
         mounts
             .iter_mut()
             .find(|mount| mount["destination"] == destination)
@@ -251,8 +238,7 @@ impl<'r> Bundle<'r> {
 
     /// Leaves the container in the runtime's namespace of this kind.
     pub fn remove_namespace(&mut self, kind: &str) {
-        self.namespaces()
-            .retain(|namespace| namespace["type"] != kind);
+        self.namespaces().retain(|namespace| namespace["type"] != kind);
     }
 
     fn namespaces(&mut self) -> &mut Vec<Value> {
@@ -266,8 +252,7 @@ impl<'r> Bundle<'r> {
     /// # Panics
     /// Where it cannot be written.
     pub fn write(&self) {
-        fs::write(self.path().join("config.json"), self.spec.to_string())
-            .expect("write config.json");
+        fs::write(self.path().join("config.json"), self.spec.to_string()).expect("write config.json");
     }
 
     /// `RUNTIME --root DIR SUBCOMMAND`, with `--bundle` where the subcommand takes it; the id is not yet given.
@@ -298,9 +283,7 @@ impl<'r> Bundle<'r> {
     /// Where the container fails or prints no report.
     #[track_caller]
     pub fn report(&mut self, paths: &[&str]) -> Report {
-        let args: Vec<&str> = std::iter::once("report")
-            .chain(paths.iter().copied())
-            .collect();
+        let args: Vec<&str> = std::iter::once("report").chain(paths.iter().copied()).collect();
         self.probe(&args);
         Report::parse(&self.run().success().stdout)
     }
@@ -333,11 +316,7 @@ impl<'r> Bundle<'r> {
     pub fn launch(&self, subcommand: &str, args: &[&str]) -> Container {
         let pid_file = self.path().join("pid");
         let mut command = self.command(subcommand);
-        command
-            .args(args)
-            .arg("--pid-file")
-            .arg(&pid_file)
-            .arg(&self.id);
+        command.args(args).arg("--pid-file").arg(&pid_file).arg(&self.id);
         let mut running = Running::start(&mut command);
         let status = wait_until(|| running.child.try_wait().expect("wait for a child"));
         let stderr = contents(&running.stderr);
@@ -347,10 +326,7 @@ impl<'r> Bundle<'r> {
         );
         let pid = read_pid(&pid_file);
         self.processes.borrow_mut().push(pid);
-        Container {
-            pid,
-            made_by: running,
-        }
+        Container { pid, made_by: running }
     }
 
     /// The OCI state.
@@ -366,10 +342,7 @@ impl<'r> Bundle<'r> {
     #[track_caller]
     #[must_use]
     pub fn status(&self) -> String {
-        self.state()["status"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
+        self.state()["status"].as_str().unwrap_or_default().to_owned()
     }
 
     /// Waits until the OCI state says `status`.

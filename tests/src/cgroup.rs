@@ -18,24 +18,16 @@ pub fn unified() -> bool {
 #[must_use]
 pub fn directory(controller: &str, path: &str) -> PathBuf {
     let hierarchy = if unified() { "" } else { controller };
-    Path::new(MOUNT)
-        .join(hierarchy)
-        .join(path.trim_start_matches('/'))
+    Path::new(MOUNT).join(hierarchy).join(path.trim_start_matches('/'))
 }
 
 /// The path of `controller`'s cgroup in the lines of `/proc/PID/cgroup`.
-pub fn membership<'a>(
-    lines: impl IntoIterator<Item = &'a str>,
-    controller: &str,
-) -> Option<&'a str> {
+pub fn membership<'a>(lines: impl IntoIterator<Item = &'a str>, controller: &str) -> Option<&'a str> {
     // cgroups(7): NUMBER:CONTROLLER,CONTROLLER:PATH; v2 has the number 0 and no controllers.
     let names = if unified() { "" } else { controller };
     lines.into_iter().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        controllers
-            .split(',')
-            .any(|name| name == names)
-            .then_some(path)
+        controllers.split(',').any(|name| name == names).then_some(path)
     })
 }
 

@@ -47,8 +47,7 @@ impl Cri {
         };
         Ok(Cri {
             executor: Arc::new(executor),
-            runtime: RuntimeServiceClient::new(channel.clone())
-                .max_decoding_message_size(MAX_MESSAGE),
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             image: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
         })
     }
@@ -65,21 +64,12 @@ impl Cri {
         let mut client = self.image.clone();
         let mut request = tonic::Request::new(request);
         request.set_timeout(deadline);
-        self.wait(
-            "pull_image",
-            async move { client.pull_image(request).await },
-        )
+        self.wait("pull_image", async move { client.pull_image(request).await })
     }
 
     /// Blocks until `call` has answered.
-    fn wait<T>(
-        &self,
-        name: &str,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Status> {
-        let answer = self
-            .executor
-            .block_on(async { tokio::time::timeout(CALL, call).await });
+    fn wait<T>(&self, name: &str, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+        let answer = self.executor.block_on(async { tokio::time::timeout(CALL, call).await });
         let Ok(answer) = answer else {
             return Err(Status::cancelled(format!(
                 "{name}: no answer within {} s",

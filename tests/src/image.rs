@@ -180,9 +180,7 @@ impl Layer {
 
     fn subtree(mut self, dir: &Path, prefix: &str) -> Result<Self> {
         let reading = || format!("read {}", dir.display());
-        let mut entries: Vec<_> = fs::read_dir(dir)
-            .and_then(Iterator::collect)
-            .with_context(reading)?;
+        let mut entries: Vec<_> = fs::read_dir(dir).and_then(Iterator::collect).with_context(reading)?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for found in entries {
             let path = found.path();
@@ -196,11 +194,7 @@ impl Layer {
                 let target = fs::read_link(&path).with_context(reading)?;
                 self.symlink(&name, std::str::from_utf8(target.as_os_str().as_bytes())?)
             } else {
-                ensure!(
-                    kind.is_file(),
-                    "{}: neither file, directory nor link",
-                    path.display()
-                );
+                ensure!(kind.is_file(), "{}: neither file, directory nor link", path.display());
                 self.file(&name, mode, &fs::read(&path).with_context(reading)?)
             };
         }
@@ -320,11 +314,7 @@ impl Image {
             "layers": layers,
         }))?;
         let digest = write_blob(dir, &manifest)?;
-        name_manifest(
-            dir,
-            &descriptor(manifest_type, &digest, manifest.len()),
-            names,
-        )?;
+        name_manifest(dir, &descriptor(manifest_type, &digest, manifest.len()), names)?;
         Ok(Saved {
             id,
             manifest: digest,
@@ -337,9 +327,7 @@ impl Image {
         if self.packing == Packing::Plain {
             return Ok(tar.to_vec());
         }
-        let mut gzip = GzBuilder::new()
-            .mtime(0)
-            .write(Vec::new(), Compression::fast());
+        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
         gzip.write_all(tar)?;
         Ok(gzip.finish()?)
     }
@@ -375,10 +363,7 @@ impl Image {
 pub fn busybox(busybox: &Path) -> Result<Image> {
     let running = || format!("run {} --list", busybox.display());
     let program = fs::read(busybox).with_context(|| format!("read {}", busybox.display()))?;
-    let list = Command::new(busybox)
-        .arg("--list")
-        .output()
-        .with_context(running)?;
+    let list = Command::new(busybox).arg("--list").output().with_context(running)?;
     ensure!(list.status.success(), "{}: {}", running(), list.status);
     let mut layer = Layer::new().dir("./", 0o755);
     for dir in [
@@ -419,8 +404,7 @@ daemon:x:1:1:daemon:/usr/sbin:/bin/false\n\
 www-data:x:33:33:www-data:/var/www:/bin/false\n\
 nobody:x:65534:65534:nobody:/home:/bin/false\n";
 
-const GROUP: &[u8] =
-    b"root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nusers:x:100:www-data\nnogroup:x:65534:\n";
+const GROUP: &[u8] = b"root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nusers:x:100:www-data\nnogroup:x:65534:\n";
 
 /// Writes an index of the named manifests and gives it `names`. Each platform is `(architecture, manifest)`.
 pub fn save_index(dir: &Path, platforms: &[(&str, &Saved)], names: &[&str]) -> Result<Digest> {
@@ -429,9 +413,7 @@ pub fn save_index(dir: &Path, platforms: &[(&str, &Saved)], names: &[&str]) -> R
         .map(|(architecture, image)| {
             let content = fs::read(blob_path(dir, &image.manifest))?;
             let document: Value = serde_json::from_slice(&content)?;
-            let media_type = document["mediaType"]
-                .as_str()
-                .context("a manifest's mediaType")?;
+            let media_type = document["mediaType"].as_str().context("a manifest's mediaType")?;
             let mut entry = descriptor(media_type, &image.manifest, content.len());
             entry["platform"] = json!({ "architecture": architecture, "os": "linux" });
             Ok(entry)
@@ -443,12 +425,7 @@ pub fn save_index(dir: &Path, platforms: &[(&str, &Saved)], names: &[&str]) -> R
 }
 
 /// Stores any JSON document as a manifest of type `media_type` under `names`: for documents no builder would make.
-pub fn save_document(
-    dir: &Path,
-    document: &Value,
-    media_type: &str,
-    names: &[&str],
-) -> Result<Digest> {
+pub fn save_document(dir: &Path, document: &Value, media_type: &str, names: &[&str]) -> Result<Digest> {
     let content = serde_json::to_vec(document)?;
     let digest = write_blob(dir, &content)?;
     name_manifest(dir, &descriptor(media_type, &digest, content.len()), names)?;
@@ -497,9 +474,7 @@ pub fn architecture() -> &'static str {
 fn name_manifest(dir: &Path, manifest: &Value, names: &[&str]) -> Result<()> {
     let path = dir.join("index.json");
     let mut index: Value = match fs::read(&path) {
-        Ok(content) => {
-            serde_json::from_slice(&content).with_context(|| format!("parse {}", path.display()))?
-        }
+        Ok(content) => serde_json::from_slice(&content).with_context(|| format!("parse {}", path.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             json!({ "schemaVersion": 2, "manifests": [] })
         }

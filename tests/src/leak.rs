@@ -129,11 +129,7 @@ impl Watch {
             if left.is_empty() {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "left behind:\n  {}",
-                left.join("\n  ")
-            );
+            assert!(Instant::now() < deadline, "left behind:\n  {}", left.join("\n  "));
             std::thread::sleep(POLL);
         }
     }
@@ -169,10 +165,7 @@ pub(crate) fn kill_marked(marker: &str) {
 
 /// Removes every cgroup that carries `marker`, the deepest first: what a failed test leaves.
 pub(crate) fn remove_marked_cgroups(marker: &str) {
-    let mut marked: Vec<String> = cgroups()
-        .into_iter()
-        .filter(|path| path.contains(marker))
-        .collect();
+    let mut marked: Vec<String> = cgroups().into_iter().filter(|path| path.contains(marker)).collect();
     marked.sort_by_key(|path| std::cmp::Reverse(path.len()));
     for path in marked {
         fs::remove_dir(path).ok();
@@ -193,10 +186,7 @@ pub(crate) fn unmount_marked(marker: &str) {
 /// Lines of a file of /proc; none where it is gone.
 fn lines(path: &str) -> Vec<String> {
     let bytes = fs::read(path).unwrap_or_default();
-    String::from_utf8_lossy(&bytes)
-        .lines()
-        .map(str::to_owned)
-        .collect()
+    String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
 }
 
 fn mounts() -> Vec<String> {
@@ -246,18 +236,12 @@ fn processes() -> Vec<(i32, String)> {
 
 fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes)
-        .replace('\0', " ")
-        .trim_end()
-        .to_owned()
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
 }
 
 /// What the open descriptors of this process refer to, `/dev/null` and files that were unlinked included.
 fn descriptors() -> Vec<String> {
-    let entries = fs::read_dir("/proc/self/fd")
-        .into_iter()
-        .flatten()
-        .flatten();
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| fs::read_link(entry.path()).ok())
         .map(|target| target.display().to_string())
@@ -267,9 +251,7 @@ fn descriptors() -> Vec<String> {
 /// Children that this thread made and nobody has reaped.
 fn children(thread: i32) -> BTreeSet<i32> {
     let text = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
-    text.split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// State and name of a process, for the message.

@@ -23,15 +23,8 @@ pub mod shim;
 /// Where the binary has not been built; `cargo build --workspace` does.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running test has an executable");
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .expect("cargo puts tests in PROFILE/deps");
+    let profile = test.ancestors().nth(2).expect("cargo puts tests in PROFILE/deps");
     let path = profile.join(name);
-    assert!(
-        path.exists(),
-        "{}: run `cargo build --workspace` first",
-        path.display()
-    );
+    assert!(path.exists(), "{}: run `cargo build --workspace` first", path.display());
     path
 }

@@ -77,10 +77,7 @@ impl Node {
 
     fn prepare(change: impl FnOnce(&mut toml::Table)) -> Result<Node> {
         let dir = tempfile::Builder::new().prefix("ct-").tempdir_in("/tmp")?;
-        let marker = dir
-            .path()
-            .file_name()
-            .context("a temporary directory has a name")?;
+        let marker = dir.path().file_name().context("a temporary directory has a name")?;
         let watch = Watch::new([marker.to_string_lossy()]);
         for name in ["cni", "leases", "images", "logs"] {
             fs::create_dir(dir.path().join(name))?;
@@ -92,8 +89,7 @@ impl Node {
         let images = dir.path().join("images");
         image::busybox(Path::new("/bin/busybox"))?.save(&images, &["busybox:latest"])?;
         let network = Netns::new()?;
-        let registry =
-            network.enter(|| Registry::listen(([127, 0, 0, 1], 5000).into(), &images))?;
+        let registry = network.enter(|| Registry::listen(([127, 0, 0, 1], 5000).into(), &images))?;
         Ok(Node {
             cri: Cri::new(&dir.path().join("run/corten.sock"))?,
             network,
@@ -114,17 +110,9 @@ impl Node {
             .append(true)
             .open(self.dir.path().join("cri.log"))?;
         let mut command = Command::new(binary("corten-cri"));
-        command
-            .arg("--config")
-            .arg(self.dir.path().join("config.toml"));
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let server = self
-            .network
-            .enter(|| command.spawn())
-            .context("spawn corten-cri")?;
+        command.arg("--config").arg(self.dir.path().join("config.toml"));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let server = self.network.enter(|| command.spawn()).context("spawn corten-cri")?;
         let mut running = self.server();
         let server = running.insert(server);
         let deadline = Instant::now() + SERVER;
@@ -201,9 +189,7 @@ impl Node {
     /// # Panics
     /// Never: it goes with the node.
     pub fn registry(&self) -> &Registry {
-        self.registry
-            .as_ref()
-            .expect("the registry goes with the node")
+        self.registry.as_ref().expect("the registry goes with the node")
     }
 
     /// The node's directory.
@@ -213,11 +199,7 @@ impl Node {
 
     /// The name that all of the node's cgroups, mounts and processes carry.
     pub fn marker(&self) -> String {
-        let name = self
-            .dir
-            .path()
-            .file_name()
-            .expect("a temporary directory has a name");
+        let name = self.dir.path().file_name().expect("a temporary directory has a name");
         name.to_string_lossy().into_owned()
     }
 
@@ -238,10 +220,7 @@ impl Node {
         ];
         dirs.iter()
             .flat_map(|name| {
-                let entries = fs::read_dir(self.dir.path().join(name))
-                    .into_iter()
-                    .flatten()
-                    .flatten();
+                let entries = fs::read_dir(self.dir.path().join(name)).into_iter().flatten().flatten();
                 entries.map(|entry| format!("file {}", entry.path().display()))
             })
             .collect()
@@ -265,18 +244,13 @@ impl Node {
         let mut left = self.watch.left();
         let is_own = |line: &str| {
             own.is_some_and(|pid| {
-                line.starts_with(&format!("process {pid} "))
-                    || line.starts_with(&format!("child {pid} "))
+                line.starts_with(&format!("process {pid} ")) || line.starts_with(&format!("child {pid} "))
             })
         };
         left.retain(|line| !is_own(line));
         left.retain(|line| !(line.starts_with("cgroup") && line.ends_with(&parent)));
         left.extend(self.pod_files());
-        left.extend(
-            self.leases()
-                .into_iter()
-                .map(|address| format!("address {address}")),
-        );
+        left.extend(self.leases().into_iter().map(|address| format!("address {address}")));
         let links = self.network.enter(leak::links);
         left.extend(
             links
@@ -299,22 +273,14 @@ impl Node {
             if left.is_empty() {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "left behind:\n  {}",
-                left.join("\n  ")
-            );
+            assert!(Instant::now() < deadline, "left behind:\n  {}", left.join("\n  "));
             thread::sleep(POLL);
         }
     }
 
     /// Stops and removes every pod through the CRI.
     fn remove_pods(&self) -> Result<(), tonic::Status> {
-        for sandbox in self
-            .cri
-            .list_pod_sandbox(cri::ListPodSandboxRequest::default())?
-            .items
-        {
+        for sandbox in self.cri.list_pod_sandbox(cri::ListPodSandboxRequest::default())?.items {
             let pod_sandbox_id = sandbox.id.clone();
             self.cri
                 .stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id })?;
@@ -437,10 +403,7 @@ fn tail(path: &Path) -> String {
 }
 
 fn shim_logs(dir: &Path) -> Vec<PathBuf> {
-    let sandboxes = fs::read_dir(dir.join("run/sandboxes"))
-        .into_iter()
-        .flatten()
-        .flatten();
+    let sandboxes = fs::read_dir(dir.join("run/sandboxes")).into_iter().flatten().flatten();
     sandboxes
         .map(|sandbox| sandbox.path().join("shim.log"))
         .filter(|log| log.exists())

@@ -60,11 +60,7 @@ impl Node {
     /// What a kubelet would send for a pod of this name; the UID is new.
     pub fn pod_config(&self, name: &str) -> cri::PodSandboxConfig {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let uid = format!(
-            "uid-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let uid = format!("uid-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         cri::PodSandboxConfig {
             log_directory: self
                 .dir()
@@ -172,11 +168,7 @@ impl<'n> Pod<'n> {
             pod_sandbox_id: self.id.clone(),
             verbose: false,
         };
-        let reply = self
-            .node
-            .cri
-            .pod_sandbox_status(request)
-            .expect("PodSandboxStatus");
+        let reply = self.node.cri.pod_sandbox_status(request).expect("PodSandboxStatus");
         reply.status.expect("a status")
     }
 
@@ -187,11 +179,7 @@ impl<'n> Pod<'n> {
             pod_sandbox_id: self.id.clone(),
             verbose: true,
         };
-        let reply = self
-            .node
-            .cri
-            .pod_sandbox_status(request)
-            .expect("PodSandboxStatus");
+        let reply = self.node.cri.pod_sandbox_status(request).expect("PodSandboxStatus");
         info(&reply.info)
     }
 
@@ -240,11 +228,7 @@ impl Container<'_> {
             container_id: self.id.clone(),
             verbose: false,
         };
-        let reply = self
-            .node
-            .cri
-            .container_status(request)
-            .expect("ContainerStatus");
+        let reply = self.node.cri.container_status(request).expect("ContainerStatus");
         reply.status.expect("a status")
     }
 
@@ -255,11 +239,7 @@ impl Container<'_> {
             container_id: self.id.clone(),
             verbose: true,
         };
-        let reply = self
-            .node
-            .cri
-            .container_status(request)
-            .expect("ContainerStatus");
+        let reply = self.node.cri.container_status(request).expect("ContainerStatus");
         info(&reply.info)
     }
 
@@ -278,12 +258,7 @@ impl Container<'_> {
             if status.state() == cri::ContainerState::ContainerExited {
                 return status;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} still {:?}",
-                self.id,
-                status.state()
-            );
+            assert!(Instant::now() < deadline, "{} still {:?}", self.id, status.state());
             thread::sleep(POLL);
         }
     }
@@ -321,10 +296,7 @@ impl Container<'_> {
         let container_id = self.id.clone();
         self.node
             .cri
-            .stop_container(cri::StopContainerRequest {
-                container_id,
-                timeout,
-            })
+            .stop_container(cri::StopContainerRequest { container_id, timeout })
             .expect("StopContainer");
     }
 
@@ -343,10 +315,7 @@ impl Container<'_> {
     pub fn reopen_log(&self) {
         let container_id = self.id.clone();
         let request = cri::ReopenContainerLogRequest { container_id };
-        self.node
-            .cri
-            .reopen_container_log(request)
-            .expect("ReopenContainerLog");
+        self.node.cri.reopen_container_log(request).expect("ReopenContainerLog");
     }
 
     /// Its log, line by line.
@@ -374,11 +343,7 @@ impl Container<'_> {
     pub fn wait_output(&self, text: &str) {
         let deadline = Instant::now() + EXIT;
         while !self.output("stdout").contains(text) {
-            assert!(
-                Instant::now() < deadline,
-                "no {text:?} in {:?}",
-                self.output("stdout")
-            );
+            assert!(Instant::now() < deadline, "no {text:?} in {:?}", self.output("stdout"));
             thread::sleep(POLL);
         }
     }
@@ -453,21 +418,14 @@ pub fn parse_log(bytes: &[u8]) -> Vec<LogLine> {
         assert!(bytes.is_empty(), "the last line has no end");
         return Vec::new();
     };
-    lines
-        .split(|&byte| byte == b'\n')
-        .map(parse_log_line)
-        .collect()
+    lines.split(|&byte| byte == b'\n').map(parse_log_line).collect()
 }
 
 #[track_caller]
 fn parse_log_line(line: &[u8]) -> LogLine {
     let shown = String::from_utf8_lossy(line).into_owned();
     let mut fields = line.splitn(4, |&byte| byte == b' ');
-    let mut field = || {
-        fields
-            .next()
-            .unwrap_or_else(|| panic!("not a log line: {shown:?}"))
-    };
+    let mut field = || fields.next().unwrap_or_else(|| panic!("not a log line: {shown:?}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (time, stream) = (text(field()), text(field()));
     let partial = match field() {
@@ -475,10 +433,7 @@ fn parse_log_line(line: &[u8]) -> LogLine {
         b"P" => true,
         _ => panic!("neither F nor P: {shown:?}"),
     };
-    assert!(
-        stream == "stdout" || stream == "stderr",
-        "no such stream: {shown:?}"
-    );
+    assert!(stream == "stdout" || stream == "stderr", "no such stream: {shown:?}");
     LogLine {
         time,
         stream,

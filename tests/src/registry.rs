@@ -103,8 +103,7 @@ impl Registry {
     }
 
     fn serve(address: SocketAddr, dir: &Path, tls: Option<Arc<ServerConfig>>) -> Result<Registry> {
-        let listener =
-            TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+        let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
             address: listener.local_addr().context("getsockname")?,
@@ -207,17 +206,11 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, tls: Option<&Arc<ServerC
         }));
     }
     for connection in connections {
-        connection
-            .join()
-            .expect("a connection's thread does not panic");
+        connection.join().expect("a connection's thread does not panic");
     }
 }
 
-fn connection(
-    mut stream: TcpStream,
-    tls: Option<Arc<ServerConfig>>,
-    shared: &Shared,
-) -> io::Result<()> {
+fn connection(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>, shared: &Shared) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     match tls {
         None => serve(&mut stream, shared),
@@ -253,9 +246,7 @@ fn serve<S: Read + Write>(stream: &mut S, shared: &Shared) -> io::Result<()> {
         return Ok(());
     }
     match fault {
-        Some(Fault::Truncate(length)) => {
-            stream.write_all(&reply.body[..length.min(reply.body.len())])
-        }
+        Some(Fault::Truncate(length)) => stream.write_all(&reply.body[..length.min(reply.body.len())]),
         Some(Fault::Slow(pause)) => drip(stream, &reply.body, pause, shared),
         _ => stream.write_all(&reply.body),
     }
@@ -356,9 +347,7 @@ fn answer(request: &Request, shared: &Shared) -> Reply {
 fn refusal(request: &Request, access: &Access, shared: &Shared) -> Option<Reply> {
     let (wanted, challenge) = match access {
         Access::Open => return None,
-        Access::Login(user, password) => {
-            (basic(user, password), r#"Basic realm="test""#.to_owned())
-        }
+        Access::Login(user, password) => (basic(user, password), r#"Basic realm="test""#.to_owned()),
         Access::Token | Access::TokenForLogin(..) => {
             let repository = request
                 .path
@@ -368,9 +357,8 @@ fn refusal(request: &Request, access: &Access, shared: &Shared) -> Option<Reply>
                 .unwrap_or_default();
             let repository = repository.split("/blobs/").next().unwrap_or_default();
             let address = shared.address;
-            let challenge = format!(
-                r#"Bearer realm="http://{address}/token",service="test",scope="repository:{repository}:pull""#
-            );
+            let challenge =
+                format!(r#"Bearer realm="http://{address}/token",service="test",scope="repository:{repository}:pull""#);
             (format!("Bearer {TOKEN}"), challenge)
         }
     };
@@ -401,15 +389,11 @@ fn blob(dir: &Path, digest: &str) -> Option<Vec<u8>> {
 fn manifest(dir: &Path, repository: &str, reference: &str) -> Option<Reply> {
     let (digest, media_type) = if reference.contains(':') {
         let document: Value = serde_json::from_slice(&blob(dir, reference)?).ok()?;
-        (
-            reference.to_owned(),
-            document["mediaType"].as_str()?.to_owned(),
-        )
+        (reference.to_owned(), document["mediaType"].as_str()?.to_owned())
     } else {
         let index: Value = serde_json::from_slice(&fs::read(dir.join("index.json")).ok()?).ok()?;
         let name = format!("{repository}:{reference}");
-        let named =
-            |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == *name;
+        let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == *name;
         let entry = index["manifests"].as_array()?.iter().find(named)?;
         (
             entry["digest"].as_str()?.to_owned(),
@@ -417,10 +401,7 @@ fn manifest(dir: &Path, repository: &str, reference: &str) -> Option<Reply> {
         )
     };
     let body = blob(dir, &digest)?;
-    let headers = vec![
-        ("Content-Type", media_type),
-        ("Docker-Content-Digest", digest),
-    ];
+    let headers = vec![("Content-Type", media_type), ("Docker-Content-Digest", digest)];
     Some(Reply {
         status: 200,
         headers,
@@ -467,10 +448,7 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let bits = group
-            .iter()
-            .fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
-            << (8 * (3 - group.len()));
+        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
         for position in 0..4 {
             let index = (bits >> (18 - 6 * position) & 63) as usize;
             text.push(if position <= group.len() {

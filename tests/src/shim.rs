@@ -15,13 +15,12 @@ use std::time::{Duration, Instant};
 
 use corten_proto::exit::ExitRecord;
 use corten_proto::shim::{
-    self, Connect, Create, Delete, Event, Exit, Kill, Message, Request, Start, event, message,
-    reply, request::Call,
+    self, Connect, Create, Delete, Event, Exit, Kill, Message, Request, Start, event, message, reply, request::Call,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
-    listen, recv, sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv,
+    sendmsg, socket,
 };
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -140,10 +139,7 @@ impl Shim {
     /// If it does not end.
     pub fn wait(&mut self) -> bool {
         eventually("the shim ends", || {
-            self.process
-                .try_wait()
-                .expect("wait")
-                .map(|status| status.success())
+            self.process.try_wait().expect("wait").map(|status| status.success())
         })
     }
 
@@ -153,9 +149,7 @@ impl Shim {
     /// If it refuses, or does not go.
     pub fn shut_down(mut self) {
         let mut client = self.connect();
-        client
-            .call(Call::Shutdown(shim::Shutdown {}))
-            .expect("shutdown");
+        client.call(Call::Shutdown(shim::Shutdown {})).expect("shutdown");
         assert!(self.wait(), "{}", self.log());
     }
 }
@@ -166,19 +160,11 @@ impl Drop for Shim {
             drop(self.process.kill());
             drop(self.process.wait());
         }
-        let containers = fs::read_dir(self.dir().join("runtime"))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let containers = fs::read_dir(self.dir().join("runtime")).into_iter().flatten().flatten();
         for container in containers {
             let mut delete = Command::new(&self.runtime);
             delete.arg("--root").arg(self.dir().join("runtime"));
-            drop(
-                delete
-                    .args(["delete", "--force"])
-                    .arg(container.file_name())
-                    .output(),
-            );
+            drop(delete.args(["delete", "--force"]).arg(container.file_name()).output());
         }
     }
 }
@@ -220,10 +206,7 @@ impl Bundle {
 
     /// What the container has written to one stream, put together from its log.
     pub fn output(&self, stream: &str) -> Vec<u8> {
-        let records = self
-            .records()
-            .into_iter()
-            .filter(|record| record.stream == stream);
+        let records = self.records().into_iter().filter(|record| record.stream == stream);
         records.flat_map(|record| record.text()).collect()
     }
 
@@ -326,11 +309,7 @@ impl Client {
     pub fn connect(path: &Path) -> Client {
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("socket");
-        connect(
-            socket.as_raw_fd(),
-            &UnixAddr::new(path).expect("short path"),
-        )
-        .expect("connect");
+        connect(socket.as_raw_fd(), &UnixAddr::new(path).expect("short path")).expect("connect");
         Client {
             socket,
             seq: 0,
@@ -376,14 +355,7 @@ impl Client {
         let rights = [ControlMessage::ScmRights(&fds)];
         let control = if fds.is_empty() { &[] } else { &rights[..] };
         let data = [IoSlice::new(packet)];
-        sendmsg::<()>(
-            self.socket.as_raw_fd(),
-            &data,
-            control,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )
-        .expect("sendmsg");
+        sendmsg::<()>(self.socket.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None).expect("sendmsg");
     }
 
     /// The answer to request `seq`.
@@ -393,12 +365,7 @@ impl Client {
     pub fn wait(&mut self, seq: u64) -> Outcome {
         loop {
             if let Some(index) = self.replies.iter().position(|reply| reply.seq == seq) {
-                return match self
-                    .replies
-                    .swap_remove(index)
-                    .result
-                    .expect("a reply has a result")
-                {
+                return match self.replies.swap_remove(index).result.expect("a reply has a result") {
                     reply::Result::Error(error) => Err(error),
                     result => Ok(result),
                 };
@@ -541,18 +508,8 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
 }
 
 fn listener(path: &Path) -> OwnedFd {
-    let listener = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .expect("socket");
-    bind(
-        listener.as_raw_fd(),
-        &UnixAddr::new(path).expect("short path"),
-    )
-    .expect("bind");
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).expect("socket");
+    bind(listener.as_raw_fd(), &UnixAddr::new(path).expect("short path")).expect("bind");
     listen(&listener, Backlog::new(16).expect("valid backlog")).expect("listen");
     listener
 }

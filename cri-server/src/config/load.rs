@@ -62,10 +62,7 @@ struct Source {
     text: String,
 }
 
-pub(super) fn load(
-    file: Option<&Path>,
-    adjust: impl FnOnce(&mut Config),
-) -> Result<Config, Problems> {
+pub(super) fn load(file: Option<&Path>, adjust: impl FnOnce(&mut Config)) -> Result<Config, Problems> {
     let sources = read(file).map_err(|problem| Problems(vec![problem]))?;
     let problems: Vec<Problem> = sources
         .iter()
@@ -76,10 +73,7 @@ pub(super) fn load(
     }
     let mut merged = Table::new();
     for source in &sources {
-        merge(
-            &mut merged,
-            parse(source).map_err(|problem| Problems(vec![problem]))?,
-        );
+        merge(&mut merged, parse(source).map_err(|problem| Problems(vec![problem]))?);
     }
     let own_listen = merged.contains_key("listen");
     let mut config: Config = merged.try_into().map_err(|error: toml::de::Error| {
@@ -137,10 +131,7 @@ fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(|error| unreadable(directory, &error))?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "toml")
-        {
+        if path.extension().is_some_and(|extension| extension == "toml") {
             files.push(path);
         }
     }
@@ -208,9 +199,7 @@ fn locate(sources: &[Source], key: &[String], rule: String) -> Problem {
 /// Where the key's name starts.
 fn position(table: &DeTable<'_>, key: &[String]) -> Option<usize> {
     let (first, rest) = key.split_first()?;
-    let (name, value) = table
-        .iter()
-        .find(|(name, _)| name.get_ref().as_ref() == first)?;
+    let (name, value) = table.iter().find(|(name, _)| name.get_ref().as_ref() == first)?;
     match (rest, value.get_ref()) {
         ([], _) => Some(name.span().start),
         (rest, DeValue::Table(inner)) => position(inner, rest),
@@ -259,10 +248,7 @@ mod tests {
     #[test]
     fn later_files_count_and_tables_merge() {
         let config = load_files(&[
-            (
-                "config.toml",
-                "root = '/a'\n[cni]\ntimeout_s = 5\nconf_dir = '/one'\n",
-            ),
+            ("config.toml", "root = '/a'\n[cni]\ntimeout_s = 5\nconf_dir = '/one'\n"),
             (
                 "conf.d/20.toml",
                 "[cni]\nconf_dir = '/three'\n[runtimes.runc]\npath = '/runc'\n",
@@ -271,10 +257,7 @@ mod tests {
             ("conf.d/ignored.txt", "not toml"),
         ])
         .unwrap();
-        assert_eq!(
-            (config.root, config.cni.conf_dir),
-            ("/b".into(), "/three".into())
-        );
+        assert_eq!((config.root, config.cni.conf_dir), ("/b".into(), "/three".into()));
         assert_eq!(config.cni.timeout_s, 5);
         assert_eq!(config.runtimes["runc"].path, Path::new("/runc"));
         assert_eq!(config.state, Config::default().state);
@@ -301,11 +284,7 @@ mod tests {
                 "[log]\n\nlevel = 'loud'\n",
                 "conf.d/1.toml:3: log.level: unknown variant",
             ),
-            (
-                "[runtimes.r]\n",
-                "",
-                "config.toml:1: runtimes.r: missing field `path`",
-            ),
+            ("[runtimes.r]\n", "", "config.toml:1: runtimes.r: missing field `path`"),
             ("root = \n", "", "config.toml:1:"),
             ("root = '/a'\nroot = '/b'\n", "", "config.toml:2:"),
             (
@@ -319,8 +298,7 @@ mod tests {
                 "configuration: state: must be neither inside",
             ),
         ] {
-            let text =
-                load_files(&[("config.toml", main), ("conf.d/1.toml", drop_in)]).unwrap_err();
+            let text = load_files(&[("config.toml", main), ("conf.d/1.toml", drop_in)]).unwrap_err();
             assert!(text.starts_with(expected), "{text}");
         }
     }
@@ -334,10 +312,6 @@ mod tests {
     #[test]
     fn a_named_file_must_exist() {
         let problems = load(Some(Path::new("/nonexistent/config.toml")), |_| {}).unwrap_err();
-        assert!(
-            problems
-                .to_string()
-                .starts_with("/nonexistent/config.toml: read:")
-        );
+        assert!(problems.to_string().starts_with("/nonexistent/config.toml: read:"));
     }
 }

@@ -38,11 +38,7 @@ impl Rules {
         self.check(is_plain_absolute(root), &["root"], PLAIN);
         self.check(is_plain_absolute(state), &["state"], PLAIN);
         let nested = root.starts_with(state) || state.starts_with(root);
-        self.check(
-            !nested,
-            &["state"],
-            "must be neither inside root nor around it",
-        );
+        self.check(!nested, &["state"], "must be neither inside root nor around it");
         self.check(is_plain_absolute(&config.netns_dir), &["netns_dir"], PLAIN);
         self.check(is_plain_absolute(&config.listen), &["listen"], PLAIN);
         self.check(
@@ -70,11 +66,7 @@ impl Rules {
             "must be the name of an entry of [runtimes], or corten",
         );
         for (name, runtime) in &config.runtimes {
-            self.check(
-                is_plain_absolute(&runtime.path),
-                &["runtimes", name, "path"],
-                PLAIN,
-            );
+            self.check(is_plain_absolute(&runtime.path), &["runtimes", name, "path"], PLAIN);
             let rule = "must be named by a-z, 0-9, - and ., as a RuntimeClass's handler";
             self.check(is_handler(name), &["runtimes", name], rule);
         }
@@ -82,11 +74,7 @@ impl Rules {
 
     fn cni(&mut self, config: &Config) {
         let cni = &config.cni;
-        self.check(
-            is_plain_absolute(&cni.conf_dir),
-            &["cni", "conf_dir"],
-            PLAIN,
-        );
+        self.check(is_plain_absolute(&cni.conf_dir), &["cni", "conf_dir"], PLAIN);
         self.check(
             !cni.bin_dirs.is_empty() && cni.bin_dirs.iter().all(|dir| is_plain_absolute(dir)),
             &["cni", "bin_dirs"],
@@ -152,10 +140,7 @@ mod tests {
             (|c| c.root = "/var/../etc".into(), "root"),
             (|c| c.state = "/var/lib/corten/state".into(), "state"),
             (|c| c.root = c.state.clone(), "state"),
-            (
-                |c| c.listen = format!("/{}", "x".repeat(107)).into(),
-                "listen",
-            ),
+            (|c| c.listen = format!("/{}", "x".repeat(107)).into(), "listen"),
             (|c| c.worker_threads = 0, "worker_threads"),
             (|c| c.default_runtime = "none".into(), "default_runtime"),
             (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
@@ -164,16 +149,12 @@ mod tests {
             (|c| c.shim = Some("shim".into()), "shim"),
             (
                 |c| {
-                    c.runtimes
-                        .insert("Bad_Name".into(), Runtime { path: "/x".into() });
+                    c.runtimes.insert("Bad_Name".into(), Runtime { path: "/x".into() });
                 },
                 "runtimes.Bad_Name",
             ),
             (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
-            (
-                |c| registry(c, "a", |it| it.ca = Some("b".into())),
-                "registries.a.ca",
-            ),
+            (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),
             (
                 |c| registry(c, "*", |it| it.endpoint = Some("http://b/".into())),
                 "registries.*.endpoint",
@@ -182,10 +163,7 @@ mod tests {
         for (change, key) in cases {
             let mut config = Config::default();
             change(&mut config);
-            let keys: Vec<_> = broken(&config)
-                .into_iter()
-                .map(|(key, _)| key.join("."))
-                .collect();
+            let keys: Vec<_> = broken(&config).into_iter().map(|(key, _)| key.join(".")).collect();
             assert_eq!(keys, [*key]);
         }
     }

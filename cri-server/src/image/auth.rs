@@ -42,27 +42,16 @@ impl Credentials {
     /// The CRI's form, for an image of `registry`. A `server_address` of another registry is an error: the credentials
     /// would go where they do not belong.
     pub fn from_cri(auth: Option<&AuthConfig>, registry: &str) -> Result<Credentials, PullError> {
-        let invalid = |field: &str, rule: &str| {
-            Err(PullError::new(
-                Cause::Invalid,
-                format!("auth.{field}: {rule}"),
-            ))
-        };
+        let invalid = |field: &str, rule: &str| Err(PullError::new(Cause::Invalid, format!("auth.{field}: {rule}")));
         let Some(auth) = auth else {
             return Ok(Credentials::Anonymous);
         };
         if !auth.server_address.is_empty() && host_of(&auth.server_address) != alias(registry) {
-            let rule = format!(
-                "{:?} is not the image's registry {registry:?}",
-                auth.server_address
-            );
+            let rule = format!("{:?} is not the image's registry {registry:?}", auth.server_address);
             return invalid("server_address", &rule);
         }
         if !auth.identity_token.is_empty() {
-            return invalid(
-                "identity_token",
-                "is not supported; send username and password",
-            );
+            return invalid("identity_token", "is not supported; send username and password");
         }
         if !auth.registry_token.is_empty() {
             return Ok(Credentials::Bearer(auth.registry_token.clone()));
@@ -98,10 +87,9 @@ impl Credentials {
     pub(super) fn header(&self) -> Option<String> {
         match self {
             Credentials::Anonymous => None,
-            Credentials::Basic { user, password } => Some(format!(
-                "Basic {}",
-                STANDARD.encode(format!("{user}:{password}"))
-            )),
+            Credentials::Basic { user, password } => {
+                Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+            }
             Credentials::Bearer(token) => Some(format!("Bearer {token}")),
         }
     }
@@ -193,11 +181,7 @@ mod tests {
             ("basic", Some(Challenge::Basic)),
             (
                 r#"Bearer realm="https://a/token",service="s",scope="repository:a/b:pull,push""#,
-                bearer(
-                    "https://a/token",
-                    Some("s"),
-                    Some("repository:a/b:pull,push"),
-                ),
+                bearer("https://a/token", Some("s"), Some("repository:a/b:pull,push")),
             ),
             (r#"bearer scope=x, realm="r""#, bearer("r", None, Some("x"))),
             (r#"Bearer service="s""#, None),
@@ -240,10 +224,7 @@ mod tests {
             .unwrap(),
             basic
         );
-        assert_eq!(
-            parse(&AuthConfig::default()).unwrap(),
-            Credentials::Anonymous
-        );
+        assert_eq!(parse(&AuthConfig::default()).unwrap(), Credentials::Anonymous);
         for bad in [
             AuthConfig {
                 server_address: "other.io".into(),

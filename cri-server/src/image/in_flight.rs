@@ -57,8 +57,7 @@ where
         let mut works = self.works.lock().unwrap_or_else(PoisonError::into_inner);
         works.retain(|_, work| work.strong_count() > 0);
         // A finished work stays listed until its last waiter has looked; its result may be a failure of long ago.
-        let unfinished =
-            |work: &Arc<Work<T>>| work.result.borrow().is_none() && !work.task.is_finished();
+        let unfinished = |work: &Arc<Work<T>>| work.result.borrow().is_none() && !work.task.is_finished();
         if let Some(work) = works.get(&key).and_then(Weak::upgrade).filter(unfinished) {
             return work;
         }
@@ -93,11 +92,7 @@ mod tests {
         };
         let both = tokio::join!(works.join("a", start), works.join("a", start));
         assert_eq!(both, (Some(0), Some(0)));
-        assert_eq!(
-            works.join("a", start).await,
-            Some(1),
-            "a finished work is not joined"
-        );
+        assert_eq!(works.join("a", start).await, Some(1), "a finished work is not joined");
     }
 
     #[tokio::test]
@@ -115,11 +110,7 @@ mod tests {
         let mut second = Box::pin(works.join((), start));
         {
             let first = works.join((), start);
-            assert!(
-                tokio::time::timeout(Duration::from_millis(5), first)
-                    .await
-                    .is_err()
-            );
+            assert!(tokio::time::timeout(Duration::from_millis(5), first).await.is_err());
             assert!(
                 tokio::time::timeout(Duration::from_millis(5), &mut second)
                     .await
@@ -128,17 +119,9 @@ mod tests {
         }
         assert_eq!(second.await, Some(7));
         let alone = works.join((), start);
-        assert!(
-            tokio::time::timeout(Duration::from_millis(5), alone)
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::from_millis(5), alone).await.is_err());
         tokio::time::sleep(Duration::from_millis(5)).await;
-        assert_eq!(
-            Arc::strong_count(&ended),
-            1,
-            "nobody waits, so the work was ended"
-        );
+        assert_eq!(Arc::strong_count(&ended), 1, "nobody waits, so the work was ended");
     }
 
     #[tokio::test]

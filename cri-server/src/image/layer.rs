@@ -84,9 +84,7 @@ pub(super) fn unpack(
     if (applied.is_ok() || wrong_content)
         && let Err(error) = io::copy(&mut blob, &mut io::sink())
     {
-        return Err(blob
-            .failure
-            .unwrap_or_else(|| PullError::refused(error.to_string())));
+        return Err(blob.failure.unwrap_or_else(|| PullError::refused(error.to_string())));
     }
     if let Some(failure) = blob.failure {
         return Err(failure);
@@ -117,9 +115,7 @@ fn check_digest(what: &str, found: &Digest, expected: &Digest) -> Result<(), Pul
     if found == expected {
         return Ok(());
     }
-    Err(PullError::refused(format!(
-        "{what} {found}, not {expected}"
-    )))
+    Err(PullError::refused(format!("{what} {found}, not {expected}")))
 }
 
 fn make_root(partial: &Partial) -> anyhow::Result<OwnedFd> {
@@ -293,9 +289,7 @@ impl<R: Read> Read for Content<R> {
         headers.position += count as u64;
         if headers.is_open {
             if headers.blocks.len() + count > MAX_HEADERS {
-                return Err(io::Error::other(format!(
-                    "headers of more than {MAX_HEADERS} bytes"
-                )));
+                return Err(io::Error::other(format!("headers of more than {MAX_HEADERS} bytes")));
             }
             headers.blocks.extend_from_slice(&buffer[..count]);
         }
@@ -331,12 +325,8 @@ mod tests {
     fn endless_headers_are_refused_before_they_fill_the_memory() {
         let mut builder = tar::Builder::new(Vec::new());
         let long = vec![b'x'; 2 << 20];
-        builder
-            .append_pax_extensions([("comment", long.as_slice())])
-            .unwrap();
-        let error = run(&builder.into_inner().unwrap(), None)
-            .unwrap_err()
-            .to_string();
+        builder.append_pax_extensions([("comment", long.as_slice())]).unwrap();
+        let error = run(&builder.into_inner().unwrap(), None).unwrap_err().to_string();
         assert!(error.contains("headers of more than"), "{error}");
     }
 

@@ -77,9 +77,7 @@ impl Platform {
             _ => "",
         };
         let variant = other.variant.as_deref().unwrap_or_default();
-        self.os == other.os
-            && self.architecture == other.architecture
-            && (variant.is_empty() || variant == base)
+        self.os == other.os && self.architecture == other.architecture && (variant.is_empty() || variant == base)
     }
 }
 
@@ -136,9 +134,8 @@ struct Raw {
 pub(super) fn parse(content: &[u8], content_type: &str) -> Result<Document, PullError> {
     // Parameters such as charset say nothing about the form.
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
-    let raw: Raw = serde_json::from_slice(content).map_err(|error| {
-        PullError::refused(format!("manifest of type {content_type:?}: {error}"))
-    })?;
+    let raw: Raw = serde_json::from_slice(content)
+        .map_err(|error| PullError::refused(format!("manifest of type {content_type:?}: {error}")))?;
     if raw.schema_version != 2 || raw.fs_layers.is_some() {
         let version = raw.schema_version;
         return Err(PullError::refused(format!(
@@ -161,9 +158,7 @@ pub(super) fn parse(content: &[u8], content_type: &str) -> Result<Document, Pull
     };
     match (raw.manifests, raw.config, raw.layers) {
         (Some(manifests), None, None) if is_index => Ok(Document::Index(manifests)),
-        (None, Some(config), Some(layers)) if !is_index => {
-            Ok(Document::Image(manifest(config, layers)?))
-        }
+        (None, Some(config), Some(layers)) if !is_index => Ok(Document::Image(manifest(config, layers)?)),
         _ => Err(PullError::refused(format!(
             "manifest of type {content_type:?}: an index has manifests, an image has config and layers, and neither has both"
         ))),
@@ -190,12 +185,10 @@ pub(super) fn choose(index: Vec<Descriptor>, platform: &Platform) -> Result<Desc
         Some(offered) => platform.runs(offered),
         None => sole,
     };
-    let chosen = index.into_iter().find(fits).ok_or_else(|| {
-        PullError::refused(format!(
-            "no image for {platform}; there is {}",
-            offered.join(", ")
-        ))
-    })?;
+    let chosen = index
+        .into_iter()
+        .find(fits)
+        .ok_or_else(|| PullError::refused(format!("no image for {platform}; there is {}", offered.join(", "))))?;
     match chosen.media_type.as_str() {
         OCI_MANIFEST | DOCKER_MANIFEST => Ok(chosen),
         other => Err(PullError::refused(format!(
@@ -212,12 +205,9 @@ fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest, Pul
         )));
     }
     match config.media_type.as_str() {
-        "application/vnd.oci.image.config.v1+json"
-        | "application/vnd.docker.container.image.v1+json" => {}
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" => {}
         other => {
-            return Err(PullError::refused(format!(
-                "config of type {other:?}: not an image's"
-            )));
+            return Err(PullError::refused(format!("config of type {other:?}: not an image's")));
         }
     }
     let layers: Result<Vec<_>, PullError> = layers
@@ -239,10 +229,10 @@ fn packing(layer: &Descriptor) -> Result<Packing, PullError> {
         )));
     }
     match layer.media_type.as_str() {
-        "application/vnd.oci.image.layer.v1.tar"
-        | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Packing::Plain),
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
+        "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Packing::Plain),
+        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+            Ok(Packing::Gzip)
+        }
         other => Err(PullError::refused(format!(
             "layer {} of type {other:?}: only tar and gzip-packed tar are supported",
             layer.digest
@@ -318,23 +308,15 @@ mod tests {
     #[test]
     fn documents_that_are_read() {
         let manifest = image().to_string();
-        for content_type in [
-            OCI_MANIFEST,
-            DOCKER_MANIFEST,
-            &format!("{OCI_MANIFEST}; charset=utf-8"),
-        ] {
-            let Document::Image(manifest) = parse(manifest.as_bytes(), content_type).unwrap()
-            else {
+        for content_type in [OCI_MANIFEST, DOCKER_MANIFEST, &format!("{OCI_MANIFEST}; charset=utf-8")] {
+            let Document::Image(manifest) = parse(manifest.as_bytes(), content_type).unwrap() else {
                 panic!("{content_type} is an image");
             };
             assert_eq!(manifest.layers[0].1, Packing::Gzip);
         }
-        let index =
-            json!({ "schemaVersion": 2, "manifests": [entry(OCI_MANIFEST, None)] }).to_string();
+        let index = json!({ "schemaVersion": 2, "manifests": [entry(OCI_MANIFEST, None)] }).to_string();
         for content_type in [OCI_INDEX, DOCKER_LIST] {
-            assert!(
-                matches!(parse(index.as_bytes(), content_type).unwrap(), Document::Index(list) if list.len() == 1)
-            );
+            assert!(matches!(parse(index.as_bytes(), content_type).unwrap(), Document::Index(list) if list.len() == 1));
         }
     }
 
@@ -349,18 +331,10 @@ mod tests {
         let mut elsewhere = entry("application/vnd.oci.image.layer.v1.tar", None);
         elsewhere["urls"] = json!(["https://elsewhere/"]);
         let table = [
-            (
-                with("manifests", json!([])),
-                OCI_MANIFEST,
-                "neither has both",
-            ),
+            (with("manifests", json!([])), OCI_MANIFEST, "neither has both"),
             (with("manifests", json!([])), OCI_INDEX, "neither has both"),
             (image(), OCI_INDEX, "neither has both"),
-            (
-                with("mediaType", OCI_INDEX.into()),
-                OCI_MANIFEST,
-                "sent it as",
-            ),
+            (with("mediaType", OCI_INDEX.into()), OCI_MANIFEST, "sent it as"),
             (image(), "text/html", "not supported"),
             (image(), "", "not supported"),
             (with("schemaVersion", 1.into()), OCI_MANIFEST, "schema 1"),
@@ -414,10 +388,7 @@ mod tests {
             entry(OCI_MANIFEST, Some(("arm64", "v8"))),
             entry(DOCKER_MANIFEST, Some(("amd64", ""))),
         );
-        assert_eq!(
-            choose(&[arm.clone(), amd]).unwrap().media_type,
-            DOCKER_MANIFEST
-        );
+        assert_eq!(choose(&[arm.clone(), amd]).unwrap().media_type, DOCKER_MANIFEST);
         assert!(choose(&[entry(OCI_MANIFEST, None)]).is_ok());
         let nested = entry(OCI_INDEX, Some(("amd64", "")));
         let demanding = entry(OCI_MANIFEST, Some(("amd64", "v3")));

@@ -66,11 +66,7 @@ impl ImageStore {
     /// and the credentials are checked; content that is here is not fetched again.
     ///
     /// Dropping the future ends the pull, unless another caller waits for the same, and removes what it had begun.
-    pub async fn pull(
-        self: &Arc<Self>,
-        reference: &str,
-        credentials: Credentials,
-    ) -> Result<Arc<Image>, PullError> {
+    pub async fn pull(self: &Arc<Self>, reference: &str, credentials: Credentials) -> Result<Arc<Image>, PullError> {
         let reference: Reference = reference.parse()?;
         let key = (reference.clone(), credentials.clone());
         let store = Arc::clone(self);
@@ -131,14 +127,10 @@ impl ImageStore {
             return Ok((known.config.clone(), descriptor.size));
         }
         let limit = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
-        let body = repository
-            .blob(descriptor.digest.as_str())
-            .await
-            .map_err(failed)?;
+        let body = repository.blob(descriptor.digest.as_str()).await.map_err(failed)?;
         let content = repository.read(body, limit).await.map_err(failed)?;
         check_digest(&content, &descriptor.digest).map_err(failed)?;
-        let config = serde_json::from_slice(&content)
-            .map_err(|error| failed(PullError::refused(error.to_string())))?;
+        let config = serde_json::from_slice(&content).map_err(|error| failed(PullError::refused(error.to_string())))?;
         Ok((config, descriptor.size))
     }
 
@@ -170,11 +162,7 @@ impl ImageStore {
     }
 
     /// Makes one layer present: it is here, or another pull is at the same, or it is fetched.
-    async fn layer(
-        self: &Arc<Self>,
-        repository: Arc<Repository>,
-        expected: Expected,
-    ) -> LayerResult {
+    async fn layer(self: &Arc<Self>, repository: Arc<Repository>, expected: Expected) -> LayerResult {
         if let Some(lease) = self.present(&expected) {
             return Ok(lease);
         }
@@ -220,11 +208,7 @@ impl ImageStore {
         }
     }
 
-    async fn fetch_once(
-        self: &Arc<Self>,
-        repository: &Repository,
-        expected: Expected,
-    ) -> LayerResult {
+    async fn fetch_once(self: &Arc<Self>, repository: &Repository, expected: Expected) -> LayerResult {
         let slot = self.pulls.slots.take(&repository.registry).await;
         // A download from elsewhere may have brought it meanwhile.
         if let Some(lease) = self.present(&expected) {
@@ -252,9 +236,7 @@ impl ImageStore {
         }
         drop(sender);
         let unpacked = unpacking.await;
-        unpacked
-            .unwrap_or_else(|_panic| Err(ended("unpacking")))
-            .map(Arc::new)
+        unpacked.unwrap_or_else(|_panic| Err(ended("unpacking"))).map(Arc::new)
     }
 
     /// Blocks; for a thread of its own.

@@ -69,18 +69,14 @@ pub(super) fn remove(root: &Path, image: &Digest) -> Result<()> {
 /// Writes `layer.json` into the directory of an unpacked layer.
 pub(super) fn save_layer(dir: &Path, usage: Usage) -> Result<()> {
     let path = dir.join("layer.json");
-    fs::write(&path, serde_json::to_vec(&usage)?)
-        .with_context(|| format!("write {}", path.display()))
+    fs::write(&path, serde_json::to_vec(&usage)?).with_context(|| format!("write {}", path.display()))
 }
 
 /// Makes the directories below `root` that are missing, and removes what was left half done.
 pub(super) fn prepare(root: &Path) -> Result<()> {
     for name in DIRECTORIES {
         let dir = root.join(name);
-        let made = fs::DirBuilder::new()
-            .mode(0o700)
-            .recursive(true)
-            .create(&dir);
+        let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&dir);
         made.with_context(|| format!("create {}", dir.display()))?;
         for (name, path) in entries(&dir)? {
             if name.ends_with(PARTIAL) {
@@ -111,10 +107,7 @@ fn load_layer(name: &str, path: &Path) -> Result<(Digest, Usage)> {
 }
 
 /// The images of the store at `root` whose layers are among `layers`.
-pub(super) fn load_images(
-    root: &Path,
-    layers: &HashMap<Digest, Usage>,
-) -> Result<BTreeMap<Digest, Arc<Image>>> {
+pub(super) fn load_images(root: &Path, layers: &HashMap<Digest, Usage>) -> Result<BTreeMap<Digest, Arc<Image>>> {
     let mut images = BTreeMap::new();
     for (name, path) in entries(&root.join("images"))? {
         match load_image(&name, &path, layers) {
@@ -147,14 +140,7 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let reading = || format!("read {}", dir.display());
     fs::read_dir(dir)
         .with_context(reading)?
-        .map(|entry| {
-            entry.map(|found| {
-                (
-                    found.file_name().to_string_lossy().into_owned(),
-                    found.path(),
-                )
-            })
-        })
+        .map(|entry| entry.map(|found| (found.file_name().to_string_lossy().into_owned(), found.path())))
         .collect::<Result<_, _>>()
         .with_context(reading)
 }
@@ -168,8 +154,7 @@ fn quarantine(root: &Path, kind: &str, path: &Path, error: &anyhow::Error) -> Re
     let target = root.join("quarantine").join(format!("{kind}-{name}"));
     tracing::warn!(path = %path.display(), error = format!("{error:#}"), "unusable, moved to quarantine");
     remove_any(&target)?;
-    fs::rename(path, &target)
-        .with_context(|| format!("rename {} to {}", path.display(), target.display()))
+    fs::rename(path, &target).with_context(|| format!("rename {} to {}", path.display(), target.display()))
 }
 
 fn remove_any(path: &Path) -> Result<()> {

@@ -85,12 +85,7 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        check(
-            "image reference",
-            text,
-            !text.is_empty(),
-            "must not be empty",
-        )?;
+        check("image reference", text, !text.is_empty(), "must not be empty")?;
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(parse_digest(digest)?)),
             None => (text, None),
@@ -125,12 +120,7 @@ impl FromStr for Reference {
     }
 }
 
-fn check(
-    field: &'static str,
-    value: &str,
-    holds: bool,
-    rule: &'static str,
-) -> Result<(), ReferenceError> {
+fn check(field: &'static str, value: &str, holds: bool, rule: &'static str) -> Result<(), ReferenceError> {
     if holds {
         return Ok(());
     }
@@ -223,9 +213,7 @@ fn is_host(text: &str) -> bool {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     host.split('.').all(label) && port.is_none_or(is_port)
 }
@@ -245,10 +233,8 @@ fn is_tag(tag: &str) -> bool {
 /// Runs of a-z 0-9, and between two of them one separator: `.`, `_`, `__` or any number of dashes.
 fn is_component(text: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let edges = text.bytes().next().is_some_and(alphanumeric)
-        && text.bytes().last().is_some_and(alphanumeric);
-    let separator =
-        |run: &str| matches!(run, "" | "." | "_" | "__") || run.bytes().all(|b| b == b'-');
+    let edges = text.bytes().next().is_some_and(alphanumeric) && text.bytes().last().is_some_and(alphanumeric);
+    let separator = |run: &str| matches!(run, "" | "." | "_" | "__") || run.bytes().all(|b| b == b'-');
     edges
         && text
             .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
@@ -266,14 +252,8 @@ mod tests {
             ("busybox", "docker.io/library/busybox:latest".to_owned()),
             ("busybox:1.36", "docker.io/library/busybox:1.36".into()),
             ("user/app", "docker.io/user/app:latest".into()),
-            (
-                "docker.io/busybox",
-                "docker.io/library/busybox:latest".into(),
-            ),
-            (
-                "index.docker.io/busybox",
-                "docker.io/library/busybox:latest".into(),
-            ),
+            ("docker.io/busybox", "docker.io/library/busybox:latest".into()),
+            ("index.docker.io/busybox", "docker.io/library/busybox:latest".into()),
             ("localhost/app", "localhost/app:latest".into()),
             ("127.0.0.1:5000/app:v1", "127.0.0.1:5000/app:v1".into()),
             ("[::1]:5000/a/b", "[::1]:5000/a/b:latest".into()),
@@ -283,19 +263,12 @@ mod tests {
             ),
             ("a.b/c__d/e-----f.g_h", "a.b/c__d/e-----f.g_h:latest".into()),
             (&format!("a.b/c@{digest}"), format!("a.b/c@{digest}")),
-            (
-                &format!("a.b:1/c:tag@{digest}"),
-                format!("a.b:1/c@{digest}"),
-            ),
+            (&format!("a.b:1/c:tag@{digest}"), format!("a.b:1/c@{digest}")),
         ];
         for (text, normal) in table {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(reference.to_string(), normal);
-            assert_eq!(
-                normal.parse::<Reference>().unwrap(),
-                reference,
-                "{normal} is stable"
-            );
+            assert_eq!(normal.parse::<Reference>().unwrap(), reference, "{normal} is stable");
         }
     }
 

@@ -118,12 +118,8 @@ impl Registries {
         };
         let scheme = if config.plain_http { "http" } else { "https" };
         let address = format!("{scheme}://{host}/v2/{}/", reference.repository);
-        let base = Url::parse(&address).map_err(|error| {
-            PullError::new(
-                Cause::Invalid,
-                format!("registry address {address:?}: {error}"),
-            )
-        })?;
+        let base = Url::parse(&address)
+            .map_err(|error| PullError::new(Cause::Invalid, format!("registry address {address:?}: {error}")))?;
         let key = ClientKey {
             entry,
             loopback: is_loopback(&base),
@@ -175,9 +171,7 @@ fn build_client(config: &RegistryConfig, loopback: bool) -> anyhow::Result<Clien
     if let Some(path) = &config.ca {
         authorities = certificates(path)?;
     }
-    let built = client_builder(config, loopback)
-        .tls_certs_merge(authorities)
-        .build();
+    let built = client_builder(config, loopback).tls_certs_merge(authorities).build();
     match built {
         // A machine without any authority, ca-certificates not installed, needs none for this.
         Err(_) if config.plain_http => client_builder(config, loopback).tls_certs_only([]).build(),
@@ -196,11 +190,7 @@ fn client_builder(config: &RegistryConfig, loopback: bool) -> ClientBuilder {
         .https_only(!config.plain_http)
         .tls_danger_accept_invalid_certs(config.skip_verify);
     // A proxy's loopback is not ours; Go's clients have the same rule.
-    if loopback {
-        builder.no_proxy()
-    } else {
-        builder
-    }
+    if loopback { builder.no_proxy() } else { builder }
 }
 
 fn is_loopback(base: &Url) -> bool {
@@ -246,12 +236,7 @@ impl Repository {
         let chunk = chunk.map_err(|error| self.unreachable(&error))?;
         if let Some(chunk) = &chunk {
             let slow = body.pace.note(asked.elapsed(), chunk.len());
-            slow.map_err(|what| {
-                PullError::new(
-                    Cause::Unreachable,
-                    format!("registry {}: {what}", self.host()),
-                )
-            })?;
+            slow.map_err(|what| PullError::new(Cause::Unreachable, format!("registry {}: {what}", self.host())))?;
         }
         Ok(chunk)
     }
@@ -271,10 +256,7 @@ impl Repository {
     /// One request; where the registry asks for credentials, these are got and the request is sent once more.
     async fn get(&self, path: &str, accept: Option<&str>) -> Result<Response, PullError> {
         let url = self.base.join(path).map_err(|error| {
-            PullError::new(
-                Cause::Invalid,
-                format!("registry address {}{path}: {error}", self.base),
-            )
+            PullError::new(Cause::Invalid, format!("registry address {}{path}: {error}", self.base))
         })?;
         let response = self.send(&url, accept).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
@@ -288,14 +270,9 @@ impl Repository {
             .find_map(Challenge::parse);
         let authorization = match challenge {
             Some(Challenge::Basic) => self.credentials.header(),
-            Some(Challenge::Bearer {
-                realm,
-                service,
-                scope,
-            }) => Some(
-                self.token(&realm, service.as_deref(), scope.as_deref())
-                    .await?,
-            ),
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                Some(self.token(&realm, service.as_deref(), scope.as_deref()).await?)
+            }
             None => None,
         };
         if authorization.is_none() {
@@ -315,29 +292,14 @@ impl Repository {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(&error))
+        request.send().await.map_err(|error| self.unreachable(&error))
     }
 
     /// Gets a token; the login, if there is one, goes to the token service and not to the registry.
-    async fn token(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-    ) -> Result<String, PullError> {
-        let denied = |what: String| {
-            PullError::new(Cause::Denied, format!("token service {realm:?}: {what}"))
-        };
+    async fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<String, PullError> {
+        let denied = |what: String| PullError::new(Cause::Denied, format!("token service {realm:?}: {what}"));
         let mut url = Url::parse(realm).map_err(|error| denied(error.to_string()))?;
-        let default_scope = self
-            .base
-            .path()
-            .trim_matches('/')
-            .trim_start_matches("v2/")
-            .to_owned();
+        let default_scope = self.base.path().trim_matches('/').trim_start_matches("v2/").to_owned();
         let scope = scope.map_or_else(|| format!("repository:{default_scope}:pull"), str::to_owned);
         url.query_pairs_mut()
             .extend_pairs(service.map(|service| ("service", service)))
@@ -346,10 +308,7 @@ impl Repository {
         if let Some(login) = self.credentials.header() {
             request = request.header(AUTHORIZATION, login);
         }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(&error))?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let response = self.check(response, &url)?;
         let content = self.read(response.into(), MAX_TOKEN_REPLY).await?;
         #[derive(Deserialize)]
@@ -357,8 +316,7 @@ impl Repository {
             token: Option<String>,
             access_token: Option<String>,
         }
-        let reply: Reply =
-            serde_json::from_slice(&content).map_err(|error| denied(error.to_string()))?;
+        let reply: Reply = serde_json::from_slice(&content).map_err(|error| denied(error.to_string()))?;
         let token = reply
             .token
             .or(reply.access_token)
@@ -436,23 +394,13 @@ mod tests {
             lock(&registries.clients).len()
         };
         assert_eq!(clients(&["known.example"]).await, 1);
-        assert_eq!(
-            clients(&["one.example", "two.example", "three.example:5"]).await,
-            2
-        );
-        assert_eq!(
-            clients(&["127.0.0.1:1", "localhost:2"]).await,
-            3,
-            "no proxy"
-        );
+        assert_eq!(clients(&["one.example", "two.example", "three.example:5"]).await, 2);
+        assert_eq!(clients(&["127.0.0.1:1", "localhost:2"]).await, 3, "no proxy");
 
         let mirror = Registries::new(RegistryConfigs::from([("*".to_owned(), plain)]));
         for name in ["a.example/a:1", "b.example/b:1"] {
             let reference = name.parse().unwrap();
-            mirror
-                .repository(&reference, Credentials::Anonymous)
-                .await
-                .unwrap();
+            mirror.repository(&reference, Credentials::Anonymous).await.unwrap();
         }
         assert_eq!(lock(&mirror.clients).len(), 1);
     }

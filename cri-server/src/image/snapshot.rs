@@ -19,9 +19,8 @@ use corten_proto::id::Digest;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount as mount_2,
-    move_mount, unmount as umount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount as mount_2, move_mount, unmount as umount,
 };
 
 use super::store::ImageStore;
@@ -39,13 +38,9 @@ pub fn mount(store: &ImageStore, layers: &[Digest], dir: &Path, target: &Path) -
         upper: &upper,
         work: &work,
     };
-    overlay.mount_on(target).with_context(|| {
-        format!(
-            "mount overlay of {} layers on {}",
-            layers.len(),
-            target.display()
-        )
-    })
+    overlay
+        .mount_on(target)
+        .with_context(|| format!("mount overlay of {} layers on {}", layers.len(), target.display()))
 }
 
 /// Unmounts a container's root. Where nothing is mounted there is nothing to do.
@@ -55,9 +50,7 @@ pub fn unmount(target: &Path) -> Result<()> {
     match umount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         // EINVAL is "not a mount point" for this call; ENOENT a target that is gone.
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(errno) => {
-            Err(errno).with_context(|| format!("umount2 {} MNT_DETACH", target.display()))
-        }
+        Err(errno) => Err(errno).with_context(|| format!("umount2 {} MNT_DETACH", target.display())),
     }
 }
 
@@ -93,20 +86,8 @@ impl Overlay<'_> {
         fsconfig_set_string(&context, "workdir", self.work).context("fsconfig workdir")?;
         fsconfig_set_flag(&context, "volatile").context("fsconfig volatile")?;
         fsconfig_create(&context).context("fsconfig create")?;
-        let mounted = fsmount(
-            &context,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::empty(),
-        )
-        .context("fsmount")?;
-        move_mount(
-            &mounted,
-            "",
-            CWD,
-            target,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .context("move_mount")
+        let mounted = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("fsmount")?;
+        move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).context("move_mount")
     }
 
     /// Every layer in one option, whose length is limited to a page: so layers are named by descriptor.
@@ -126,14 +107,8 @@ impl Overlay<'_> {
             fd_path(&work)
         );
         let options = std::ffi::CString::new(options).context("mount options")?;
-        mount_2(
-            "overlay",
-            target,
-            "overlay",
-            MountFlags::empty(),
-            options.as_c_str(),
-        )
-        .with_context(|| format!("mount overlay {options:?}"))
+        mount_2("overlay", target, "overlay", MountFlags::empty(), options.as_c_str())
+            .with_context(|| format!("mount overlay {options:?}"))
     }
 }
 
@@ -160,8 +135,7 @@ fn lower_dirs(store: &ImageStore, layers: &[Digest], dir: &Path) -> Result<Vec<P
     if lower.is_empty() {
         let empty = dir.join("lower");
         make_dir(&empty)?;
-        fs::set_permissions(&empty, fs::Permissions::from_mode(0o755))
-            .context("chmod of the empty layer")?;
+        fs::set_permissions(&empty, fs::Permissions::from_mode(0o755)).context("chmod of the empty layer")?;
         lower.push(empty);
     }
     Ok(lower)

@@ -153,12 +153,9 @@ impl ImageStore {
     #[must_use]
     pub fn usage(&self) -> (u64, u64) {
         let state = self.inner.state();
-        state
-            .layers
-            .values()
-            .fold((0, 0), |(bytes, inodes), layer| {
-                (bytes + layer.usage.bytes, inodes + layer.usage.inodes)
-            })
+        state.layers.values().fold((0, 0), |(bytes, inodes), layer| {
+            (bytes + layer.usage.bytes, inodes + layer.usage.inodes)
+        })
     }
 
     /// Frees, soon, every layer that no image and no lease has: after a start, when containers have leased theirs.
@@ -186,22 +183,12 @@ impl ImageStore {
     }
 
     /// Gives an unpacked and verified layer its name. Blocks on the disk.
-    pub(super) fn commit(
-        &self,
-        layer: &Digest,
-        partial: &Partial,
-        usage: Usage,
-    ) -> Result<LayerLease> {
+    pub(super) fn commit(&self, layer: &Digest, partial: &Partial, usage: Usage) -> Result<LayerLease> {
         self.inner.commit(layer, partial, usage)
     }
 
     /// Records `image`, whose layers the caller has leased, and gives it `reference`'s name. Blocks on the disk.
-    pub(super) fn publish(
-        &self,
-        image: Image,
-        reference: &Reference,
-        manifest: &Digest,
-    ) -> Result<Arc<Image>> {
+    pub(super) fn publish(&self, image: Image, reference: &Reference, manifest: &Digest) -> Result<Arc<Image>> {
         self.inner.publish(image, reference, manifest)
     }
 
@@ -245,10 +232,7 @@ impl State {
         if !is_id_prefix(text) {
             return None;
         }
-        let mut matching = self
-            .images
-            .iter()
-            .filter(|(id, _)| id.hex().starts_with(digits));
+        let mut matching = self.images.iter().filter(|(id, _)| id.hex().starts_with(digits));
         match (matching.next(), matching.next()) {
             (Some((_, image)), None) => Some(image),
             _ => None,
@@ -257,10 +241,7 @@ impl State {
 
     fn is_used(&self, layer: &Digest) -> bool {
         self.layers.get(layer).is_some_and(|known| known.leases > 0)
-            || self
-                .images
-                .values()
-                .any(|image| image.layers.contains(layer))
+            || self.images.values().any(|image| image.layers.contains(layer))
     }
 }
 
@@ -290,16 +271,10 @@ impl Inner {
     fn lease(self: &Arc<Self>, layers: &[Digest]) -> Result<LayerLease> {
         let mut state = self.state();
         for layer in layers {
-            ensure!(
-                state.layers.contains_key(layer),
-                "layer {layer} is not on this node"
-            );
+            ensure!(state.layers.contains_key(layer), "layer {layer} is not on this node");
         }
         for layer in layers {
-            state
-                .layers
-                .entry(layer.clone())
-                .and_modify(|known| known.leases += 1);
+            state.layers.entry(layer.clone()).and_modify(|known| known.leases += 1);
         }
         Ok(LayerLease {
             inner: Arc::clone(self),
@@ -307,36 +282,22 @@ impl Inner {
         })
     }
 
-    fn commit(
-        self: &Arc<Self>,
-        layer: &Digest,
-        partial: &Partial,
-        usage: Usage,
-    ) -> Result<LayerLease> {
+    fn commit(self: &Arc<Self>, layer: &Digest, partial: &Partial, usage: Usage) -> Result<LayerLease> {
         record::save_layer(partial.path(), usage)?;
         // One sync for thousands of files, before the name that says they are whole.
-        let dir = fs::File::open(partial.path())
-            .with_context(|| format!("open {}", partial.path().display()))?;
+        let dir = fs::File::open(partial.path()).with_context(|| format!("open {}", partial.path().display()))?;
         rustix::fs::syncfs(&dir).context("syncfs of a layer")?;
         let _writer = self.writer();
         if let Ok(lease) = self.lease(std::slice::from_ref(layer)) {
             return Ok(lease);
         }
         let path = self.layer_dir(layer);
-        fs::rename(partial.path(), &path)
-            .with_context(|| format!("rename a layer to {}", path.display()))?;
-        self.state()
-            .layers
-            .insert(layer.clone(), Layer { usage, leases: 0 });
+        fs::rename(partial.path(), &path).with_context(|| format!("rename a layer to {}", path.display()))?;
+        self.state().layers.insert(layer.clone(), Layer { usage, leases: 0 });
         self.lease(std::slice::from_ref(layer))
     }
 
-    fn publish(
-        &self,
-        image: Image,
-        reference: &Reference,
-        manifest: &Digest,
-    ) -> Result<Arc<Image>> {
+    fn publish(&self, image: Image, reference: &Reference, manifest: &Digest) -> Result<Arc<Image>> {
         let _writer = self.writer();
         let known = self.state().images.get(&image.id).cloned();
         let mut image = known.map_or(image, |known| Image::clone(&known));
@@ -351,9 +312,7 @@ impl Inner {
             image.save(&self.root)?;
         }
         let image = Arc::new(image);
-        self.state()
-            .images
-            .insert(image.id.clone(), Arc::clone(&image));
+        self.state().images.insert(image.id.clone(), Arc::clone(&image));
         Ok(image)
     }
 
@@ -366,9 +325,7 @@ impl Inner {
         let mut before = Image::clone(&before);
         before.repo_tags.retain(|known| known != tag);
         before.save(&self.root)?;
-        self.state()
-            .images
-            .insert(before.id.clone(), Arc::new(before));
+        self.state().images.insert(before.id.clone(), Arc::new(before));
         Ok(())
     }
 
@@ -402,10 +359,7 @@ impl Inner {
             if let Some(layer) = state.candidates.pop_first() {
                 return Some(layer);
             }
-            state = self
-                .unused
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.unused.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -419,8 +373,7 @@ impl Inner {
             if state.is_used(layer) || !state.layers.contains_key(layer) {
                 return Ok(());
             }
-            fs::rename(self.layer_dir(layer), &path)
-                .with_context(|| format!("rename to {}", path.display()))?;
+            fs::rename(self.layer_dir(layer), &path).with_context(|| format!("rename to {}", path.display()))?;
             state.layers.remove(layer);
         }
         fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))
@@ -451,15 +404,10 @@ fn add(list: &mut Vec<String>, item: String) {
 }
 
 fn as_digest(text: &str) -> Option<Digest> {
-    text.parse()
-        .or_else(|_no_prefix| format!("sha256:{text}").parse())
-        .ok()
+    text.parse().or_else(|_no_prefix| format!("sha256:{text}").parse()).ok()
 }
 
 fn is_id_prefix(text: &str) -> bool {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
-    (MIN_ID_PREFIX..=64).contains(&digits.len())
-        && digits
-            .bytes()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    (MIN_ID_PREFIX..=64).contains(&digits.len()) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

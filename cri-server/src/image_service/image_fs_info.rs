@@ -12,9 +12,7 @@ use crate::image::ImageStore;
 /// one disk to watch and not two.
 pub(super) fn response(images: &ImageStore, mountpoint: &Path) -> cri::ImageFsInfoResponse {
     let (bytes, inodes) = images.usage();
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let usage = cri::FilesystemUsage {
         timestamp: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
         fs_id: Some(cri::FilesystemIdentifier {

@@ -8,11 +8,7 @@ use tonic::{Code, Status};
 use crate::image::{Cause, Credentials, ImageStore, PullError, Reference};
 
 /// Pulls and returns the image's id, which the kubelet compares with what ListImages and ContainerStatus say.
-pub(super) async fn pull(
-    images: &Arc<ImageStore>,
-    name: &str,
-    auth: Option<&AuthConfig>,
-) -> Result<String, Status> {
+pub(super) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
     let parsed = name.parse::<Reference>();
     let reference = parsed.map_err(|error| super::invalid(name, &error))?;
     let credentials = Credentials::from_cri(auth, &reference.registry).map_err(status)?;

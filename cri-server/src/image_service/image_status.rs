@@ -8,10 +8,7 @@ use tonic::Status;
 use crate::image::Image;
 
 /// The answer about one image; an unknown one is an empty answer and no error.
-pub(super) fn response(
-    image: Option<&Image>,
-    verbose: bool,
-) -> Result<cri::ImageStatusResponse, Status> {
+pub(super) fn response(image: Option<&Image>, verbose: bool) -> Result<cri::ImageStatusResponse, Status> {
     let Some(image) = image else {
         return Ok(cri::ImageStatusResponse::default());
     };

@@ -37,9 +37,7 @@ impl ImageService {
     }
 
     fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Status> {
-        self.images
-            .find(name)
-            .map_err(|error| invalid(name, &error))
+        self.images.find(name).map_err(|error| invalid(name, &error))
     }
 
     /// The images a filter lets through: all, or the one that is named.
@@ -52,17 +50,13 @@ impl ImageService {
             "" => self.images.list(),
             name => self.find(name)?.into_iter().collect(),
         };
-        Ok(images
-            .iter()
-            .map(|image| image_status::to_cri(image))
-            .collect())
+        Ok(images.iter().map(|image| image_status::to_cri(image)).collect())
     }
 }
 
 #[tonic::async_trait]
 impl cri::image_service_server::ImageService for ImageService {
-    type StreamImagesStream =
-        tokio_stream::Iter<std::vec::IntoIter<Result<cri::StreamImagesResponse, Status>>>;
+    type StreamImagesStream = tokio_stream::Iter<std::vec::IntoIter<Result<cri::StreamImagesResponse, Status>>>;
 
     async fn list_images(
         &self,
@@ -123,10 +117,7 @@ impl cri::image_service_server::ImageService for ImageService {
         &self,
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
-        Ok(Response::new(image_fs_info::response(
-            &self.images,
-            &self.mountpoint,
-        )))
+        Ok(Response::new(image_fs_info::response(&self.images, &self.mountpoint)))
     }
 }
 

@@ -167,8 +167,7 @@ impl Cni {
             }
             return Ok(());
         };
-        let network =
-            conf::parse_list(&attachment.network).context("the recorded CNI configuration")?;
+        let network = conf::parse_list(&attachment.network).context("the recorded CNI configuration")?;
         self.delete(&network, &network.plugins, pod, Some(&attachment.result))
             .await
             .with_context(|| format!("CNI network {}", network.name))
@@ -185,22 +184,13 @@ impl Cni {
         let mut outcome = Ok(());
         for plugin in plugins.iter().rev() {
             let stdin = plugin.stdin(network, &capabilities(pod), result);
-            let deleted = self
-                .run(Command::Del, plugin, stdin, pod)
-                .await
-                .map(|_nothing| ());
+            let deleted = self.run(Command::Del, plugin, stdin, pod).await.map(|_nothing| ());
             outcome = outcome.and(deleted);
         }
         outcome
     }
 
-    async fn run(
-        &self,
-        command: Command,
-        plugin: &conf::Plugin,
-        stdin: Value,
-        pod: &PodNetwork,
-    ) -> Result<Value> {
+    async fn run(&self, command: Command, plugin: &conf::Plugin, stdin: Value, pod: &PodNetwork) -> Result<Value> {
         // An empty one tells DEL that the namespace has gone (CNI specification, DEL).
         let gone = command == Command::Del && !pod.netns.exists();
         let invocation = Invocation {
@@ -213,14 +203,10 @@ impl Cni {
             path: &self.bin_dirs,
             timeout: self.timeout,
         };
-        invocation.run(&stdin).await.with_context(|| {
-            format!(
-                "CNI plugin {} {} for sandbox {}",
-                plugin.kind,
-                command.name(),
-                pod.id
-            )
-        })
+        invocation
+            .run(&stdin)
+            .await
+            .with_context(|| format!("CNI plugin {} {} for sandbox {}", plugin.kind, command.name(), pod.id))
     }
 
     /// The network of the first valid configuration by name.
@@ -229,10 +215,7 @@ impl Cni {
     }
 
     /// Looks at the network, on a thread that may block. It comes from memory while the directory stays as it was.
-    async fn read<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&Network) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    async fn read<T: Send + 'static>(&self, look: impl FnOnce(&Network) -> Result<T> + Send + 'static) -> Result<T> {
         let directory = self.conf_dir.clone();
         // Taken before the thread, and kept by it when the caller has gone: the others wait without a thread each.
         let mut loaded = Arc::clone(&self.loaded).lock_owned().await;
@@ -254,12 +237,7 @@ impl Cni {
 
 /// The configuration files of the directory by name.
 fn list(directory: &Path) -> Result<Vec<Listed>, String> {
-    let failed = |error: std::io::Error| {
-        format!(
-            "no CNI configuration: read {}: {error}",
-            directory.display()
-        )
-    };
+    let failed = |error: std::io::Error| format!("no CNI configuration: read {}: {error}", directory.display());
     let mut listing = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -294,10 +272,7 @@ fn read_first(directory: &Path, listing: &[Listed]) -> Result<Network, String> {
     if problems.is_empty() {
         return Err(format!("no CNI configuration in {}", directory.display()));
     }
-    Err(format!(
-        "no valid CNI configuration: {}",
-        problems.join("; ")
-    ))
+    Err(format!("no valid CNI configuration: {}", problems.join("; ")))
 }
 
 /// What plugins that declare a capability get for it.
@@ -348,9 +323,7 @@ fn checked_result(result: Value) -> Result<Value> {
 fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
     let interfaces = result["interfaces"].as_array();
     let is_pods = |ip: &Value| {
-        let index = ip["interface"]
-            .as_u64()
-            .and_then(|index| usize::try_from(index).ok());
+        let index = ip["interface"].as_u64().and_then(|index| usize::try_from(index).ok());
         match (index, interfaces) {
             (Some(index), Some(interfaces)) => interfaces
                 .get(index)
@@ -358,18 +331,13 @@ fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
             _ => true,
         }
     };
-    let ips = result["ips"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let ips = result["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
     let addresses = ips
         .iter()
         .filter(|ip| is_pods(ip))
         .map(|ip| {
             let address = ip["address"].as_str().unwrap_or_default();
-            let bare = address
-                .split_once('/')
-                .map_or(address, |(bare, _prefix)| bare);
+            let bare = address.split_once('/').map_or(address, |(bare, _prefix)| bare);
             bare.parse()
                 .with_context(|| format!("CNI result: ips address {address:?}"))
         })

@@ -35,9 +35,7 @@ pub fn resolv_conf(config: Option<&DnsConfig>, host: &str) -> Result<String, Spe
 }
 
 fn words<'a>(name: &str, list: &'a [String]) -> Result<&'a [String], SpecError> {
-    let bad = |word: &&String| {
-        word.is_empty() || word.contains(|c: char| c.is_whitespace() || c.is_control())
-    };
+    let bad = |word: &&String| word.is_empty() || word.contains(|c: char| c.is_whitespace() || c.is_control());
     match list.iter().find(bad) {
         None => Ok(list),
         Some(word) => {
@@ -54,10 +52,7 @@ pub fn hostname_file(hostname: &str) -> String {
 
 /// The node's hostname, for sandboxes with the node's network.
 pub fn node_hostname() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -77,10 +72,7 @@ mod tests {
         };
         let expected = "nameserver 10.0.0.2\nnameserver fd00::2\n\
                         search default.svc.cluster.local cluster.local\noptions ndots:5\n";
-        assert_eq!(
-            resolv_conf(Some(&config), "nameserver 1.1.1.1\n").unwrap(),
-            expected
-        );
+        assert_eq!(resolv_conf(Some(&config), "nameserver 1.1.1.1\n").unwrap(), expected);
         for none in [None, Some(&DnsConfig::default())] {
             assert_eq!(
                 resolv_conf(none, "nameserver 1.1.1.1\n").unwrap(),

@@ -14,9 +14,7 @@ use corten_proto::id::SandboxId;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 
 /// The namespace of the thread that asks, Linux 3.17.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -86,14 +84,8 @@ impl Drop for Undo<'_> {
 fn populate(path: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("unshare CLONE_NEWNET")?;
     loopback_up().context("bring up the loopback of a new network namespace")?;
-    mount(
-        Some(OWN),
-        path,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .with_context(|| format!("bind {OWN} on {}", path.display()))
+    mount(Some(OWN), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("bind {OWN} on {}", path.display()))
 }
 
 /// The loopback's index: the kernel makes it first in every network namespace.
@@ -111,16 +103,10 @@ fn loopback_up() -> Result<()> {
     )
     .context("socket AF_NETLINK NETLINK_ROUTE")?;
     let request = loopback_request();
-    sendto(
-        socket.as_raw_fd(),
-        &request,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )
-    .context("send RTM_NEWLINK")?;
+    sendto(socket.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty()).context("send RTM_NEWLINK")?;
     let mut reply = [0u8; 512];
-    let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty())
-        .context("receive the answer to RTM_NEWLINK")?;
+    let length =
+        recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty()).context("receive the answer to RTM_NEWLINK")?;
     match acknowledged(reply.get(..length).unwrap_or_default()) {
         Some(0) => Ok(()),
         Some(error) => bail!("RTM_NEWLINK: {}", Errno::from_raw(error.saturating_neg())),
@@ -187,11 +173,7 @@ mod tests {
         let own = fs::metadata(OWN).unwrap().ino();
         let path = create(&directory, &id).unwrap();
         assert_ne!(fs::metadata(&path).unwrap().ino(), own);
-        assert_eq!(
-            fs::metadata(OWN).unwrap().ino(),
-            own,
-            "the caller stayed where it was"
-        );
+        assert_eq!(fs::metadata(OWN).unwrap().ino(), own, "the caller stayed where it was");
         assert!(create(&directory, &id).is_err(), "the name is taken");
 
         let namespace = fs::File::open(&path).unwrap();

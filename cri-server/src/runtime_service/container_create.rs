@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use corten_proto::cri::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, CreateContainerResponse,
-    LinuxContainerUser, NamespaceMode, NamespaceOption,
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, CreateContainerResponse, LinuxContainerUser,
+    NamespaceMode, NamespaceOption,
 };
 use corten_proto::exit::ExitRecord;
 use corten_proto::id::ContainerId;
@@ -62,20 +62,13 @@ impl Node {
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         // Against what the sandbox was run with, not the copy that came with this request.
         spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
-        let key = (
-            sandbox.id().clone(),
-            metadata.name.clone(),
-            metadata.attempt,
-        );
+        let key = (sandbox.id().clone(), metadata.name.clone(), metadata.attempt);
         let existing = || self.existing_container(&sandbox, &metadata);
         let create = || {
             let (node, sandbox) = (self.clone(), sandbox.clone());
             async move { node.create(sandbox, config).await.map_err(RpcStatus::from) }
         };
-        let id = self
-            .container_creates
-            .join(&self.work, key, existing, create)
-            .await?;
+        let id = self.container_creates.join(&self.work, key, existing, create).await?;
         Ok(CreateContainerResponse {
             container_id: id.to_string(),
         })
@@ -100,11 +93,7 @@ impl Node {
         Some(Err(Error::Exists(text).into()))
     }
 
-    async fn create(
-        self: Arc<Self>,
-        sandbox: Arc<Sandbox>,
-        config: ContainerConfig,
-    ) -> Result<ContainerId, Error> {
+    async fn create(self: Arc<Self>, sandbox: Arc<Sandbox>, config: ContainerConfig) -> Result<ContainerId, Error> {
         // StopPodSandbox waits for this, then stops what was made.
         let operations = sandbox.clone();
         let _open = operations.operations.read().await;
@@ -121,16 +110,10 @@ impl Node {
     fn plan(&self, sandbox: Arc<Sandbox>, config: ContainerConfig) -> Result<Plan, Error> {
         let sandbox::Status::Ready { pid } = sandbox.status() else {
             let state = sandbox.status().state().as_str_name();
-            let text = format!(
-                "create a container in pod sandbox {}: it is {state}",
-                sandbox.id()
-            );
+            let text = format!("create a container in pod sandbox {}: it is {state}", sandbox.id());
             return Err(Error::State(text));
         };
-        let name = config
-            .image
-            .as_ref()
-            .map_or("", |image| image.image.as_str());
+        let name = config.image.as_ref().map_or("", |image| image.image.as_str());
         let image = self.find_image(name)?;
         let image_signal = image
             .config
@@ -162,11 +145,7 @@ impl Node {
     }
 
     /// The pid of the container whose pid namespace is to be shared.
-    fn target_pid(
-        &self,
-        sandbox: &Sandbox,
-        config: &ContainerConfig,
-    ) -> Result<Option<i32>, Error> {
+    fn target_pid(&self, sandbox: &Sandbox, config: &ContainerConfig) -> Result<Option<i32>, Error> {
         let options = namespace_options(config);
         if options.pid() != NamespaceMode::Target {
             return Ok(None);
@@ -182,11 +161,7 @@ impl Node {
         }
         match target.status() {
             Status::Running { pid, .. } => Ok(Some(pid)),
-            _ => Err(Error::invalid(
-                FIELD,
-                options.target_id,
-                "must be a running container",
-            )),
+            _ => Err(Error::invalid(FIELD, options.target_id, "must be a running container")),
         }
     }
 
@@ -200,12 +175,10 @@ impl Node {
         let path = self.paths.bundle(&plan.id).join("config.json");
         blocking(move || write(&path, &spec)).await?;
         let create = self.shim_create(&plan);
-        let shim = plan.sandbox.shim().ok_or_else(|| {
-            Error::State(format!(
-                "the shim of pod sandbox {} has ended",
-                plan.sandbox.id()
-            ))
-        })?;
+        let shim = plan
+            .sandbox
+            .shim()
+            .ok_or_else(|| Error::State(format!("the shim of pod sandbox {} has ended", plan.sandbox.id())))?;
         let pid = shim
             .create(create)
             .await
@@ -213,12 +186,8 @@ impl Node {
         let sandbox = plan.sandbox.clone();
         let (metadata, lease) = self.metadata(plan, &user);
         let status = Status::Created { pid };
-        self.write_record(
-            self.paths.container_record(&metadata.id),
-            &metadata,
-            &status,
-        )
-        .await?;
+        self.write_record(self.paths.container_record(&metadata.id), &metadata, &status)
+            .await?;
         let container = Container::new(metadata, status, Some(lease));
         self.store.add_container(container.clone());
         self.catch_up(&container).await;
@@ -309,11 +278,7 @@ impl Node {
                 String::new()
             },
             log_directory,
-            exit_record: self
-                .paths
-                .container_exit(&plan.id)
-                .to_string_lossy()
-                .into_owned(),
+            exit_record: self.paths.container_exit(&plan.id).to_string_lossy().into_owned(),
         }
     }
 
@@ -381,12 +346,7 @@ pub(crate) fn discard_files(paths: &Paths, id: &ContainerId) -> Result<()> {
 }
 
 /// The directories of a container, with its root filesystem mounted.
-fn make_directories(
-    paths: &Paths,
-    images: &ImageStore,
-    image: &Image,
-    id: &ContainerId,
-) -> Result<()> {
+fn make_directories(paths: &Paths, images: &ImageStore, image: &Image, id: &ContainerId) -> Result<()> {
     let (directory, bundle) = (paths.container(id), paths.bundle(id));
     for path in [&directory, &bundle, &bundle.join("rootfs")] {
         fs::DirBuilder::new()
@@ -404,11 +364,7 @@ fn check(config: &ContainerConfig) -> Result<&ContainerMetadata, Error> {
     let Some(metadata) = metadata.filter(|metadata| !metadata.name.is_empty()) else {
         return Err(Error::invalid("metadata.name", "", "must not be empty"));
     };
-    if config
-        .image
-        .as_ref()
-        .is_none_or(|image| image.image.is_empty())
-    {
+    if config.image.as_ref().is_none_or(|image| image.image.is_empty()) {
         return Err(Error::invalid("image.image", "", "must name an image"));
     }
     match parse_path(&config.log_path) {

@@ -37,27 +37,17 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Node {
     /// ExecSync. After `timeout` seconds (0: never) the command and all that descends from it is killed.
-    pub(super) async fn container_exec(
-        &self,
-        request: ExecSyncRequest,
-    ) -> Result<ExecSyncResponse, Error> {
+    pub(super) async fn container_exec(&self, request: ExecSyncRequest) -> Result<ExecSyncResponse, Error> {
         if request.cmd.is_empty() {
             return Err(Error::invalid("cmd", "", "must name a command"));
         }
         let Ok(seconds) = u64::try_from(request.timeout) else {
-            return Err(Error::invalid(
-                "timeout",
-                request.timeout,
-                "must not be negative",
-            ));
+            return Err(Error::invalid("timeout", request.timeout, "must not be negative"));
         };
         let container = self.container(&request.container_id)?;
         if !matches!(container.status(), Status::Running { .. }) {
             let state = container.status().state().as_str_name();
-            return Err(Error::State(format!(
-                "exec in {}: it is {state}",
-                container.id()
-            )));
+            return Err(Error::State(format!("exec in {}: it is {state}", container.id())));
         }
         let shim = self.shim_of(&container)?;
         let bundle = self.paths.bundle(container.id());
@@ -70,10 +60,7 @@ impl Node {
                 Ok(exit) => exit?,
                 Err(_elapsed) => {
                     exec.kill().await?;
-                    let text = format!(
-                        "exec in {}: not done in {seconds} s, killed",
-                        container.id()
-                    );
+                    let text = format!("exec in {}: not done in {seconds} s, killed", container.id());
                     return Err(Error::Deadline(text));
                 }
             },
@@ -98,12 +85,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(
-        shim: Arc<Shim>,
-        container: ContainerId,
-        bundle: PathBuf,
-        cmd: Vec<String>,
-    ) -> Result<Self> {
+    async fn start(shim: Arc<Shim>, container: ContainerId, bundle: PathBuf, cmd: Vec<String>) -> Result<Self> {
         let context = || format!("exec in {container}");
         let id = new_id()?.to_string();
         let document = bundle.join(format!("exec-{id}.json"));
@@ -111,10 +93,7 @@ impl Running {
         blocking(move || write(&path, &process(&config, cmd)?))
             .await
             .with_context(context)?;
-        let null = File::options()
-            .read(true)
-            .open("/dev/null")
-            .context("open /dev/null")?;
+        let null = File::options().read(true).open("/dev/null").context("open /dev/null")?;
         let (stdout, stdout_end) = pipe()?;
         let (stderr, stderr_end) = pipe()?;
         let exec = Exec {
@@ -148,12 +127,7 @@ impl Running {
     async fn exit(&mut self) -> Result<Exit> {
         let exit = (&mut self.exit).await;
         self.ended = true;
-        exit.with_context(|| {
-            format!(
-                "exec in {}: the connection to its shim broke",
-                self.container
-            )
-        })
+        exit.with_context(|| format!("exec in {}: the connection to its shim broke", self.container))
     }
 
     /// Kills the command with all that descends from it and waits for its end.
@@ -240,10 +214,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 /// The OCI process document of an exec: the container's own process with another command and no terminal.
 fn process(config: &Path, cmd: Vec<String>) -> Result<Process> {
     let spec = Spec::load(config).with_context(|| format!("read {}", config.display()))?;
-    let mut process = spec
-        .process()
-        .clone()
-        .context("the container's spec has no process")?;
+    let mut process = spec.process().clone().context("the container's spec has no process")?;
     process.set_args(Some(cmd));
     process.set_terminal(Some(false));
     process.set_console_size(None);

@@ -12,10 +12,7 @@ use crate::node::{Node, blocking};
 
 impl Node {
     /// RemoveContainer, by force. Unknown ids are no error; a second call joins the first.
-    pub(super) async fn container_remove(
-        &self,
-        id: &str,
-    ) -> Result<RemoveContainerResponse, Error> {
+    pub(super) async fn container_remove(&self, id: &str) -> Result<RemoveContainerResponse, Error> {
         match self.container(id) {
             Err(Error::NotFound { .. }) => {}
             container => self.remove_container(&container?).await?,

@@ -18,26 +18,18 @@ impl Node {
         let _order = container.operations.lock().await;
         if !matches!(container.status(), Status::Created { .. }) {
             let state = container.status().state().as_str_name();
-            let text = format!(
-                "start {}: it is {state}, not CONTAINER_CREATED",
-                container.id()
-            );
+            let text = format!("start {}: it is {state}, not CONTAINER_CREATED", container.id());
             return Err(Error::State(text));
         }
         let sandbox = self.sandbox_of(&container)?;
         if !matches!(sandbox.status(), sandbox::Status::Ready { .. }) {
-            let text = format!(
-                "start {}: pod sandbox {} is not ready",
-                container.id(),
-                sandbox.id()
-            );
+            let text = format!("start {}: pod sandbox {} is not ready", container.id(), sandbox.id());
             return Err(Error::State(text));
         }
         let shim = self.shim_of(&container)?;
         match shim.start(container.id()).await {
             Ok(at) => {
-                self.container_changed(&container, |status| status.started(at))
-                    .await;
+                self.container_changed(&container, |status| status.started(at)).await;
                 Ok(StartContainerResponse {})
             }
             Err(shim::Error::Refused { message, .. }) => {
@@ -47,10 +39,7 @@ impl Node {
                 if let Err(error) = self.delete(&sandbox, container.id()).await {
                     tracing::warn!("after a failed start: {error:#}");
                 }
-                Err(Error::Failed(anyhow::anyhow!(
-                    "start {}: {message}",
-                    container.id()
-                )))
+                Err(Error::Failed(anyhow::anyhow!("start {}: {message}", container.id())))
             }
             Err(error) => Err(error.into()),
         }
@@ -59,11 +48,8 @@ impl Node {
     /// The client of a container's shim.
     pub(super) fn shim_of(&self, container: &Container) -> Result<Arc<Shim>, Error> {
         let sandbox = self.sandbox_of(container)?;
-        sandbox.shim().ok_or_else(|| {
-            Error::State(format!(
-                "container {}: the shim of its pod has ended",
-                container.id()
-            ))
-        })
+        sandbox
+            .shim()
+            .ok_or_else(|| Error::State(format!("container {}: the shim of its pod has ended", container.id())))
     }
 }

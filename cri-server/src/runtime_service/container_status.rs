@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use corten_proto::cri::{
-    self, ContainerFilter, ContainerResources, ContainerStatus, ContainerStatusRequest,
-    ContainerStatusResponse, ContainerUser, ImageSpec, ListContainersResponse,
+    self, ContainerFilter, ContainerResources, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse,
+    ContainerUser, ImageSpec, ListContainersResponse,
 };
 
 use super::selector;
@@ -35,9 +35,7 @@ impl Node {
     /// ListContainers, oldest first.
     pub(super) fn container_list(&self, filter: &ContainerFilter) -> ListContainersResponse {
         let all = self.store.containers();
-        let matching = all
-            .iter()
-            .filter(|container| selector::container(filter, container));
+        let matching = all.iter().filter(|container| selector::container(filter, container));
         ListContainersResponse {
             containers: matching.map(|container| item(container)).collect(),
         }

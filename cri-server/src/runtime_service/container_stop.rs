@@ -23,23 +23,15 @@ impl Node {
     /// StopContainer: the stop signal, the grace period, SIGKILL. Unknown ids and ended containers are no error.
     ///
     /// Takes no lock while it waits: a second call with a shorter grace period cuts the first one's short.
-    pub(super) async fn container_stop(
-        &self,
-        request: &StopContainerRequest,
-    ) -> Result<StopContainerResponse, Error> {
+    pub(super) async fn container_stop(&self, request: &StopContainerRequest) -> Result<StopContainerResponse, Error> {
         let Ok(seconds) = u64::try_from(request.timeout) else {
-            return Err(Error::invalid(
-                "timeout",
-                request.timeout,
-                "must not be negative",
-            ));
+            return Err(Error::invalid("timeout", request.timeout, "must not be negative"));
         };
         let container = match self.container(&request.container_id) {
             Err(Error::NotFound { .. }) => return Ok(StopContainerResponse {}),
             container => container?,
         };
-        self.end_container(&container, Duration::from_secs(seconds))
-            .await?;
+        self.end_container(&container, Duration::from_secs(seconds)).await?;
         Ok(StopContainerResponse {})
     }
 
@@ -47,11 +39,7 @@ impl Node {
     ///
     /// Its shim does that, and where no shim answers the runtime itself: a container must not outlive the answer, whatever
     /// has become of its shim.
-    pub(super) async fn end_container(
-        &self,
-        container: &Arc<Container>,
-        grace: Duration,
-    ) -> Result<(), Error> {
+    pub(super) async fn end_container(&self, container: &Arc<Container>, grace: Duration) -> Result<(), Error> {
         let sandbox = self.sandbox_of(container)?;
         // The init of a created container has no handler yet, and a pid namespace's first process ignores what it does
         // not handle: only SIGKILL ends it.
@@ -116,10 +104,7 @@ impl Node {
         if container.wait_exit(KILL_LIMIT).await {
             return Ok(true);
         }
-        let (limit, pid) = (
-            KILL_LIMIT.as_secs(),
-            container.status().pid().unwrap_or_default(),
-        );
+        let (limit, pid) = (KILL_LIMIT.as_secs(), container.status().pid().unwrap_or_default());
         let text = format!("stop {id}: process {pid} has not ended {limit} s after SIGKILL");
         Err(Error::Deadline(text))
     }

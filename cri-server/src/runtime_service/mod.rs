@@ -67,11 +67,7 @@ impl RuntimeService {
 }
 
 /// The one place where failed calls are logged: with the name of the call and the time it took.
-fn answer<T>(
-    call: &'static str,
-    started: Instant,
-    result: Result<T, Status>,
-) -> Result<Response<T>, Status> {
+fn answer<T>(call: &'static str, started: Instant, result: Result<T, Status>) -> Result<Response<T>, Status> {
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     match &result {
         Ok(_) => tracing::debug!(call, ms, "done"),
@@ -92,17 +88,11 @@ fn unimplemented<T>(call: &str) -> Result<Response<T>, Status> {
 
 #[tonic::async_trait]
 impl Rpc for RuntimeService {
-    async fn version(
-        &self,
-        _request: Request<VersionRequest>,
-    ) -> Result<Response<VersionResponse>, Status> {
+    async fn version(&self, _request: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         Ok(Response::new(status::version()))
     }
 
-    async fn status(
-        &self,
-        request: Request<StatusRequest>,
-    ) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let started = Instant::now();
         let result = self.node.node_status(request.get_ref()).await;
         answer("Status", started, result.map_err(Status::from))
@@ -129,10 +119,8 @@ impl Rpc for RuntimeService {
         request: Request<StopPodSandboxRequest>,
     ) -> Result<Response<StopPodSandboxResponse>, Status> {
         let id = request.into_inner().pod_sandbox_id;
-        self.change("StopPodSandbox", |node| async move {
-            node.sandbox_stop(&id).await
-        })
-        .await
+        self.change("StopPodSandbox", |node| async move { node.sandbox_stop(&id).await })
+            .await
     }
 
     async fn remove_pod_sandbox(
@@ -140,10 +128,8 @@ impl Rpc for RuntimeService {
         request: Request<RemovePodSandboxRequest>,
     ) -> Result<Response<RemovePodSandboxResponse>, Status> {
         let id = request.into_inner().pod_sandbox_id;
-        self.change("RemovePodSandbox", |node| async move {
-            node.sandbox_remove(&id).await
-        })
-        .await
+        self.change("RemovePodSandbox", |node| async move { node.sandbox_remove(&id).await })
+            .await
     }
 
     async fn pod_sandbox_status(
@@ -177,10 +163,8 @@ impl Rpc for RuntimeService {
         request: Request<StartContainerRequest>,
     ) -> Result<Response<StartContainerResponse>, Status> {
         let id = request.into_inner().container_id;
-        self.change("StartContainer", |node| async move {
-            node.container_start(&id).await
-        })
-        .await
+        self.change("StartContainer", |node| async move { node.container_start(&id).await })
+            .await
     }
 
     async fn stop_container(
@@ -188,9 +172,10 @@ impl Rpc for RuntimeService {
         request: Request<StopContainerRequest>,
     ) -> Result<Response<StopContainerResponse>, Status> {
         let request = request.into_inner();
-        self.change("StopContainer", |node| async move {
-            node.container_stop(&request).await
-        })
+        self.change(
+            "StopContainer",
+            |node| async move { node.container_stop(&request).await },
+        )
         .await
     }
 
@@ -199,9 +184,10 @@ impl Rpc for RuntimeService {
         request: Request<RemoveContainerRequest>,
     ) -> Result<Response<RemoveContainerResponse>, Status> {
         let id = request.into_inner().container_id;
-        self.change("RemoveContainer", |node| async move {
-            node.container_remove(&id).await
-        })
+        self.change(
+            "RemoveContainer",
+            |node| async move { node.container_remove(&id).await },
+        )
         .await
     }
 
@@ -222,10 +208,7 @@ impl Rpc for RuntimeService {
         Ok(Response::new(self.node.container_list(&filter)))
     }
 
-    async fn exec_sync(
-        &self,
-        request: Request<ExecSyncRequest>,
-    ) -> Result<Response<ExecSyncResponse>, Status> {
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
         let started = Instant::now();
         // Not a task of its own: a caller that goes away ends its exec.
         let result = self.node.container_exec(request.into_inner()).await;
@@ -237,10 +220,8 @@ impl Rpc for RuntimeService {
         request: Request<ReopenContainerLogRequest>,
     ) -> Result<Response<ReopenContainerLogResponse>, Status> {
         let id = request.into_inner().container_id;
-        self.change("ReopenContainerLog", |node| async move {
-            node.log_reopen(&id).await
-        })
-        .await
+        self.change("ReopenContainerLog", |node| async move { node.log_reopen(&id).await })
+            .await
     }
 
     async fn update_container_resources(
@@ -254,10 +235,7 @@ impl Rpc for RuntimeService {
         unimplemented("Exec")
     }
 
-    async fn attach(
-        &self,
-        _request: Request<AttachRequest>,
-    ) -> Result<Response<AttachResponse>, Status> {
+    async fn attach(&self, _request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
         unimplemented("Attach")
     }
 
@@ -317,10 +295,7 @@ impl Rpc for RuntimeService {
         unimplemented("CheckpointPod")
     }
 
-    async fn restore_pod(
-        &self,
-        _request: Request<RestorePodRequest>,
-    ) -> Result<Response<RestorePodResponse>, Status> {
+    async fn restore_pod(&self, _request: Request<RestorePodRequest>) -> Result<Response<RestorePodResponse>, Status> {
         unimplemented("RestorePod")
     }
 

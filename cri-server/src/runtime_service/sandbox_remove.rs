@@ -17,10 +17,7 @@ const SHIM_LIMIT: Duration = Duration::from_secs(5);
 
 impl Node {
     /// RemovePodSandbox, by force. Unknown ids are no error; a second call joins the first.
-    pub(super) async fn sandbox_remove(
-        self: &Arc<Self>,
-        id: &str,
-    ) -> Result<RemovePodSandboxResponse, Error> {
+    pub(super) async fn sandbox_remove(self: &Arc<Self>, id: &str) -> Result<RemovePodSandboxResponse, Error> {
         let sandbox = match self.sandbox(id) {
             Err(Error::NotFound { .. }) => return Ok(RemovePodSandboxResponse {}),
             sandbox => sandbox?,

@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use corten_proto::cri::{
-    NamespaceMode, PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest,
-    RunPodSandboxResponse,
+    NamespaceMode, PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest, RunPodSandboxResponse,
 };
 use corten_proto::id::{ContainerId, SandboxId};
 use corten_proto::shim::Create;
@@ -48,11 +47,7 @@ impl Node {
         let handler = request.runtime_handler;
         let run = || {
             let node = self.clone();
-            async move {
-                node.run(config, handler, runtime)
-                    .await
-                    .map_err(RpcStatus::from)
-            }
+            async move { node.run(config, handler, runtime).await.map_err(RpcStatus::from) }
         };
         let id = self
             .sandbox_runs
@@ -122,8 +117,7 @@ impl Node {
         }
         // The record comes first: what a crash leaves from here on is found by it and undone.
         let path = self.paths.sandbox_record(&metadata.id);
-        self.write_record(path.clone(), metadata, &Status::Starting)
-            .await?;
+        self.write_record(path.clone(), metadata, &Status::Starting).await?;
         if let Some(network) = pod_network(metadata) {
             let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
             blocking(move || netns::create(&netns_dir, &id)).await?;
@@ -160,16 +154,11 @@ impl Node {
             exit_record: self.paths.sandbox_exit(id).to_string_lossy().into_owned(),
             ..Default::default()
         };
-        let pid = shim
-            .create(create)
-            .await
-            .context("create the infra container")?;
+        let pid = shim.create(create).await.context("create the infra container")?;
         shim.start(id).await.context("start the infra container")?;
         match self.sandbox_started(sandbox, pid).await? {
             Status::Ready { .. } => Ok(()),
-            _ => Err(Error::Failed(anyhow::anyhow!(
-                "the infra container ended at once"
-            ))),
+            _ => Err(Error::Failed(anyhow::anyhow!("the infra container ended at once"))),
         }
     }
 
@@ -200,9 +189,7 @@ impl Node {
                 let log = directory.join("shim.log");
                 let log = fs::read_to_string(&log).unwrap_or_default();
                 let last = log.lines().last().unwrap_or("it wrote nothing");
-                return Err(Error::Failed(anyhow::anyhow!(
-                    "the shim ended at once: {last}"
-                )));
+                return Err(Error::Failed(anyhow::anyhow!("the shim ended at once: {last}")));
             }
         };
         self.supervise(sandbox, shim.clone(), Some(incoming));
@@ -220,15 +207,8 @@ impl Node {
     }
 
     /// Where a container of a pod has its cgroup.
-    pub(super) fn cgroups_path(
-        &self,
-        config: &PodSandboxConfig,
-        id: &ContainerId,
-    ) -> Result<PathBuf, Error> {
-        let asked = config
-            .linux
-            .as_ref()
-            .map_or("", |linux| linux.cgroup_parent.as_str());
+    pub(super) fn cgroups_path(&self, config: &PodSandboxConfig, id: &ContainerId) -> Result<PathBuf, Error> {
+        let asked = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
         let parent = if asked.is_empty() {
             &self.config.cgroup_parent
         } else {
@@ -299,11 +279,7 @@ fn make_directory(directory: &Path) -> Result<()> {
 fn make_files(directory: &Path, config: &PodSandboxConfig, host_ipc: bool) -> Result<()> {
     let host = read_if_there(Path::new(dns::HOST_RESOLV_CONF))?;
     let resolv_conf = dns::resolv_conf(config.dns_config.as_ref(), &host)?;
-    replace(
-        &directory.join("resolv.conf"),
-        resolv_conf.as_bytes(),
-        0o644,
-    )?;
+    replace(&directory.join("resolv.conf"), resolv_conf.as_bytes(), 0o644)?;
     let hostname = dns::hostname_file(&hostname(config));
     replace(&directory.join("hostname"), hostname.as_bytes(), 0o644)?;
     if host_ipc {
@@ -348,10 +324,7 @@ mod tests {
         let table = [
             (PodSandboxConfig::default(), "metadata"),
             (without(|metadata| metadata.name.clear()), "metadata.name"),
-            (
-                without(|metadata| metadata.namespace.clear()),
-                "metadata.namespace",
-            ),
+            (without(|metadata| metadata.namespace.clear()), "metadata.namespace"),
             (without(|metadata| metadata.uid.clear()), "metadata.uid"),
             (
                 PodSandboxConfig {

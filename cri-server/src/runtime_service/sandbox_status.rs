@@ -36,9 +36,7 @@ impl Node {
     /// ListPodSandbox, oldest first.
     pub(super) fn sandbox_list(&self, filter: &PodSandboxFilter) -> ListPodSandboxResponse {
         let all = self.store.sandboxes();
-        let matching = all
-            .iter()
-            .filter(|sandbox| selector::sandbox(filter, sandbox));
+        let matching = all.iter().filter(|sandbox| selector::sandbox(filter, sandbox));
         ListPodSandboxResponse {
             items: matching.map(|sandbox| item(sandbox)).collect(),
         }

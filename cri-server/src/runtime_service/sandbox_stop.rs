@@ -18,10 +18,7 @@ use crate::sandbox::{Sandbox, Status};
 
 impl Node {
     /// StopPodSandbox. Unknown ids and stopped sandboxes are no error; a second call joins the first.
-    pub(super) async fn sandbox_stop(
-        self: &Arc<Self>,
-        id: &str,
-    ) -> Result<StopPodSandboxResponse, Error> {
+    pub(super) async fn sandbox_stop(self: &Arc<Self>, id: &str) -> Result<StopPodSandboxResponse, Error> {
         match self.sandbox(id) {
             Err(Error::NotFound { .. }) => {}
             sandbox => self.stop_sandbox(&sandbox?).await?,
@@ -30,10 +27,7 @@ impl Node {
     }
 
     /// Stops a sandbox. A step that fails leaves it `Stopping`, and the call can be repeated.
-    pub(super) async fn stop_sandbox(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-    ) -> Result<(), Error> {
+    pub(super) async fn stop_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         // From here no container is added; those being created are waited for, then stopped with the others.
         self.sandbox_changed(sandbox, Status::stopping).await;
         let _alone = sandbox.operations.write().await;
@@ -60,10 +54,7 @@ impl Node {
         }
         let mut result = Ok(());
         while let Some(end) = ends.join_next().await {
-            let end = end
-                .context("end a container")
-                .map_err(Error::from)
-                .flatten();
+            let end = end.context("end a container").map_err(Error::from).flatten();
             result = result.and(end);
         }
         result

@@ -20,18 +20,13 @@ pub(super) fn container(filter: &ContainerFilter, container: &Container) -> bool
     let state = filter.state.map(|state| state.state());
     let metadata = &container.metadata;
     metadata.id.as_str().starts_with(&filter.id)
-        && metadata
-            .sandbox
-            .as_str()
-            .starts_with(&filter.pod_sandbox_id)
+        && metadata.sandbox.as_str().starts_with(&filter.pod_sandbox_id)
         && state.is_none_or(|state| state == container.status.borrow().state())
         && labels(&filter.label_selector, &metadata.config.labels)
 }
 
 fn labels(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
-    selector
-        .iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[cfg(test)]

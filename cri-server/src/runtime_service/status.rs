@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use corten_proto::cri::{
-    CgroupDriver, LinuxRuntimeConfiguration, ReopenContainerLogResponse, RuntimeCondition,
-    RuntimeConfigResponse, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus,
-    StatusRequest, StatusResponse, VersionResponse,
+    CgroupDriver, LinuxRuntimeConfiguration, ReopenContainerLogResponse, RuntimeCondition, RuntimeConfigResponse,
+    RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse,
+    VersionResponse,
 };
 
 use crate::container;
@@ -32,18 +32,13 @@ pub(super) fn version() -> VersionResponse {
 pub(super) fn runtime_config() -> RuntimeConfigResponse {
     let driver = CgroupDriver::Cgroupfs.into();
     RuntimeConfigResponse {
-        linux: Some(LinuxRuntimeConfiguration {
-            cgroup_driver: driver,
-        }),
+        linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver }),
     }
 }
 
 impl Node {
     /// Status: what can be run here now.
-    pub(super) async fn node_status(
-        &self,
-        request: &StatusRequest,
-    ) -> Result<StatusResponse, Error> {
+    pub(super) async fn node_status(&self, request: &StatusRequest) -> Result<StatusResponse, Error> {
         let runtime = self.runtime_ready().await;
         let network = self.cni.ready().await;
         let conditions = vec![
@@ -86,12 +81,9 @@ impl Node {
         let (root, state) = (self.paths.root().to_owned(), self.paths.state().to_owned());
         blocking(move || {
             use rustix::fs::{Access, access};
-            access(&shim, Access::EXEC_OK)
-                .with_context(|| format!("execute {}", shim.display()))?;
-            let writable = |path: &Path| {
-                access(path, Access::WRITE_OK)
-                    .with_context(|| format!("write to {}", path.display()))
-            };
+            access(&shim, Access::EXEC_OK).with_context(|| format!("execute {}", shim.display()))?;
+            let writable =
+                |path: &Path| access(path, Access::WRITE_OK).with_context(|| format!("write to {}", path.display()));
             writable(&root)?;
             writable(&state)
         })
@@ -135,9 +127,6 @@ fn condition(kind: &str, reason: &str, ready: Result<()>) -> RuntimeCondition {
         } else {
             reason.to_owned()
         },
-        message: ready
-            .err()
-            .map(|error| format!("{error:#}"))
-            .unwrap_or_default(),
+        message: ready.err().map(|error| format!("{error:#}")).unwrap_or_default(),
     }
 }

@@ -65,10 +65,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child> {
         .current_dir("/")
         .env_clear()
         // For hooks and helpers of the runtime; nothing else of the server's environment is the pods' business.
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::null())
         .stdout(log.try_clone().with_context(context)?)
         .stderr(log);
@@ -97,8 +94,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child> {
 /// out by its command line.
 pub(super) fn kill(sandbox: &SandboxId, directory: &Path) -> Result<()> {
     let path = directory.join(PID);
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let pid = text.parse().ok().and_then(Pid::from_raw);
     let pid = pid.with_context(|| format!("{} {text:?}: must be a pid", path.display()))?;
     let process = match pidfd_open(pid, PidfdFlags::empty()) {

@@ -7,8 +7,8 @@ use std::path::Path;
 use corten_proto::shim::MAX_PACKET;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
-    listen, recv, sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv,
+    sendmsg, socket,
 };
 use nix::sys::stat::Mode;
 use tokio::io::Interest;
@@ -37,10 +37,7 @@ impl Socket {
     /// Sends one packet.
     pub(super) async fn send(&self, packet: &[u8], fds: &[OwnedFd]) -> Result<()> {
         if packet.len() > MAX_PACKET {
-            let text = format!(
-                "a request of {} bytes, more than {MAX_PACKET}",
-                packet.len()
-            );
+            let text = format!("a request of {} bytes, more than {MAX_PACKET}", packet.len());
             return Err(Error::new(ErrorKind::InvalidInput, text));
         }
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -49,13 +46,7 @@ impl Socket {
         let fd = self.0.as_raw_fd();
         let send = || {
             let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-            Ok(sendmsg::<UnixAddr>(
-                fd,
-                &[IoSlice::new(packet)],
-                control,
-                flags,
-                None,
-            )?)
+            Ok(sendmsg::<UnixAddr>(fd, &[IoSlice::new(packet)], control, flags, None)?)
         };
         self.0.async_io(Interest::WRITABLE, send).await.map(drop)
     }
@@ -93,12 +84,7 @@ pub(super) fn listener(directory: &Path) -> Result<OwnedFd> {
 
 fn new_socket() -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        flags,
-        None,
-    )?)
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
 }
 
 /// Runs `f` with the address of the socket in `directory`, by way of a descriptor: a socket address holds 107 bytes

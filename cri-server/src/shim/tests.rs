@@ -15,10 +15,7 @@ struct Peer(UnixStream);
 
 impl Peer {
     /// Serves one connection on a thread: answers the handshake, then does as `script` says.
-    fn serve(
-        directory: &Path,
-        script: impl FnOnce(Peer) + Send + 'static,
-    ) -> (JoinHandle<()>, Arc<Shim>) {
+    fn serve(directory: &Path, script: impl FnOnce(Peer) + Send + 'static) -> (JoinHandle<()>, Arc<Shim>) {
         let listener = UnixListener::from(socket::listener(directory).unwrap());
         listener.set_nonblocking(false).unwrap();
         let thread = std::thread::spawn(move || {
@@ -113,15 +110,11 @@ async fn answers_come_in_any_order_and_events_between_them() {
     let id: ContainerId = "c".parse().unwrap();
     // Polled in this order, so that the requests go out in it.
     let (first, second) = tokio::join!(biased; shim.kill(&id, 9, true), shim.reopen_log(&id));
-    assert!(
-        first.is_err_and(|error| error.is_not_found() && error.to_string() == "no such container")
-    );
+    assert!(first.is_err_and(|error| error.is_not_found() && error.to_string() == "no such container"));
     assert!(second.is_ok());
     thread.join().unwrap();
-    let exited =
-        |event: &Event| matches!(event, Event::Exited(exited) if exited.exit.unwrap().code == 3);
-    let started =
-        |event: &Event| matches!(event, Event::Started(started) if started.started_at == 7);
+    let exited = |event: &Event| matches!(event, Event::Exited(exited) if exited.exit.unwrap().code == 3);
+    let started = |event: &Event| matches!(event, Event::Started(started) if started.started_at == 7);
     let events = exits.await.unwrap();
     assert!(
         started(&events[0]) && exited(&events[1]) && events.len() == 2,
@@ -191,10 +184,7 @@ async fn an_exec_passes_descriptors_and_its_exit_may_overtake_the_answer() {
                 ..Exit::default()
             }),
         }));
-        peer.reply(
-            request.seq,
-            reply::Result::ExecStarted(proto::ExecStarted { pid: 1 }),
-        );
+        peer.reply(request.seq, reply::Result::ExecStarted(proto::ExecStarted { pid: 1 }));
     });
     let exits = pump(&shim, connect(&shim).await);
     let exec = proto::Exec {

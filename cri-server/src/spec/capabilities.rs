@@ -81,10 +81,7 @@ pub(super) fn from_status(status: &str, field: &str) -> BTreeSet<CapabilityName>
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
         .unwrap_or(0);
-    let set = NAMES
-        .iter()
-        .enumerate()
-        .filter(|(bit, _)| bits >> bit & 1 == 1);
+    let set = NAMES.iter().enumerate().filter(|(bit, _)| bits >> bit & 1 == 1);
     set.map(|(_, &name)| name).collect()
 }
 
@@ -113,11 +110,7 @@ pub(super) fn of(config: &ContainerConfig, host: &Host) -> Result<LinuxCapabilit
     }
     let request = Request::parse(config)?;
     let all = &host.capabilities;
-    let mut set: BTreeSet<CapabilityName> = DEFAULT
-        .iter()
-        .copied()
-        .filter(|name| all.contains(name))
-        .collect();
+    let mut set: BTreeSet<CapabilityName> = DEFAULT.iter().copied().filter(|name| all.contains(name)).collect();
     if request.add_all {
         set.clone_from(all);
     }
@@ -176,11 +169,7 @@ impl Request {
         let (drop_all, drop) = parse(DROP, &asked.drop_capabilities)?;
         let (ambient_all, ambient) = parse(AMBIENT, &asked.add_ambient_capabilities)?;
         if ambient_all {
-            return Err(SpecError::invalid(
-                AMBIENT,
-                ALL,
-                "must name single capabilities",
-            ));
+            return Err(SpecError::invalid(AMBIENT, ALL, "must name single capabilities"));
         }
         Ok(Request {
             add_all,
@@ -203,12 +192,9 @@ fn parse(field: &str, names: &[String]) -> Result<(bool, BTreeSet<CapabilityName
             all = true;
             continue;
         }
-        let known = NAMES
-            .iter()
-            .find(|known| known.strip_prefix("CAP_") == Some(short));
-        let known = known.ok_or_else(|| {
-            SpecError::invalid(field, name, "must be ALL or the name of a Linux capability")
-        })?;
+        let known = NAMES.iter().find(|known| known.strip_prefix("CAP_") == Some(short));
+        let known =
+            known.ok_or_else(|| SpecError::invalid(field, name, "must be ALL or the name of a Linux capability"))?;
         set.insert(*known);
     }
     Ok((all, set))
@@ -216,9 +202,7 @@ fn parse(field: &str, names: &[String]) -> Result<(bool, BTreeSet<CapabilityName
 
 #[cfg(test)]
 mod tests {
-    use corten_proto::cri::{
-        Capability as Asked, LinuxContainerConfig, LinuxContainerSecurityContext,
-    };
+    use corten_proto::cri::{Capability as Asked, LinuxContainerConfig, LinuxContainerSecurityContext};
 
     use super::super::host::tests::host;
     use super::*;
@@ -318,10 +302,7 @@ mod tests {
     fn the_line_of_proc_status() {
         let status = "Name:\tx\nCapEff:\t0000000000000003\nCapBnd:\tffffffffffffffff\n";
         let set = from_status(status, "CapEff");
-        assert_eq!(
-            set.into_iter().collect::<Vec<_>>(),
-            ["CAP_CHOWN", "CAP_DAC_OVERRIDE"]
-        );
+        assert_eq!(set.into_iter().collect::<Vec<_>>(), ["CAP_CHOWN", "CAP_DAC_OVERRIDE"]);
         assert_eq!(from_status(status, "CapBnd").len(), NAMES.len());
         assert!(from_status("", "CapBnd").is_empty());
     }

@@ -4,21 +4,17 @@ use std::collections::HashMap;
 
 use corten_proto::cri::{ContainerConfig, PodSandboxConfig};
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, Process, ProcessBuilder, Root, RootBuilder, Spec, User as OciUser,
-    UserBuilder,
+    Linux, LinuxBuilder, Process, ProcessBuilder, Root, RootBuilder, Spec, User as OciUser, UserBuilder,
 };
 
 use super::{
-    ContainerSpecInput, OCI_VERSION, SpecError, User, capabilities, devices, mounts, namespaces,
-    process, resources, security, stop_signal, unsupported, user,
+    ContainerSpecInput, OCI_VERSION, SpecError, User, capabilities, devices, mounts, namespaces, process, resources,
+    security, stop_signal, unsupported, user,
 };
 
 /// Refuses everything that the request alone shows to be wrong or not built. `sandbox` is the configuration the
 /// sandbox was run with. Callers run it before they touch the node.
-pub fn check_container(
-    config: &ContainerConfig,
-    sandbox: &PodSandboxConfig,
-) -> Result<(), SpecError> {
+pub fn check_container(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<(), SpecError> {
     unsupported::check_container(config)?;
     security::check_container(config, sandbox)?;
     namespaces::of_container(config, sandbox)?;
@@ -103,9 +99,7 @@ fn linux(input: &ContainerSpecInput<'_>) -> Result<Linux, SpecError> {
 /// the two cannot be told from a client that forgot. A privileged container has none.
 fn hidden_paths(config: &ContainerConfig) -> (Vec<String>, Vec<String>) {
     match security::context(config) {
-        Some(context) if !context.privileged => {
-            (context.masked_paths.clone(), context.readonly_paths.clone())
-        }
+        Some(context) if !context.privileged => (context.masked_paths.clone(), context.readonly_paths.clone()),
         _ => (Vec::new(), Vec::new()),
     }
 }
@@ -113,25 +107,14 @@ fn hidden_paths(config: &ContainerConfig) -> (Vec<String>, Vec<String>) {
 /// What tools that look at OCI specs know containers of Kubernetes by; containerd's names, which are the field's.
 fn annotations(input: &ContainerSpecInput<'_>) -> HashMap<String, String> {
     let mut all = pod_annotations("container", input.sandbox_id.as_str(), input.sandbox_config);
-    let name = input
-        .config
-        .metadata
-        .as_ref()
-        .map_or("", |metadata| &metadata.name);
+    let name = input.config.metadata.as_ref().map_or("", |metadata| &metadata.name);
     all.insert("io.kubernetes.cri.container-name".into(), name.to_owned());
-    all.insert(
-        "io.kubernetes.cri.image-name".into(),
-        input.image_name.to_owned(),
-    );
+    all.insert("io.kubernetes.cri.image-name".into(), input.image_name.to_owned());
     all
 }
 
 /// The annotations the infra container shares.
-pub(super) fn pod_annotations(
-    kind: &str,
-    sandbox_id: &str,
-    sandbox: &PodSandboxConfig,
-) -> HashMap<String, String> {
+pub(super) fn pod_annotations(kind: &str, sandbox_id: &str, sandbox: &PodSandboxConfig) -> HashMap<String, String> {
     let metadata = sandbox.metadata.clone().unwrap_or_default();
     [
         ("container-type", kind.to_owned()),

@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use corten_proto::cri::ContainerConfig;
-use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
-};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder};
 
 use super::host::HostDevice;
 use super::{Sources, SpecError, security};
@@ -143,11 +141,7 @@ mod tests {
 
     #[test]
     fn one_node_a_path_and_none_of_the_runtimes_own() {
-        let devices = vec![
-            device("/dev/null", 3),
-            device("/dev/fuse", 229),
-            device("/dev/fuse", 7),
-        ];
+        let devices = vec![device("/dev/null", 3), device("/dev/fuse", 229), device("/dev/fuse", 7)];
         let nodes = nodes(&Sources {
             devices,
             ..Default::default()
@@ -170,10 +164,7 @@ mod tests {
             assert_eq!(check(&config(good)), Ok(()));
         }
         for bad in ["", "x", "rw "] {
-            assert_eq!(
-                check(&config(bad)).unwrap_err().field,
-                "devices[0].permissions"
-            );
+            assert_eq!(check(&config(bad)).unwrap_err().field, "devices[0].permissions");
         }
     }
 }

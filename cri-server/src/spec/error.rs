@@ -30,38 +30,21 @@ pub struct SpecError {
 
 impl SpecError {
     /// The request breaks `rule`.
-    pub fn invalid(
-        field: impl Into<String>,
-        value: impl fmt::Display,
-        rule: impl Into<String>,
-    ) -> Self {
+    pub fn invalid(field: impl Into<String>, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::new(Kind::Invalid, field, value, rule)
     }
 
     /// The request asks for something that is not built.
-    pub fn unimplemented(
-        field: impl Into<String>,
-        value: impl fmt::Display,
-        rule: impl Into<String>,
-    ) -> Self {
+    pub fn unimplemented(field: impl Into<String>, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::new(Kind::Unimplemented, field, value, rule)
     }
 
     /// The node could not do its part; `rule` says what happened.
-    pub fn failed(
-        field: impl Into<String>,
-        value: impl fmt::Display,
-        rule: impl Into<String>,
-    ) -> Self {
+    pub fn failed(field: impl Into<String>, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::new(Kind::Failed, field, value, rule)
     }
 
-    fn new(
-        kind: Kind,
-        field: impl Into<String>,
-        value: impl fmt::Display,
-        rule: impl Into<String>,
-    ) -> Self {
+    fn new(kind: Kind, field: impl Into<String>, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         SpecError {
             field: field.into(),
             value: value.to_string(),

@@ -141,8 +141,8 @@ fn read_mounts(mounts: &[Mount]) -> Result<Vec<MountSource>, SpecError> {
         }
     }
     // Once for all of them, and after the lookups, which may have mounted something (autofs).
-    let table = read_text("/proc/self/mountinfo")
-        .map_err(|error| SpecError::failed("mounts", "", format!("{error:#}")))?;
+    let table =
+        read_text("/proc/self/mountinfo").map_err(|error| SpecError::failed("mounts", "", format!("{error:#}")))?;
     let table = mountinfo::parse(&table);
     let source = |path: PathBuf| MountSource {
         propagation: mountinfo::propagation(&table, &path),
@@ -156,11 +156,7 @@ fn existing(field: &str, path: &str) -> Result<Option<PathBuf>, SpecError> {
     match fs::canonicalize(path) {
         Ok(path) => Ok(Some(path)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(SpecError::failed(
-            field,
-            path,
-            format!("look the path up: {error}"),
-        )),
+        Err(error) => Err(SpecError::failed(field, path, format!("look the path up: {error}"))),
     }
 }
 
@@ -179,13 +175,8 @@ fn make_directory(field: &str, path: &str) -> Result<PathBuf, SpecError> {
 
 /// The devices a request names: one, or all below a directory, each under the container path.
 fn requested_devices(field: &str, device: &Device) -> Result<Vec<HostDevice>, SpecError> {
-    let host = fs::canonicalize(&device.host_path).map_err(|error| {
-        SpecError::invalid(
-            field,
-            &device.host_path,
-            format!("must exist on the node: {error}"),
-        )
-    })?;
+    let host = fs::canonicalize(&device.host_path)
+        .map_err(|error| SpecError::invalid(field, &device.host_path, format!("must exist on the node: {error}")))?;
     let container = super::clean(&device.container_path);
     let mut found = Vec::new();
     if host.is_dir() {
@@ -219,21 +210,13 @@ fn below_dev() -> Result<Vec<HostDevice>, SpecError> {
 
 /// Calls `visit` for each file below `directory` that is neither a link nor a directory. What vanishes meanwhile, as
 /// devices do, is passed over.
-fn walk(
-    directory: &Path,
-    depth: usize,
-    skip: &[&str],
-    visit: &mut dyn FnMut(&Path),
-) -> std::io::Result<()> {
+fn walk(directory: &Path, depth: usize, skip: &[&str], visit: &mut dyn FnMut(&Path)) -> std::io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let Ok(kind) = entry.file_type() else {
             continue;
         };
-        let skipped = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| skip.contains(&name));
+        let skipped = entry.file_name().to_str().is_some_and(|name| skip.contains(&name));
         if kind.is_dir() && !skipped && depth < MAX_DEVICE_DEPTH {
             match walk(&entry.path(), depth + 1, &[], visit) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -273,8 +256,7 @@ fn read_text(path: &str) -> anyhow::Result<String> {
 
 /// v2 mounted at the root of the hierarchies; a hybrid node, with v2 in a directory below, counts as v1.
 fn is_cgroup_v2() -> bool {
-    rustix::fs::statfs(CGROUP_ROOT)
-        .is_ok_and(|fs| fs.f_type == nix::sys::statfs::CGROUP2_SUPER_MAGIC.0)
+    rustix::fs::statfs(CGROUP_ROOT).is_ok_and(|fs| fs.f_type == nix::sys::statfs::CGROUP2_SUPER_MAGIC.0)
 }
 
 /// The running kernel's version is `major.minor` or later.
@@ -283,10 +265,7 @@ fn kernel_at_least(major: u32, minor: u32) -> bool {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map_while(|n| n.parse().ok());
-    (
-        numbers.next().unwrap_or(0u32),
-        numbers.next().unwrap_or(0u32),
-    ) >= (major, minor)
+    (numbers.next().unwrap_or(0u32), numbers.next().unwrap_or(0u32)) >= (major, minor)
 }
 
 /// v1 has the file in every memory cgroup, v2 in every one but the root's: the server's own decides.
@@ -299,12 +278,7 @@ fn has_swap_limit(cgroup_v2: bool) -> bool {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     own.lines()
         .find_map(|line| line.strip_prefix("0::/"))
-        .is_some_and(|own| {
-            Path::new(CGROUP_ROOT)
-                .join(own)
-                .join("memory.swap.max")
-                .exists()
-        })
+        .is_some_and(|own| Path::new(CGROUP_ROOT).join(own).join("memory.swap.max").exists())
 }
 
 #[cfg(test)]
@@ -350,17 +324,10 @@ pub(super) mod tests {
             ..Default::default()
         };
         let sources = Sources::read(&config).unwrap();
-        let paths: Vec<_> = sources
-            .mounts
-            .iter()
-            .map(|mount| mount.path.clone())
-            .collect();
+        let paths: Vec<_> = sources.mounts.iter().map(|mount| mount.path.clone()).collect();
         assert_eq!(
             paths,
-            [
-                fs::canonicalize(&real).unwrap(),
-                fs::canonicalize(&new).unwrap()
-            ]
+            [fs::canonicalize(&real).unwrap(), fs::canonicalize(&new).unwrap()]
         );
         assert_eq!(fs::metadata(&new).unwrap().mode() & 0o777, 0o755);
 
@@ -369,10 +336,7 @@ pub(super) mod tests {
             mounts: vec![mount(&dir.path().join("file/below"))],
             ..Default::default()
         };
-        assert_eq!(
-            Sources::read(&through).unwrap_err().field,
-            "mounts[0].host_path"
-        );
+        assert_eq!(Sources::read(&through).unwrap_err().field, "mounts[0].host_path");
     }
 
     #[test]
@@ -383,20 +347,14 @@ pub(super) mod tests {
             permissions: "rw".into(),
         };
         let null = requested_devices("f", &device("/dev/null")).unwrap();
-        assert_eq!(
-            (null[0].major, null[0].minor, null[0].typ),
-            (1, 3, LinuxDeviceType::C)
-        );
+        assert_eq!((null[0].major, null[0].minor, null[0].typ), (1, 3, LinuxDeviceType::C));
         assert_eq!(
             (null[0].path.as_path(), null[0].access.as_str()),
             (Path::new("/dev/mine"), "rw")
         );
 
         let all = requested_devices("f", &device("/dev")).unwrap();
-        assert!(
-            all.iter()
-                .any(|device| device.path == Path::new("/dev/mine/null"))
-        );
+        assert!(all.iter().any(|device| device.path == Path::new("/dev/mine/null")));
 
         assert!(requested_devices("f", &device("/etc/passwd")).is_err());
         assert!(requested_devices("f", &device("/dev/none-such")).is_err());

@@ -134,9 +134,5 @@ fn absolute(field: &str, path: &str) -> Result<PathBuf, SpecError> {
     if path.starts_with('/') && !path.contains('\0') {
         return Ok(clean(path));
     }
-    Err(SpecError::invalid(
-        field,
-        path,
-        "must be an absolute path without NUL",
-    ))
+    Err(SpecError::invalid(field, path, "must be an absolute path without NUL"))
 }

@@ -24,11 +24,7 @@ fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
     let place = super::absolute(&field("container_path"), &mount.container_path)?;
     if place == Path::new("/") {
         let rule = "must not be the root itself";
-        return Err(SpecError::invalid(
-            field("container_path"),
-            &mount.container_path,
-            rule,
-        ));
+        return Err(SpecError::invalid(field("container_path"), &mount.container_path, rule));
     }
     if let Some(image) = &mount.image {
         let rule = "ImageVolumeMountFailed: image volumes are not supported yet";
@@ -46,11 +42,7 @@ fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
     }
     if let Some(option) = mount.mount_options.first() {
         let rule = "mount options are not supported yet";
-        return Err(SpecError::unimplemented(
-            field("mount_options"),
-            option,
-            rule,
-        ));
+        return Err(SpecError::unimplemented(field("mount_options"), option, rule));
     }
     let propagation = propagation(index, mount)?;
     let alone = mount.readonly && propagation == MountPropagation::PropagationPrivate;
@@ -64,11 +56,7 @@ fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
 fn propagation(index: usize, mount: &Requested) -> Result<MountPropagation, SpecError> {
     MountPropagation::try_from(mount.propagation).map_err(|_unknown| {
         let field = format!("mounts[{index}].propagation");
-        SpecError::invalid(
-            field,
-            mount.propagation,
-            "must be a value of the enum MountPropagation",
-        )
+        SpecError::invalid(field, mount.propagation, "must be a value of the enum MountPropagation")
     })
 }
 
@@ -103,12 +91,7 @@ fn replaces(place: &Path, default: &Path) -> bool {
 /// What `linux.rootfsPropagation` must be for the mounts to propagate: a mount can receive and send only inside a
 /// tree that does.
 pub(super) fn rootfs_propagation(config: &ContainerConfig) -> Option<&'static str> {
-    let any = |wanted: MountPropagation| {
-        config
-            .mounts
-            .iter()
-            .any(|mount| mount.propagation == i32::from(wanted))
-    };
+    let any = |wanted: MountPropagation| config.mounts.iter().any(|mount| mount.propagation == i32::from(wanted));
     if any(MountPropagation::PropagationBidirectional) {
         return Some("rshared");
     }
@@ -126,20 +109,12 @@ fn one(
         .map_err(|(mode, rule)| SpecError::invalid(field("propagation"), mode, rule))?;
     if mount.selinux_relabel && input.host.selinux {
         let rule = "SELinux labels are not supported yet";
-        return Err(SpecError::unimplemented(
-            field("selinux_relabel"),
-            true,
-            rule,
-        ));
+        return Err(SpecError::unimplemented(field("selinux_relabel"), true, rule));
     }
     let access = match (mount.recursive_read_only, mount.readonly) {
         (true, _) if !input.host.recursive_read_only => {
             let rule = "RROUnsupported: needs Linux 5.12";
-            return Err(SpecError::unimplemented(
-                field("recursive_read_only"),
-                true,
-                rule,
-            ));
+            return Err(SpecError::unimplemented(field("recursive_read_only"), true, rule));
         }
         (true, _) => "rro",
         (false, true) => "ro",
@@ -163,10 +138,7 @@ fn propagation_option(
             let rule = "the mount that holds host_path must be shared or slave";
             Err((mode.as_str_name(), rule))
         }
-        (PropagationBidirectional, _) => Err((
-            mode.as_str_name(),
-            "the mount that holds host_path must be shared",
-        )),
+        (PropagationBidirectional, _) => Err((mode.as_str_name(), "the mount that holds host_path must be shared")),
     }
 }
 
@@ -191,11 +163,7 @@ fn defaults(input: &ContainerSpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
     let mut mounts = kernel_filesystems(system);
     mounts.extend([
         bind(&shm, Path::new("/dev/shm"), &["rprivate", "rw"]),
-        bind(
-            &file("hostname"),
-            Path::new("/etc/hostname"),
-            &["rprivate", access],
-        ),
+        bind(&file("hostname"), Path::new("/etc/hostname"), &["rprivate", access]),
         bind(
             &file("resolv.conf"),
             Path::new("/etc/resolv.conf"),
@@ -210,31 +178,14 @@ fn kernel_filesystems(system: &str) -> Vec<Mount> {
     vec![
         filesystem("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"]),
         dev(),
-        filesystem(
-            "sysfs",
-            "sysfs",
-            "/sys",
-            &["nosuid", "noexec", "nodev", system],
-        ),
+        filesystem("sysfs", "sysfs", "/sys", &["nosuid", "noexec", "nodev", system]),
         filesystem(
             "devpts",
             "devpts",
             "/dev/pts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        filesystem(
-            "mqueue",
-            "mqueue",
-            "/dev/mqueue",
-            &["nosuid", "noexec", "nodev"],
-        ),
+        filesystem("mqueue", "mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
         filesystem(
             "cgroup",
             "cgroup",
@@ -258,12 +209,7 @@ fn dev() -> Mount {
 }
 
 fn filesystem(typ: &str, source: &str, place: &str, options: &[&str]) -> Mount {
-    mount(
-        typ,
-        Path::new(source),
-        Path::new(place),
-        options.iter().copied(),
-    )
+    mount(typ, Path::new(source), Path::new(place), options.iter().copied())
 }
 
 fn bind(source: &Path, place: &Path, options: &[&str]) -> Mount {
@@ -275,12 +221,7 @@ fn bind(source: &Path, place: &Path, options: &[&str]) -> Mount {
     )
 }
 
-fn mount<'a>(
-    typ: &str,
-    source: &Path,
-    place: &Path,
-    options: impl Iterator<Item = &'a str>,
-) -> Mount {
+fn mount<'a>(typ: &str, source: &Path, place: &Path, options: impl Iterator<Item = &'a str>) -> Mount {
     MountBuilder::default()
         .destination(place)
         .typ(typ)
@@ -355,10 +296,7 @@ mod tests {
             ),
         ] {
             let error = check_one(3, &mount).unwrap_err();
-            assert_eq!(
-                (error.field, error.kind),
-                (format!("mounts[3].{field}"), kind)
-            );
+            assert_eq!((error.field, error.kind), (format!("mounts[3].{field}"), kind));
         }
         assert_eq!(check_one(0, &good), Ok(()));
         let rro = Requested {
@@ -378,11 +316,7 @@ mod tests {
             ("/etc", "/etc/hostname", false),
             ("/dev/shm/x", "/dev/shm", false),
         ] {
-            assert_eq!(
-                replaces(Path::new(place), Path::new(default)),
-                expected,
-                "{place}"
-            );
+            assert_eq!(replaces(Path::new(place), Path::new(default)), expected, "{place}");
         }
     }
 }

@@ -71,10 +71,7 @@ pub(super) fn of_sandbox(config: &PodSandboxConfig) -> Result<Modes, SpecError> 
 }
 
 /// The modes of a container, which reach no further than its sandbox's.
-pub(super) fn of_container(
-    config: &ContainerConfig,
-    sandbox: &PodSandboxConfig,
-) -> Result<Modes, SpecError> {
+pub(super) fn of_container(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<Modes, SpecError> {
     let context = security::context(config);
     let options = context.and_then(|it| it.namespace_options.as_ref());
     let modes = Modes::parse(options)?;
@@ -86,21 +83,13 @@ pub(super) fn of_container(
     ] {
         if inner == NamespaceMode::Node && outer != NamespaceMode::Node {
             let rule = "is for sandboxes that have the node's namespace themselves";
-            return Err(SpecError::invalid(
-                format!("{OPTIONS}.{name}"),
-                "NODE",
-                rule,
-            ));
+            return Err(SpecError::invalid(format!("{OPTIONS}.{name}"), "NODE", rule));
         }
     }
     let target = options.map_or("", |it| it.target_id.as_str());
     if modes.pid == NamespaceMode::Target && target.is_empty() {
         let rule = "pid mode TARGET needs the id of a running container of the pod";
-        return Err(SpecError::invalid(
-            format!("{OPTIONS}.target_id"),
-            target,
-            rule,
-        ));
+        return Err(SpecError::invalid(format!("{OPTIONS}.target_id"), target, rule));
     }
     Ok(Modes {
         network: outer.network,
@@ -118,26 +107,14 @@ fn check_userns(options: &NamespaceOption) -> Result<(), SpecError> {
     let field = format!("{OPTIONS}.userns_options.mode");
     match NamespaceMode::try_from(userns.mode) {
         Ok(NamespaceMode::Node) if userns.uids.is_empty() && userns.gids.is_empty() => Ok(()),
-        Ok(NamespaceMode::Node) => Err(SpecError::invalid(
-            field,
-            "NODE",
-            "excludes uid and gid mappings",
-        )),
+        Ok(NamespaceMode::Node) => Err(SpecError::invalid(field, "NODE", "excludes uid and gid mappings")),
         Ok(NamespaceMode::Pod) => Err(SpecError::unimplemented(
             field,
             "POD",
             "user namespaces are not supported yet",
         )),
-        Ok(other) => Err(SpecError::invalid(
-            field,
-            other.as_str_name(),
-            "must be POD or NODE",
-        )),
-        Err(_unknown) => Err(SpecError::invalid(
-            field,
-            userns.mode,
-            "must be POD or NODE",
-        )),
+        Ok(other) => Err(SpecError::invalid(field, other.as_str_name(), "must be POD or NODE")),
+        Err(_unknown) => Err(SpecError::invalid(field, userns.mode, "must be POD or NODE")),
     }
 }
 
@@ -190,9 +167,7 @@ pub(super) fn member(input: &ContainerSpecInput<'_>) -> Result<Vec<LinuxNamespac
         NamespaceMode::Pod if is_node_pid(input.sandbox_config)? => {}
         NamespaceMode::Pod => list.push(join(pid, &infra("pid"))),
         NamespaceMode::Target => {
-            let target = input
-                .target_pid
-                .expect("the target of pid mode TARGET was looked up");
+            let target = input.target_pid.expect("the target of pid mode TARGET was looked up");
             list.push(join(pid, &namespace_of(target, "pid")));
         }
     }

@@ -11,14 +11,9 @@ use super::SpecError;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The arguments, by Docker's rule: a command replaces ENTRYPOINT and drops CMD, args replace CMD alone.
-pub(super) fn args(
-    config: &ContainerConfig,
-    image: &ImageConfiguration,
-) -> Result<Vec<String>, SpecError> {
+pub(super) fn args(config: &ContainerConfig, image: &ImageConfiguration) -> Result<Vec<String>, SpecError> {
     let defaults = image.config().as_ref();
-    let entrypoint = defaults
-        .and_then(|it| it.entrypoint().clone())
-        .unwrap_or_default();
+    let entrypoint = defaults.and_then(|it| it.entrypoint().clone()).unwrap_or_default();
     let cmd = defaults.and_then(|it| it.cmd().clone()).unwrap_or_default();
     let (command, args) = match (config.command.is_empty(), config.args.is_empty()) {
         (true, true) => (entrypoint, cmd),
@@ -103,11 +98,7 @@ fn variable(index: usize, variable: &KeyValue) -> Result<String, SpecError> {
     let Ok(value) = std::str::from_utf8(&variable.value) else {
         let value = String::from_utf8_lossy(&variable.value);
         let rule = "values that are not UTF-8 are not supported yet";
-        return Err(SpecError::unimplemented(
-            format!("envs[{index}] {name}"),
-            value,
-            rule,
-        ));
+        return Err(SpecError::unimplemented(format!("envs[{index}] {name}"), value, rule));
     };
     if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
         let rule = "needs a name without =, and no NUL anywhere";
@@ -118,10 +109,7 @@ fn variable(index: usize, variable: &KeyValue) -> Result<String, SpecError> {
 
 /// The working directory: the request's, the image's, or the root. An image's relative one counts from the root, as
 /// Docker has it.
-pub(super) fn cwd(
-    config: &ContainerConfig,
-    image: &ImageConfiguration,
-) -> Result<PathBuf, SpecError> {
+pub(super) fn cwd(config: &ContainerConfig, image: &ImageConfiguration) -> Result<PathBuf, SpecError> {
     if !config.working_dir.is_empty() {
         return super::absolute("working_dir", &config.working_dir);
     }
@@ -131,11 +119,7 @@ pub(super) fn cwd(
         .and_then(|it| it.working_dir().clone())
         .unwrap_or_default();
     if image.contains('\0') {
-        return Err(SpecError::invalid(
-            "image config.WorkingDir",
-            image,
-            "must hold no NUL",
-        ));
+        return Err(SpecError::invalid("image config.WorkingDir", image, "must hold no NUL"));
     }
     Ok(super::clean(&image))
 }
@@ -175,11 +159,7 @@ pub(super) mod tests {
                 args: strings(list),
                 ..Default::default()
             };
-            assert_eq!(
-                args(&config, &image).unwrap(),
-                expected,
-                "{command:?} {list:?}"
-            );
+            assert_eq!(args(&config, &image).unwrap(), expected, "{command:?} {list:?}");
         }
         let nothing = super::tests::image(&serde_json::json!({}));
         assert!(args(&ContainerConfig::default(), &nothing).is_err());
@@ -203,14 +183,7 @@ pub(super) mod tests {
         let env = env(&config, &image, "pod-1").unwrap();
         assert_eq!(
             env,
-            [
-                "PATH=/bin",
-                "HOSTNAME=pod-1",
-                "TERM=xterm",
-                "A=2",
-                "EMPTY=",
-                "B=z"
-            ]
+            ["PATH=/bin", "HOSTNAME=pod-1", "TERM=xterm", "A=2", "EMPTY=", "B=z"]
         );
     }
 
@@ -250,11 +223,7 @@ pub(super) mod tests {
                 working_dir: request.into(),
                 ..Default::default()
             };
-            super::cwd(
-                &config,
-                &image(&serde_json::json!({ "WorkingDir": of_image })),
-            )
-            .unwrap()
+            super::cwd(&config, &image(&serde_json::json!({ "WorkingDir": of_image }))).unwrap()
         };
         assert_eq!(cwd("", ""), Path::new("/"));
         assert_eq!(cwd("", "app"), Path::new("/app"));

@@ -30,13 +30,8 @@ pub(super) fn check_parent(parent: &str) -> Result<(), SpecError> {
         return Err(SpecError::invalid("linux.cgroup_parent", parent, rule));
     }
     if parent.ends_with(".slice") && !parent.contains('/') {
-        let rule =
-            "slices of the systemd cgroup driver are not supported yet; the driver is cgroupfs";
-        return Err(SpecError::unimplemented(
-            "linux.cgroup_parent",
-            parent,
-            rule,
-        ));
+        let rule = "slices of the systemd cgroup driver are not supported yet; the driver is cgroupfs";
+        return Err(SpecError::unimplemented("linux.cgroup_parent", parent, rule));
     }
     Ok(())
 }
@@ -49,9 +44,11 @@ pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
     oom_score(resources)?;
     cpu(resources)?;
     check_hugepages(resources)?;
-    if let Some((name, value)) = resources.unified.iter().find(|(name, value)| {
-        !name.contains('.') || name.contains(['/', '\0']) || value.contains('\0')
-    }) {
+    if let Some((name, value)) = resources
+        .unified
+        .iter()
+        .find(|(name, value)| !name.contains('.') || name.contains(['/', '\0']) || value.contains('\0'))
+    {
         let rule = "must name a file of the cgroup, as memory.high does";
         return Err(SpecError::invalid(
             format!("{RESOURCES}.unified[{name:?}]"),
@@ -60,11 +57,7 @@ pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
         ));
     }
     limit("memory_limit_in_bytes", resources.memory_limit_in_bytes)?;
-    limit(
-        "memory_swap_limit_in_bytes",
-        resources.memory_swap_limit_in_bytes,
-    )
-    .map(|_| ())
+    limit("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes).map(|_| ())
 }
 
 /// The cgroup's limits, without the devices.
@@ -110,13 +103,7 @@ fn oom_score(resources: &LinuxContainerResources) -> Result<i32, SpecError> {
     i32::try_from(value)
         .ok()
         .filter(|score| (-1000..=1000).contains(score))
-        .ok_or_else(|| {
-            SpecError::invalid(
-                format!("{RESOURCES}.oom_score_adj"),
-                value,
-                "must be -1000 to 1000",
-            )
-        })
+        .ok_or_else(|| SpecError::invalid(format!("{RESOURCES}.oom_score_adj"), value, "must be -1000 to 1000"))
 }
 
 fn cpu(resources: &LinuxContainerResources) -> Result<Option<LinuxCpu>, SpecError> {
@@ -130,15 +117,9 @@ fn cpu(resources: &LinuxContainerResources) -> Result<Option<LinuxCpu>, SpecErro
 }
 
 /// A memory limit without a swap limit is one for both together: a container does not swap unless it is asked to.
-fn memory(
-    resources: &LinuxContainerResources,
-    host: &Host,
-) -> Result<Option<LinuxMemory>, SpecError> {
+fn memory(resources: &LinuxContainerResources, host: &Host) -> Result<Option<LinuxMemory>, SpecError> {
     let ram = limit("memory_limit_in_bytes", resources.memory_limit_in_bytes)?;
-    let asked = limit(
-        "memory_swap_limit_in_bytes",
-        resources.memory_swap_limit_in_bytes,
-    )?;
+    let asked = limit("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes)?;
     let both = match asked {
         None => ram,
         // What the kubelet sends to keep a container from swapping; a kernel that cannot limit swap is left as it is.
@@ -186,29 +167,18 @@ fn limit(name: &str, value: i64) -> Result<Option<i64>, SpecError> {
         -1.. => Ok(Some(value)),
         _ => {
             let rule = "must be positive, or -1 for no limit";
-            Err(SpecError::invalid(
-                format!("{RESOURCES}.{name}"),
-                value,
-                rule,
-            ))
+            Err(SpecError::invalid(format!("{RESOURCES}.{name}"), value, rule))
         }
     }
 }
 
 /// A cpuset list, `0-3,7` (cpuset(7)); the kernel judges the numbers.
 fn list(name: &str, value: &str) -> Result<Option<String>, SpecError> {
-    if value
-        .bytes()
-        .all(|b| b.is_ascii_digit() || b"-,".contains(&b))
-    {
+    if value.bytes().all(|b| b.is_ascii_digit() || b"-,".contains(&b)) {
         return Ok((!value.is_empty()).then(|| value.to_owned()));
     }
     let rule = "must be numbers and ranges, as 0-3,7";
-    Err(SpecError::invalid(
-        format!("{RESOURCES}.{name}"),
-        value,
-        rule,
-    ))
+    Err(SpecError::invalid(format!("{RESOURCES}.{name}"), value, rule))
 }
 
 #[cfg(test)]
@@ -278,24 +248,14 @@ mod tests {
             (Some(100_000), Some(50_000), Some(51))
         );
         let memory = resources.memory().as_ref().unwrap();
-        assert_eq!(
-            (memory.limit(), memory.swap()),
-            (Some(64 << 20), Some(64 << 20))
-        );
-        assert_eq!(
-            oom_score_adj(&sent, &host()),
-            Ok(0),
-            "the floor of the node"
-        );
+        assert_eq!((memory.limit(), memory.swap()), (Some(64 << 20), Some(64 << 20)));
+        assert_eq!(oom_score_adj(&sent, &host()), Ok(0), "the floor of the node");
         let free = Host {
             oom_score_adj_floor: -1000,
             ..host()
         };
         assert_eq!(oom_score_adj(&sent, &free), Ok(-997));
-        assert_eq!(
-            (infra_oom_score_adj(&free), infra_oom_score_adj(&host())),
-            (-998, 0)
-        );
+        assert_eq!((infra_oom_score_adj(&free), infra_oom_score_adj(&host())), (-998, 0));
     }
 
     #[test]

@@ -6,14 +6,12 @@
 use std::net::IpAddr;
 
 use corten_proto::cri::{PodSandboxConfig, PortMapping, Protocol, SupplementalGroupsPolicy};
-use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxResources, Process, ProcessBuilder, RootBuilder, Spec,
-};
+use oci_spec::runtime::{Linux, LinuxBuilder, LinuxResources, Process, ProcessBuilder, RootBuilder, Spec};
 
 use super::container::{oci_user, pod_annotations};
 use super::{
-    OCI_VERSION, SandboxSpecInput, SpecError, User, capabilities, devices, mounts, namespaces,
-    resources, security, sysctl, user,
+    OCI_VERSION, SandboxSpecInput, SpecError, User, capabilities, devices, mounts, namespaces, resources, security,
+    sysctl, user,
 };
 use crate::network::dns;
 
@@ -28,12 +26,7 @@ pub fn check_sandbox(config: &PodSandboxConfig) -> Result<(), SpecError> {
     namespaces::of_sandbox(config)?;
     sysctl::of_sandbox(config)?;
     infra_user(config)?;
-    resources::check_parent(
-        config
-            .linux
-            .as_ref()
-            .map_or("", |it| it.cgroup_parent.as_str()),
-    )?;
+    resources::check_parent(config.linux.as_ref().map_or("", |it| it.cgroup_parent.as_str()))?;
     check_hostname(&config.hostname)?;
     dns::check(config.dns_config.as_ref())?;
     let mut ports = config.port_mappings.iter().enumerate();
@@ -81,12 +74,7 @@ fn process(input: &SandboxSpecInput<'_>) -> Result<Process, SpecError> {
 fn linux(input: &SandboxSpecInput<'_>) -> Result<Linux, SpecError> {
     let mut resources = LinuxResources::default();
     resources.set_devices(Some(devices::infra_rules()));
-    let strings = |paths: &[&str]| {
-        paths
-            .iter()
-            .map(|&path| path.to_owned())
-            .collect::<Vec<_>>()
-    };
+    let strings = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect::<Vec<_>>();
     let linux = LinuxBuilder::default()
         .namespaces(namespaces::infra(input)?)
         .resources(resources)
@@ -106,33 +94,19 @@ fn infra_user(config: &PodSandboxConfig) -> Result<User, SpecError> {
     };
     if let (None, Some(group)) = (&context.run_as_user, &context.run_as_group) {
         let rule = "needs run_as_user beside it";
-        return Err(SpecError::invalid(
-            format!("{CONTEXT}.run_as_group"),
-            group.value,
-            rule,
-        ));
+        return Err(SpecError::invalid(format!("{CONTEXT}.run_as_group"), group.value, rule));
     }
     let policy = context.supplemental_groups_policy;
     if SupplementalGroupsPolicy::try_from(policy).is_err() {
         let field = format!("{CONTEXT}.supplemental_groups_policy");
         return Err(SpecError::invalid(field, policy, "must be Merge or Strict"));
     }
-    let id = |name: &str, value: Option<i64>| {
-        value.map_or(Ok(0), |value| user::id(&format!("{CONTEXT}.{name}"), value))
-    };
+    let id =
+        |name: &str, value: Option<i64>| value.map_or(Ok(0), |value| user::id(&format!("{CONTEXT}.{name}"), value));
     Ok(User {
-        uid: id(
-            "run_as_user",
-            context.run_as_user.as_ref().map(|it| it.value),
-        )?,
-        gid: id(
-            "run_as_group",
-            context.run_as_group.as_ref().map(|it| it.value),
-        )?,
-        additional_gids: user::ids(
-            &format!("{CONTEXT}.supplemental_groups"),
-            &context.supplemental_groups,
-        )?,
+        uid: id("run_as_user", context.run_as_user.as_ref().map(|it| it.value))?,
+        gid: id("run_as_group", context.run_as_group.as_ref().map(|it| it.value))?,
+        additional_gids: user::ids(&format!("{CONTEXT}.supplemental_groups"), &context.supplemental_groups)?,
     })
 }
 
@@ -148,11 +122,7 @@ fn check_port(index: usize, mapping: &PortMapping) -> Result<(), SpecError> {
     let field = |name: &str| format!("port_mappings[{index}].{name}");
     if Protocol::try_from(mapping.protocol).is_err() {
         let rule = "must be TCP, UDP or SCTP";
-        return Err(SpecError::invalid(
-            field("protocol"),
-            mapping.protocol,
-            rule,
-        ));
+        return Err(SpecError::invalid(field("protocol"), mapping.protocol, rule));
     }
     let container = mapping.container_port;
     // host_port 0 maps nothing (api.proto, PortMapping); a container port must be one.
@@ -166,11 +136,7 @@ fn check_port(index: usize, mapping: &PortMapping) -> Result<(), SpecError> {
     }
     if u16::try_from(mapping.host_port).is_err() {
         let rule = "must be 1 to 65535, or 0 for none";
-        return Err(SpecError::invalid(
-            field("host_port"),
-            mapping.host_port,
-            rule,
-        ));
+        return Err(SpecError::invalid(field("host_port"), mapping.host_port, rule));
     }
     if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<IpAddr>().is_err() {
         let rule = "must be an IP address";

@@ -2,8 +2,8 @@
 
 use corten_proto::cri::security_profile::ProfileType;
 use corten_proto::cri::{
-    ContainerConfig, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, PodSandboxConfig,
-    SeLinuxOption, SecurityProfile,
+    ContainerConfig, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, PodSandboxConfig, SeLinuxOption,
+    SecurityProfile,
 };
 
 use super::SpecError;
@@ -28,13 +28,7 @@ pub(super) const MASKED_PATHS: &[&str] = &[
     "/proc/timer_stats",
     "/sys/firmware",
 ];
-pub(super) const READONLY_PATHS: &[&str] = &[
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+pub(super) const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A container's security context, if the request has one.
 pub(super) fn context(config: &ContainerConfig) -> Option<&LinuxContainerSecurityContext> {
@@ -52,10 +46,7 @@ pub(super) fn is_privileged(config: &ContainerConfig) -> bool {
 }
 
 /// Refuses what the container's context may not ask for, or what is not built.
-pub(super) fn check_container(
-    config: &ContainerConfig,
-    sandbox: &PodSandboxConfig,
-) -> Result<(), SpecError> {
+pub(super) fn check_container(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<(), SpecError> {
     let Some(context) = context(config) else {
         return Ok(());
     };
@@ -65,10 +56,7 @@ pub(super) fn check_container(
         return Err(SpecError::invalid(PRIVILEGED, true, rule));
     }
     check_paths("linux.security_context.masked_paths", &context.masked_paths)?;
-    check_paths(
-        "linux.security_context.readonly_paths",
-        &context.readonly_paths,
-    )?;
+    check_paths("linux.security_context.readonly_paths", &context.readonly_paths)?;
     check_selinux(context.selinux_options.as_ref())?;
     let (seccomp_string, apparmor_string) = deprecated(context);
     check_apparmor(context.apparmor.as_ref(), apparmor_string)?;
@@ -95,9 +83,7 @@ pub(super) fn check_sandbox(config: &PodSandboxConfig) -> Result<(), SpecError> 
     #[expect(deprecated, reason = "it stands where the message is absent")]
     let seccomp_string = &context.seccomp_profile_path;
     match seccomp(context.seccomp.as_ref(), seccomp_string)? {
-        Profile::Localhost(path) if !context.privileged => {
-            Err(Profile::Localhost(path).not_built(SECCOMP))
-        }
+        Profile::Localhost(path) if !context.privileged => Err(Profile::Localhost(path).not_built(SECCOMP)),
         _ => Ok(()),
     }
 }
@@ -118,12 +104,7 @@ fn check_selinux(options: Option<&SeLinuxOption>) -> Result<(), SpecError> {
     let Some(options) = options else {
         return Ok(());
     };
-    let label = [
-        &options.user,
-        &options.role,
-        &options.r#type,
-        &options.level,
-    ];
+    let label = [&options.user, &options.role, &options.r#type, &options.level];
     if label.iter().all(|part| part.is_empty()) {
         return Ok(());
     }
@@ -194,11 +175,7 @@ impl Profile {
     /// An empty reference must never come to mean unconfined (CVE-2023-2431).
     fn localhost(field: &str, reference: &str) -> Result<Self, SpecError> {
         if reference.is_empty() {
-            return Err(SpecError::invalid(
-                field,
-                reference,
-                "Localhost needs a localhost_ref",
-            ));
+            return Err(SpecError::invalid(field, reference, "Localhost needs a localhost_ref"));
         }
         Ok(Profile::Localhost(reference.to_owned()))
     }
@@ -209,11 +186,7 @@ impl Profile {
             Profile::Unconfined => "Unconfined".to_owned(),
             Profile::Localhost(reference) => format!("Localhost {reference}"),
         };
-        SpecError::unimplemented(
-            field,
-            value,
-            "profiles other than Unconfined are not supported yet",
-        )
+        SpecError::unimplemented(field, value, "profiles other than Unconfined are not supported yet")
     }
 }
 
@@ -269,14 +242,8 @@ mod tests {
         assert_eq!(refused(seccomp(None)), None);
         assert_eq!(refused(seccomp(profile(ProfileType::Unconfined, ""))), None);
         for (seccomp_profile, expected) in [
-            (
-                profile(ProfileType::RuntimeDefault, ""),
-                Kind::Unimplemented,
-            ),
-            (
-                profile(ProfileType::Localhost, "/x.json"),
-                Kind::Unimplemented,
-            ),
+            (profile(ProfileType::RuntimeDefault, ""), Kind::Unimplemented),
+            (profile(ProfileType::Localhost, "/x.json"), Kind::Unimplemented),
             (profile(ProfileType::Localhost, ""), Kind::Invalid),
             (
                 Some(SecurityProfile {
@@ -327,10 +294,7 @@ mod tests {
             seccomp: profile(ProfileType::RuntimeDefault, ""),
             ..Default::default()
         };
-        assert_eq!(
-            refused(context.clone()),
-            Some((PRIVILEGED.into(), Kind::Invalid))
-        );
+        assert_eq!(refused(context.clone()), Some((PRIVILEGED.into(), Kind::Invalid)));
         let privileged = sandbox(LinuxSandboxSecurityContext {
             privileged: true,
             ..Default::default()

@@ -55,26 +55,16 @@ const NAMES: &[(&str, i32)] = &[
 
 /// The signal that stops a container: the request's, else the image's, else SIGTERM.
 pub fn effective(requested: i32, image: Option<&str>) -> Result<i32, SpecError> {
-    let signal = Signal::try_from(requested).map_err(|_unknown| {
-        SpecError::invalid(
-            "stop_signal",
-            requested,
-            "must be a value of the enum Signal",
-        )
-    })?;
+    let signal = Signal::try_from(requested)
+        .map_err(|_unknown| SpecError::invalid("stop_signal", requested, "must be a value of the enum Signal"))?;
     if let Some(number) = number(signal) {
         return Ok(number);
     }
     let Some(name) = image.filter(|name| !name.is_empty()) else {
         return Ok(DEFAULT);
     };
-    parse(name).ok_or_else(|| {
-        SpecError::invalid(
-            "image config.StopSignal",
-            name,
-            "must name a signal or be its number",
-        )
-    })
+    parse(name)
+        .ok_or_else(|| SpecError::invalid("image config.StopSignal", name, "must name a signal or be its number"))
 }
 
 /// The kernel's number for the CRI's signal; none for RUNTIME_DEFAULT.
@@ -192,12 +182,7 @@ mod tests {
         assert_eq!(effective(0, Some("SIGQUIT")), Ok(3));
         assert_eq!(effective(0, Some("")), Ok(15));
         assert_eq!(effective(0, None), Ok(15));
-        assert!(
-            effective(0, Some("NOPE"))
-                .unwrap_err()
-                .to_string()
-                .contains("NOPE")
-        );
+        assert!(effective(0, Some("NOPE")).unwrap_err().to_string().contains("NOPE"));
         assert!(effective(1000, None).is_err());
     }
 }

@@ -128,13 +128,7 @@ mod tests {
 
     #[test]
     fn the_request_goes_before_the_defaults() {
-        let sandbox = |network| {
-            sandbox(
-                "net.ipv4.ip_unprivileged_port_start",
-                network,
-                NamespaceMode::Pod,
-            )
-        };
+        let sandbox = |network| sandbox("net.ipv4.ip_unprivileged_port_start", network, NamespaceMode::Pod);
         let own = of_sandbox(&sandbox(NamespaceMode::Pod)).unwrap();
         assert_eq!(own["net.ipv4.ip_unprivileged_port_start"], "1");
         assert_eq!(own["net.ipv4.ping_group_range"], "0 2147483647");

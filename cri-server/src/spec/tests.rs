@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use corten_proto::cri::security_profile::ProfileType;
 use corten_proto::cri::{
-    Capability, ContainerConfig, ContainerMetadata, HugepageLimit, Int64Value,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile, UserNamespace,
+    Capability, ContainerConfig, ContainerMetadata, HugepageLimit, Int64Value, LinuxContainerConfig,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
+    MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
+    UserNamespace,
 };
 use serde_json::{Value, json};
 
@@ -73,11 +73,7 @@ fn container_config() -> ContainerConfig {
             attempt: 0,
         }),
         command: ["sh", "-c", "sleep 1"].map(str::to_owned).to_vec(),
-        mounts: vec![
-            mount("/dev/termination-log"),
-            mount("/etc/hosts"),
-            mount("/e"),
-        ],
+        mounts: vec![mount("/dev/termination-log"), mount("/etc/hosts"), mount("/e")],
         linux: Some(LinuxContainerConfig {
             resources: Some(LinuxContainerResources {
                 cpu_period: 100_000,
@@ -120,10 +116,7 @@ fn sandbox_json(config: &PodSandboxConfig) -> Value {
 }
 
 /// The JSON that lands in a container's bundle, or the refusal.
-fn container_json(
-    config: &ContainerConfig,
-    sandbox: &PodSandboxConfig,
-) -> Result<Value, SpecError> {
+fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<Value, SpecError> {
     check_container(config, sandbox)?;
     let source = |mount: &Mount| MountSource {
         path: mount.host_path.clone().into(),
@@ -161,9 +154,7 @@ fn container_json(
 fn namespaces_of(spec: &Value) -> HashMap<String, String> {
     let list = spec["linux"]["namespaces"].as_array().unwrap();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    list.iter()
-        .map(|it| (text(&it["type"]), text(&it["path"])))
-        .collect()
+    list.iter().map(|it| (text(&it["type"]), text(&it["path"]))).collect()
 }
 
 fn namespace_map(list: &[(&str, &str)]) -> HashMap<String, String> {
@@ -175,10 +166,7 @@ fn namespace_map(list: &[(&str, &str)]) -> HashMap<String, String> {
 /// The options of the mount at this place, the source before them.
 fn mount_at<'a>(spec: &'a Value, place: &str) -> (&'a str, Vec<&'a str>) {
     let mounts = spec["mounts"].as_array().unwrap();
-    let found: Vec<_> = mounts
-        .iter()
-        .filter(|it| it["destination"] == place)
-        .collect();
+    let found: Vec<_> = mounts.iter().filter(|it| it["destination"] == place).collect();
     assert_eq!(found.len(), 1, "{place}");
     let options = found[0]["options"].as_array().unwrap();
     (

@@ -14,17 +14,9 @@ const CDI_ANNOTATION: &str = "cdi.k8s.io/";
 pub(super) fn check_container(config: &ContainerConfig) -> Result<(), SpecError> {
     let not_yet = "CDI devices are not supported yet";
     if let Some(device) = config.cdi_devices.first() {
-        return Err(SpecError::unimplemented(
-            "CDI_devices[0].name",
-            &device.name,
-            not_yet,
-        ));
+        return Err(SpecError::unimplemented("CDI_devices[0].name", &device.name, not_yet));
     }
-    if let Some(key) = config
-        .annotations
-        .keys()
-        .find(|key| key.starts_with(CDI_ANNOTATION))
-    {
+    if let Some(key) = config.annotations.keys().find(|key| key.starts_with(CDI_ANNOTATION)) {
         return Err(SpecError::unimplemented("annotations", key, not_yet));
     }
     Ok(())
@@ -50,10 +42,7 @@ mod tests {
             ..Default::default()
         };
         for config in [by_field, by_annotation] {
-            assert_eq!(
-                check_container(&config).unwrap_err().kind,
-                Kind::Unimplemented
-            );
+            assert_eq!(check_container(&config).unwrap_err().kind, Kind::Unimplemented);
         }
         assert_eq!(check_container(&ContainerConfig::default()), Ok(()));
     }

@@ -89,11 +89,7 @@ impl Wanted {
     /// Digits make an id, anything else a name.
     fn parse(field: &'static str, text: &str) -> Result<Self, SpecError> {
         if text.is_empty() || text.contains(['\0', '\n', ':']) {
-            return Err(SpecError::invalid(
-                field,
-                text,
-                "must be a name or a number",
-            ));
+            return Err(SpecError::invalid(field, text, "must be a name or a number"));
         }
         // "+0", "-0" and the like are numbers to some parsers and names to others: refused.
         let numeric = text.trim_start_matches(['+', '-']);
@@ -104,11 +100,7 @@ impl Wanted {
             });
         }
         if !text.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(SpecError::invalid(
-                field,
-                text,
-                "a number must be decimal digits",
-            ));
+            return Err(SpecError::invalid(field, text, "a number must be decimal digits"));
         }
         let value = text.parse().unwrap_or(i64::MAX);
         id(field, value).map(Wanted::Id)
@@ -125,10 +117,7 @@ struct Request {
 }
 
 impl Request {
-    fn parse(
-        context: Option<&LinuxContainerSecurityContext>,
-        image_user: Option<&str>,
-    ) -> Result<Self, SpecError> {
+    fn parse(context: Option<&LinuxContainerSecurityContext>, image_user: Option<&str>) -> Result<Self, SpecError> {
         let default = LinuxContainerSecurityContext::default();
         let context = context.unwrap_or(&default);
         let (user, image_group) = Self::user(context, image_user)?;
@@ -136,14 +125,13 @@ impl Request {
             Some(group) => Some(Wanted::Id(id(RUN_AS_GROUP, group.value)?)),
             None => image_group,
         };
-        let policy = SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy)
-            .map_err(|_unknown| {
-                SpecError::invalid(
-                    "linux.security_context.supplemental_groups_policy",
-                    context.supplemental_groups_policy,
-                    "must be Merge or Strict",
-                )
-            })?;
+        let policy = SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy).map_err(|_unknown| {
+            SpecError::invalid(
+                "linux.security_context.supplemental_groups_policy",
+                context.supplemental_groups_policy,
+                "must be Merge or Strict",
+            )
+        })?;
         Ok(Request {
             user,
             group,
@@ -166,10 +154,7 @@ impl Request {
                 format!("excludes run_as_user, which is {}", user.value),
             )),
             (Some(user), false) => Ok((Wanted::Id(id(RUN_AS_USER, user.value)?), None)),
-            (None, true) => Ok((
-                Wanted::parse(RUN_AS_USERNAME, &context.run_as_username)?,
-                None,
-            )),
+            (None, true) => Ok((Wanted::parse(RUN_AS_USERNAME, &context.run_as_username)?, None)),
             (None, false) => match &context.run_as_group {
                 Some(group) => Err(SpecError::invalid(
                     RUN_AS_GROUP,
@@ -212,9 +197,7 @@ impl Request {
             Some(Wanted::Id(gid)) => *gid,
             Some(Wanted::Name { field, name }) => {
                 let group = files.groups().find(|group| group.name == name);
-                group
-                    .ok_or_else(|| not_found(field, name, "/etc/group"))?
-                    .gid
+                group.ok_or_else(|| not_found(field, name, "/etc/group"))?.gid
             }
         };
         Ok(User {
@@ -225,12 +208,7 @@ impl Request {
     }
 
     /// Primary group first, then the image's groups of the user (Merge only), then the requested ones.
-    fn groups(
-        &self,
-        files: &Files,
-        user: Option<&UserEntry<'_>>,
-        gid: u32,
-    ) -> Result<Vec<u32>, SpecError> {
+    fn groups(&self, files: &Files, user: Option<&UserEntry<'_>>, gid: u32) -> Result<Vec<u32>, SpecError> {
         let of_image = user.filter(|_| self.merge).into_iter().flat_map(|user| {
             let groups = files.groups().filter(|group| group.has(user.name));
             groups.map(|group| group.gid)
@@ -314,10 +292,7 @@ impl Files {
 
 fn parse_id(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    digits
-        .then(|| text.parse().ok())
-        .flatten()
-        .filter(|&id| id <= MAX_ID)
+    digits.then(|| text.parse().ok()).flatten().filter(|&id| id <= MAX_ID)
 }
 
 /// The text of a file of the image; empty if there is none.
@@ -437,9 +412,8 @@ mod tests {
             supplemental_groups: vec![3000, 10],
             ..Default::default()
         };
-        let resolve = |context: &LinuxContainerSecurityContext| {
-            Request::parse(Some(context), Some("web:www"))?.resolve(&files())
-        };
+        let resolve =
+            |context: &LinuxContainerSecurityContext| Request::parse(Some(context), Some("web:www"))?.resolve(&files());
         assert_eq!(resolve(&context), Ok(user(1000, 7, &[7, 10, 50, 3000])));
 
         let strict = LinuxContainerSecurityContext {
@@ -508,10 +482,7 @@ mod tests {
             ),
         ] {
             let error = check(Some(&context)).unwrap_err();
-            assert_eq!(
-                (error.field.as_str(), error.kind),
-                (field, super::super::Kind::Invalid)
-            );
+            assert_eq!((error.field.as_str(), error.kind), (field, super::super::Kind::Invalid));
         }
         assert_eq!(check(None), Ok(()));
     }

@@ -108,9 +108,7 @@ impl Policy {
     /// Allows or denies what `rule` names.
     fn change(&mut self, allow: bool, rule: Exception, path: &str) -> Result<()> {
         if allow != self.default_allow {
-            let same = |e: &&mut Exception| {
-                (e.kind, e.major, e.minor) == (rule.kind, rule.major, rule.minor)
-            };
+            let same = |e: &&mut Exception| (e.kind, e.major, e.minor) == (rule.kind, rule.major, rule.minor);
             match self.exceptions.iter_mut().find(same) {
                 Some(exception) => exception.access |= rule.access,
                 None => self.exceptions.push(rule),
@@ -208,11 +206,7 @@ impl Exception {
             .filter(|(bit, _)| self.access & bit != 0)
             .map(|(_, letter)| letter)
             .collect();
-        format!(
-            "{kind} {}:{} {access}",
-            number(self.major),
-            number(self.minor)
-        )
+        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
     }
 
     /// The instructions that answer for this exception, or fall through to the next.
@@ -234,14 +228,8 @@ impl Exception {
             });
         }
         // The kernel's numbers have 12 and 20 bits, so that the cast keeps them; larger ones match nothing either way.
-        tests.extend(
-            self.major
-                .map(|major| I::skip_unless_equal(MAJOR, major.cast_signed())),
-        );
-        tests.extend(
-            self.minor
-                .map(|minor| I::skip_unless_equal(MINOR, minor.cast_signed())),
-        );
+        tests.extend(self.major.map(|major| I::skip_unless_equal(MAJOR, major.cast_signed())));
+        tests.extend(self.minor.map(|minor| I::skip_unless_equal(MINOR, minor.cast_signed())));
         let length = tests.len() + 2;
         let mut block: Vec<I> = tests
             .into_iter()
@@ -390,13 +378,7 @@ mod tests {
             let (to, from) = program[at].registers();
             let value = immediate.cast_unsigned();
             at += 1;
-            let mut skip_if = |condition: bool| {
-                at += if condition {
-                    usize::try_from(offset).unwrap()
-                } else {
-                    0
-                }
-            };
+            let mut skip_if = |condition: bool| at += if condition { usize::try_from(offset).unwrap() } else { 0 };
             match code {
                 0x61 => registers[to] = context[usize::try_from(offset).unwrap() / 4],
                 0xbc => registers[to] = registers[from],
@@ -449,10 +431,7 @@ mod tests {
             let program = policy.program();
             for ((kind, major, minor, access), allowed) in cases {
                 let is = run(&program, kind, major, minor, access);
-                assert_eq!(
-                    is, allowed,
-                    "{policy:?}: kind {kind} {major}:{minor} access {access}"
-                );
+                assert_eq!(is, allowed, "{policy:?}: kind {kind} {major}:{minor} access {access}");
             }
         }
     }

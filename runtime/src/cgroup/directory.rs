@@ -49,12 +49,7 @@ impl Directory {
 
     /// The whole of a control file; the bare errno for those who tell one from another.
     pub(super) fn try_read(&self, file: &str) -> Result<String, Errno> {
-        let fd = openat(
-            &self.fd,
-            file,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let fd = openat(&self.fd, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let mut text = Vec::with_capacity(4096);
         while rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut text))? > 0 {
             text.reserve(4096);
@@ -71,12 +66,7 @@ impl Directory {
 
     /// Writes a control file in one call, as the kernel parses it; the bare errno for those who tell one from another.
     pub(super) fn try_write(&self, file: &str, value: &str) -> Result<(), Errno> {
-        let fd = openat(
-            &self.fd,
-            file,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let fd = openat(&self.fd, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::retry_on_intr(|| rustix::io::write(&fd, value.as_bytes()))?;
         Ok(())
     }
@@ -90,13 +80,8 @@ impl Directory {
     /// Writes lines to a control file that takes one line per call.
     pub(super) fn write_lines(&self, file: &str, lines: &[String]) -> Result<()> {
         let path = || format!("{}/{file}", self.path.display());
-        let fd = openat(
-            &self.fd,
-            file,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .with_context(|| format!("open {}", path()))?;
+        let fd = openat(&self.fd, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("open {}", path()))?;
         for line in lines {
             rustix::io::retry_on_intr(|| rustix::io::write(&fd, line.as_bytes()))
                 .with_context(|| format!("write {line:?} to {}", path()))?;
@@ -113,8 +98,7 @@ impl Directory {
         if links <= 2 {
             return Ok(Vec::new());
         }
-        let entries =
-            Dir::read_from(&self.fd).with_context(|| format!("list {}", self.path.display()))?;
+        let entries = Dir::read_from(&self.fd).with_context(|| format!("list {}", self.path.display()))?;
         let mut children = Vec::new();
         for entry in entries {
             let entry = entry.with_context(|| format!("list {}", self.path.display()))?;
@@ -140,8 +124,7 @@ impl Directory {
             // Removed since it was opened; and a threaded v2 cgroup lists its processes in its domain's root.
             Err(Errno::NODEV | Errno::NOENT | Errno::OPNOTSUPP) => String::new(),
             Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("read {}/cgroup.procs", self.path.display()));
+                return Err(error).with_context(|| format!("read {}/cgroup.procs", self.path.display()));
             }
         };
         // 0 stands for a process that our pid namespace does not show.

@@ -90,9 +90,7 @@ impl Cgroup {
                 // Before Linux 5.14; the kernel says EOPNOTSUPP for a threaded cgroup.
                 Err(Errno::NOENT | Errno::OPNOTSUPP) => {}
                 Err(error) => {
-                    return Err(error).with_context(|| {
-                        format!("write 1 to {}/cgroup.kill", directory.path.display())
-                    });
+                    return Err(error).with_context(|| format!("write 1 to {}/cgroup.kill", directory.path.display()));
                 }
             }
         }
@@ -101,9 +99,7 @@ impl Cgroup {
         }
         // Held while they are counted: one that forks would else leave a child behind the list.
         let held = Held::hold(self);
-        let sent = directory
-            .processes()
-            .and_then(|pids| signal_each(&pids, signal));
+        let sent = directory.processes().and_then(|pids| signal_each(&pids, signal));
         held.release()?;
         if signal == libc::SIGKILL && !self.is_v2() {
             thaw_below(directory)?;
@@ -113,14 +109,8 @@ impl Cgroup {
 
     /// The directory and files to freeze by; none where the cgroup is gone or no freezer is mounted.
     fn freezer(&self) -> Result<Option<(&Directory, Freezer)>> {
-        let (controller, freezer) = if self.is_v2() {
-            ("", V2)
-        } else {
-            ("freezer", V1)
-        };
-        Ok(self
-            .controller(controller)?
-            .map(|directory| (directory, freezer)))
+        let (controller, freezer) = if self.is_v2() { ("", V2) } else { ("freezer", V1) };
+        Ok(self.controller(controller)?.map(|directory| (directory, freezer)))
     }
 }
 

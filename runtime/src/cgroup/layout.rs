@@ -94,13 +94,9 @@ fn parse_memberships(text: &str) -> impl Iterator<Item = (&str, &str)> {
 
 /// Puts together what the two files say; reads `mountinfo` no further than it must.
 fn detect(memberships: &str, mountinfo: impl BufRead) -> Result<Layout> {
-    let mut wanted: Vec<&str> = parse_memberships(memberships)
-        .map(|(name, _)| name)
-        .collect();
+    let mut wanted: Vec<&str> = parse_memberships(memberships).map(|(name, _)| name).collect();
     // A named hierarchy has no controllers: with nothing but those beside it, v2 has them all.
-    let v1 = wanted
-        .iter()
-        .any(|name| !name.is_empty() && !name.starts_with("name="));
+    let v1 = wanted.iter().any(|name| !name.is_empty() && !name.starts_with("name="));
     wanted.retain(|name| name.is_empty() != v1);
     let (mut found, mut unified) = (Vec::new(), None);
     let mut lines = mountinfo.lines();
@@ -151,12 +147,7 @@ impl CgroupMount<'_> {
     fn holds(&self, name: &str) -> bool {
         match self.v2 {
             true => name.is_empty(),
-            false => {
-                !name.is_empty()
-                    && name
-                        .split(',')
-                        .all(|part| has_controller(self.super_options, part))
-            }
+            false => !name.is_empty() && name.split(',').all(|part| has_controller(self.super_options, part)),
         }
     }
 }
@@ -255,19 +246,9 @@ mod tests {
                 Layout::V2(hierarchy("", "/sys/fs/c g", "/docker/x")),
             ),
         ] {
-            assert_eq!(
-                detect(memberships, mountinfo.as_bytes()).unwrap(),
-                layout,
-                "{what}"
-            );
+            assert_eq!(detect(memberships, mountinfo.as_bytes()).unwrap(), layout, "{what}");
         }
-        assert!(
-            detect(
-                "0::/\n",
-                "21 1 254:0 / / rw - ext4 /dev/vda rw\n".as_bytes()
-            )
-            .is_err()
-        );
+        assert!(detect("0::/\n", "21 1 254:0 / / rw - ext4 /dev/vda rw\n".as_bytes()).is_err());
     }
 
     #[test]
@@ -295,10 +276,7 @@ mod tests {
     #[test]
     fn directories_of_memberships() {
         let part = hierarchy("memory", "/m", "/docker/x");
-        assert_eq!(
-            part.directory(Path::new("/docker/x/y")),
-            Some("/m/y".into())
-        );
+        assert_eq!(part.directory(Path::new("/docker/x/y")), Some("/m/y".into()));
         assert_eq!(part.directory(Path::new("/docker/xy")), None);
         let whole = hierarchy("memory", "/m", "/");
         assert_eq!(whole.directory(Path::new("/a:b")), Some("/m/a:b".into()));

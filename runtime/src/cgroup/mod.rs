@@ -98,17 +98,9 @@ pub fn check(linux: &Linux) -> Result<()> {
 }
 
 fn available_controllers(layout: &Layout) -> Result<Vec<String>> {
-    let split = |text: &str, separator: char| {
-        text.trim()
-            .split(separator)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
+    let split = |text: &str, separator: char| text.trim().split(separator).map(str::to_owned).collect::<Vec<_>>();
     match layout {
-        Layout::V1(all) => Ok(all
-            .iter()
-            .flat_map(|hierarchy| split(&hierarchy.name, ','))
-            .collect()),
+        Layout::V1(all) => Ok(all.iter().flat_map(|hierarchy| split(&hierarchy.name, ',')).collect()),
         Layout::V2(one) => Ok(split(
             &Directory::existing(&one.mount_point)?.read("cgroup.controllers")?,
             ' ',
@@ -159,9 +151,7 @@ impl Cgroup {
     pub fn of_process(pid: i32) -> Result<Cgroup> {
         let memberships = layout::memberships(pid)?;
         let directory = |hierarchy: &Hierarchy| {
-            let (_, path) = memberships
-                .iter()
-                .find(|(name, _)| *name == hierarchy.name)?;
+            let (_, path) = memberships.iter().find(|(name, _)| *name == hierarchy.name)?;
             hierarchy.directory(path)
         };
         let paths = match layout()? {
@@ -170,9 +160,9 @@ impl Cgroup {
                     .filter_map(|h| Some((h.name.clone(), directory(h)?)))
                     .collect(),
             ),
-            Layout::V2(one) => CgroupPaths::V2(directory(one).ok_or_else(|| {
-                anyhow!("the cgroup of process {pid} is outside what is mounted here")
-            })?),
+            Layout::V2(one) => CgroupPaths::V2(
+                directory(one).ok_or_else(|| anyhow!("the cgroup of process {pid} is outside what is mounted here"))?,
+            ),
         };
         Ok(Cgroup::open(paths))
     }
@@ -242,8 +232,8 @@ impl Cgroup {
             if policy.allows_all() {
                 return Ok(());
             }
-            let program = crate::sys::bpf::load_device_program(&policy.program())
-                .context("bpf(BPF_PROG_LOAD, CGROUP_DEVICE)")?;
+            let program =
+                crate::sys::bpf::load_device_program(&policy.program()).context("bpf(BPF_PROG_LOAD, CGROUP_DEVICE)")?;
             let directory = self
                 .controller("")?
                 .ok_or_else(|| anyhow!("the container has no cgroup"))?;
@@ -251,10 +241,7 @@ impl Cgroup {
                 .with_context(|| format!("bpf(BPF_PROG_ATTACH, {})", directory.path.display()));
         }
         let Some(directory) = self.controller("devices")? else {
-            ensure!(
-                policy.allows_all(),
-                "confine devices: there is no devices cgroup"
-            );
+            ensure!(policy.allows_all(), "confine devices: there is no devices cgroup");
             return Ok(());
         };
         let (default, exceptions, lines) = policy.v1_lines();
@@ -310,9 +297,7 @@ impl Cgroup {
         match directory.try_read(file) {
             Ok(text) => Ok(keyed_value(&text, "oom_kill").unwrap_or(0)),
             Err(Errno::NOENT) if self.is_v2() => Ok(0),
-            Err(error) => {
-                Err(error).with_context(|| format!("read {}/{file}", directory.path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("read {}/{file}", directory.path.display())),
         }
     }
 
@@ -355,13 +340,8 @@ fn describe(write: &Write) -> String {
 
 /// The number on the line `KEY NUMBER`.
 fn keyed_value(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        line.strip_prefix(key)?
-            .strip_prefix(' ')?
-            .trim()
-            .parse()
-            .ok()
-    })
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -370,15 +350,9 @@ mod tests {
 
     #[test]
     fn paths_are_saved_as_they_are() {
-        let v1 = CgroupPaths::V1(BTreeMap::from([(
-            "cpu,cpuacct".to_owned(),
-            PathBuf::from("/c/x"),
-        )]));
+        let v1 = CgroupPaths::V1(BTreeMap::from([("cpu,cpuacct".to_owned(), PathBuf::from("/c/x"))]));
         let v2 = CgroupPaths::V2("/c/x".into());
-        for (paths, json) in [
-            (v1, r#"{"v1":{"cpu,cpuacct":"/c/x"}}"#),
-            (v2, r#"{"v2":"/c/x"}"#),
-        ] {
+        for (paths, json) in [(v1, r#"{"v1":{"cpu,cpuacct":"/c/x"}}"#), (v2, r#"{"v2":"/c/x"}"#)] {
             assert_eq!(serde_json::to_string(&paths).unwrap(), json);
             assert_eq!(serde_json::from_str::<CgroupPaths>(json).unwrap(), paths);
         }

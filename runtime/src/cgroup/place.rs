@@ -113,10 +113,7 @@ impl<'a> Created<'a> {
                 }
             }
         }
-        bail!(
-            "mkdir {}: its parent is removed again and again",
-            path.display()
-        )
+        bail!("mkdir {}: its parent is removed again and again", path.display())
     }
 }
 
@@ -125,10 +122,7 @@ impl Drop for Created<'_> {
         if self.made.is_empty() {
             return;
         }
-        crate::log::best_effort(
-            "empty the container's cgroups",
-            self.cgroup.kill(libc::SIGKILL),
-        );
+        crate::log::best_effort("empty the container's cgroups", self.cgroup.kill(libc::SIGKILL));
         let deadline = Instant::now() + REMOVAL_TIMEOUT;
         for path in self.made.iter().rev() {
             // A parent that somebody else uses by now stays.
@@ -201,12 +195,8 @@ pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> 
             match directory.try_write("cgroup.subtree_control", &format!("+{name}")) {
                 Ok(()) | Err(Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP) => {}
                 Err(error) => {
-                    return Err(error).with_context(|| {
-                        format!(
-                            "enable {name} in {}/cgroup.subtree_control",
-                            parent.display()
-                        )
-                    });
+                    return Err(error)
+                        .with_context(|| format!("enable {name} in {}/cgroup.subtree_control", parent.display()));
                 }
             }
         }
@@ -244,11 +234,9 @@ impl Cgroup {
             .filter(|path| directory::remove(path).is_err())
             .collect();
         if !busy.is_empty() {
-            self.kill(libc::SIGKILL)
-                .context("empty the container's cgroups")?;
+            self.kill(libc::SIGKILL).context("empty the container's cgroups")?;
             let deadline = Instant::now() + REMOVAL_TIMEOUT;
-            busy.into_iter()
-                .try_for_each(|path| remove_tree_by(path, deadline))?;
+            busy.into_iter().try_for_each(|path| remove_tree_by(path, deadline))?;
         }
         self.remove_own_parent();
         Ok(())
@@ -287,8 +275,7 @@ fn remove_tree_by(path: &Path, deadline: Instant) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let left =
-            Directory::open(path)?.map_or(Ok(Vec::new()), |directory| directory.processes())?;
+        let left = Directory::open(path)?.map_or(Ok(Vec::new()), |directory| directory.processes())?;
         ensure!(
             Instant::now() < deadline,
             "remove cgroup {}: {error:#} after {REMOVAL_TIMEOUT:?}; processes in it: {left:?}",

@@ -32,12 +32,7 @@ pub(super) struct Write {
 struct Writes(Vec<Write>);
 
 impl Writes {
-    fn push(
-        &mut self,
-        controller: &'static str,
-        file: impl Into<Cow<'static, str>>,
-        value: impl ToString,
-    ) {
+    fn push(&mut self, controller: &'static str, file: impl Into<Cow<'static, str>>, value: impl ToString) {
         let write = Write {
             controller: controller.into(),
             file: file.into(),
@@ -47,27 +42,15 @@ impl Writes {
         self.0.push(write);
     }
 
-    fn push_optional(
-        &mut self,
-        controller: &'static str,
-        file: impl Into<Cow<'static, str>>,
-        value: impl ToString,
-    ) {
+    fn push_optional(&mut self, controller: &'static str, file: impl Into<Cow<'static, str>>, value: impl ToString) {
         self.push(controller, file, value);
-        self.0
-            .last_mut()
-            .expect("one has just been pushed")
-            .optional = true;
+        self.0.last_mut().expect("one has just been pushed").optional = true;
     }
 }
 
 /// What the spec's limits are as files of v1 hierarchies.
 pub(super) fn v1(resources: &LinuxResources) -> Result<Vec<Write>> {
-    if let Some(unified) = resources
-        .unified()
-        .as_ref()
-        .filter(|unified| !unified.is_empty())
-    {
+    if let Some(unified) = resources.unified().as_ref().filter(|unified| !unified.is_empty()) {
         bail!(
             "linux.resources.unified: {unified:?}: these are files of cgroup v2, this machine's controllers are on v1"
         );
@@ -86,17 +69,9 @@ pub(super) fn v1(resources: &LinuxResources) -> Result<Vec<Write>> {
     for limit in resources.hugepage_limits().iter().flatten() {
         check_page_size(limit)?;
         let size = limit.page_size();
-        writes.push(
-            "hugetlb",
-            format!("hugetlb.{size}.limit_in_bytes"),
-            limit.limit(),
-        );
+        writes.push("hugetlb", format!("hugetlb.{size}.limit_in_bytes"), limit.limit());
         // Reservations have a limit of their own since 5.7; without it a reservation could exceed the other one.
-        writes.push_optional(
-            "hugetlb",
-            format!("hugetlb.{size}.rsvd.limit_in_bytes"),
-            limit.limit(),
-        );
+        writes.push_optional("hugetlb", format!("hugetlb.{size}.rsvd.limit_in_bytes"), limit.limit());
     }
     Ok(writes.0)
 }
@@ -140,16 +115,11 @@ pub(super) fn v2(resources: &LinuxResources) -> Result<Vec<Write>> {
 fn unified_controller(file: &str) -> Result<&str> {
     match file.split_once('.') {
         Some((controller, rest))
-            if !controller.is_empty()
-                && !rest.is_empty()
-                && controller != "cgroup"
-                && !file.contains(['/', '\0']) =>
+            if !controller.is_empty() && !rest.is_empty() && controller != "cgroup" && !file.contains(['/', '\0']) =>
         {
             Ok(controller)
         }
-        _ => bail!(
-            "linux.resources.unified: {file:?}: not CONTROLLER.FILE of a cgroup v2 controller"
-        ),
+        _ => bail!("linux.resources.unified: {file:?}: not CONTROLLER.FILE of a cgroup v2 controller"),
     }
 }
 
@@ -160,11 +130,7 @@ fn set<T: Default + PartialEq>(value: Option<T>) -> Option<T> {
 
 /// A limit as v2 writes it.
 fn or_max(limit: i64) -> String {
-    if limit < 0 {
-        "max".to_owned()
-    } else {
-        limit.to_string()
-    }
+    if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
 fn cpuset(writes: &mut Writes, cpu: &LinuxCpu) {
@@ -275,9 +241,7 @@ fn check_memory(memory: &LinuxMemory) -> Result<()> {
     let (limit, swap) = (set(memory.limit()), set(memory.swap()));
     if let Some(swap) = swap.filter(|&swap| swap > 0) {
         let Some(limit) = limit.filter(|&limit| limit > 0) else {
-            bail!(
-                "linux.resources.memory.swap: {swap}: is memory and swap together, and needs memory.limit"
-            );
+            bail!("linux.resources.memory.swap: {swap}: is memory and swap together, and needs memory.limit");
         };
         ensure!(
             swap >= limit,
@@ -291,9 +255,7 @@ fn check_memory(memory: &LinuxMemory) -> Result<()> {
         );
     }
     if memory.use_hierarchy() == Some(false) {
-        bail!(
-            "linux.resources.memory.useHierarchy: false: every memory cgroup is hierarchical since Linux 5.11"
-        );
+        bail!("linux.resources.memory.useHierarchy: false: every memory cgroup is hierarchical since Linux 5.11");
     }
     Ok(())
 }
@@ -336,15 +298,9 @@ fn memory_v2(writes: &mut Writes, memory: &LinuxMemory) -> Result<()> {
     for (field, is_set) in [
         ("kernelTCP", set(memory.kernel_tcp()).is_some()),
         ("swappiness", memory.swappiness().is_some()),
-        (
-            "disableOOMKiller",
-            memory.disable_oom_killer() == Some(true),
-        ),
+        ("disableOOMKiller", memory.disable_oom_killer() == Some(true)),
     ] {
-        ensure!(
-            !is_set,
-            "linux.resources.memory.{field}: cgroup v2 has no such control"
-        );
+        ensure!(!is_set, "linux.resources.memory.{field}: cgroup v2 has no such control");
     }
     // v2 limits swap alone. Without swap in the kernel there is no file, and no swap to limit.
     match total_limit(memory) {
@@ -369,11 +325,7 @@ fn memory_v2(writes: &mut Writes, memory: &LinuxMemory) -> Result<()> {
 }
 
 fn pids(writes: &mut Writes, pids: &Option<LinuxPids>) {
-    if let Some(limit) = pids
-        .as_ref()
-        .map(LinuxPids::limit)
-        .filter(|&limit| limit != 0)
-    {
+    if let Some(limit) = pids.as_ref().map(LinuxPids::limit).filter(|&limit| limit != 0) {
         writes.push("pids", "pids.max", or_max(limit));
     }
 }
@@ -381,12 +333,8 @@ fn pids(writes: &mut Writes, pids: &Option<LinuxPids>) {
 /// `2MB`, `1GB`: how the kernel names the files. Anything else could name another file.
 fn check_page_size(limit: &LinuxHugepageLimit) -> Result<()> {
     let size = limit.page_size();
-    let number = ["KB", "MB", "GB"]
-        .iter()
-        .find_map(|unit| size.strip_suffix(unit));
-    let valid = number.is_some_and(|n| {
-        n.parse::<u32>().is_ok_and(|n| n > 0) && n.bytes().all(|b| b.is_ascii_digit())
-    });
+    let number = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit));
+    let valid = number.is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n > 0) && n.bytes().all(|b| b.is_ascii_digit()));
     ensure!(
         valid,
         "linux.resources.hugepageLimits: pageSize {size:?}: not a number and KB, MB or GB"
@@ -451,16 +399,8 @@ mod tests {
         for row in LIMITS.trim().lines() {
             let cells: Vec<&str> = row.split('|').map(str::trim).collect();
             let resources: LinuxResources = serde_json::from_str(cells[0]).unwrap();
-            assert_eq!(
-                lines(v1(&resources)).as_deref(),
-                Ok(cells[1]),
-                "v1 of {row}"
-            );
-            assert_eq!(
-                lines(v2(&resources)).as_deref(),
-                Ok(cells[2]),
-                "v2 of {row}"
-            );
+            assert_eq!(lines(v1(&resources)).as_deref(), Ok(cells[1]), "v1 of {row}");
+            assert_eq!(lines(v2(&resources)).as_deref(), Ok(cells[2]), "v2 of {row}");
         }
     }
 
@@ -504,10 +444,7 @@ mod tests {
             ] {
                 match should {
                     Ok(line) => assert_eq!(is.as_deref(), Ok(line), "{resources}"),
-                    Err(word) => assert!(
-                        is.clone().unwrap_err().contains(word),
-                        "{resources}: {is:?}"
-                    ),
+                    Err(word) => assert!(is.clone().unwrap_err().contains(word), "{resources}: {is:?}"),
                 }
             }
         }
@@ -515,9 +452,7 @@ mod tests {
 
     #[test]
     fn unified_in_order_and_by_controller() {
-        let resources = parse(
-            &json!({"unified": {"pids.max": "3", "io.weight": "default 5", "memory.high": "9"}}),
-        );
+        let resources = parse(&json!({"unified": {"pids.max": "3", "io.weight": "default 5", "memory.high": "9"}}));
         let order: Vec<_> = v2(&resources)
             .unwrap()
             .into_iter()
@@ -542,10 +477,7 @@ mod tests {
     fn limits_that_make_no_sense() {
         for (resources, word) in [
             (json!({"memory": {"swap": 5}}), "needs memory.limit"),
-            (
-                json!({"memory": {"limit": -1, "swap": 5}}),
-                "needs memory.limit",
-            ),
+            (json!({"memory": {"limit": -1, "swap": 5}}), "needs memory.limit"),
             (json!({"memory": {"limit": 6, "swap": 5}}), "less than"),
             (json!({"memory": {"useHierarchy": false}}), "useHierarchy"),
             (json!({"memory": {"swappiness": 101}}), "0 to 100"),

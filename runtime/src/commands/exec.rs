@@ -20,10 +20,7 @@ pub(super) fn exec(root: &Path, flags: cli::Exec) -> Result<ExitCode> {
     let terminal = process.terminal() == Some(true);
     let served_elsewhere = flags.detach || flags.console_socket.is_some();
     let (foreground, console) = if served_elsewhere {
-        (
-            None,
-            console_socket(flags.console_socket.as_deref(), terminal)?,
-        )
+        (None, console_socket(flags.console_socket.as_deref(), terminal)?)
     } else {
         let (foreground, console) = Foreground::begin(terminal)?;
         (Some(foreground), console)
@@ -47,17 +44,12 @@ fn process(flags: &cli::Exec, target: &Target) -> Result<Process> {
     let mut process = match &flags.process {
         Some(path) => {
             let text = fs::read(path).with_context(|| format!("--process {}", path.display()))?;
-            let parsed = validate::parse_process(&text)
-                .with_context(|| format!("--process {}", path.display()))?;
+            let parsed = validate::parse_process(&text).with_context(|| format!("--process {}", path.display()))?;
             parsed.warnings.iter().for_each(log::warn);
             parsed.value
         }
         None => changed(
-            target
-                .spec
-                .process()
-                .clone()
-                .context("the container has no process")?,
+            target.spec.process().clone().context("the container has no process")?,
             flags,
         ),
     };
@@ -68,16 +60,12 @@ fn process(flags: &cli::Exec, target: &Target) -> Result<Process> {
         add_capabilities(&mut process, &flags.caps)?;
     }
     limit_inheritable(&mut process);
-    validate::validate_process(&process)?
-        .iter()
-        .for_each(log::warn);
+    validate::validate_process(&process)?.iter().for_each(log::warn);
     Ok(process)
 }
 
 fn changed(mut process: Process, flags: &cli::Exec) -> Process {
-    process
-        .set_terminal(Some(false))
-        .set_args(Some(flags.args.clone()));
+    process.set_terminal(Some(false)).set_args(Some(flags.args.clone()));
     if let Some((uid, gid)) = flags.user {
         let gid = gid.unwrap_or(process.user().gid());
         process.user_mut().set_uid(uid).set_gid(gid);
@@ -88,13 +76,7 @@ fn changed(mut process: Process, flags: &cli::Exec) -> Process {
             .set_additional_gids(Some(flags.additional_gids.clone()));
     }
     if !flags.env.is_empty() {
-        let env = process
-            .env()
-            .iter()
-            .flatten()
-            .chain(&flags.env)
-            .cloned()
-            .collect();
+        let env = process.env().iter().flatten().chain(&flags.env).cloned().collect();
         process.set_env(Some(env));
     }
     if let Some(cwd) = &flags.cwd {

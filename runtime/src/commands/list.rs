@@ -57,9 +57,7 @@ fn look(root: &Path, id: &ContainerId) -> Result<Shown> {
     let directory = Directory::open(root, id)?;
     let state = directory.state()?;
     let status = directory.status(&state);
-    let owner = std::fs::metadata(root.join(id.as_str()))
-        .context("stat")?
-        .uid();
+    let owner = std::fs::metadata(root.join(id.as_str())).context("stat")?.uid();
     let has_process = matches!(status, ContainerState::Created | ContainerState::Running);
     Ok(Shown {
         oci_version: state.oci_version,
@@ -93,14 +91,8 @@ fn table(shown: &[Shown]) -> String {
             one.owner.clone(),
         ]
     }));
-    let widths: [usize; 6] = std::array::from_fn(|column| {
-        rows.iter()
-            .map(|row| row[column].len())
-            .max()
-            .unwrap_or(0)
-            .max(9)
-            + 3
-    });
+    let widths: [usize; 6] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(9) + 3);
     let line = |row: &[String; 6]| {
         let cells: String = row
             .iter()

@@ -17,10 +17,7 @@ use crate::{container, sealed};
 pub fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
     let root = std::path::absolute(&globals.root).context("--root")?;
     // These put a process of ours into a container.
-    if matches!(
-        command,
-        Command::Create(_) | Command::Run(_) | Command::Exec(_)
-    ) {
+    if matches!(command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
         sealed::ensure()?;
     }
     match command {
@@ -33,10 +30,7 @@ pub fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
         Command::Exec(flags) => return exec::exec(&root, flags),
         Command::List(list) => list::list(&root, &list)?,
         Command::Help => print!("{}", cli::HELP),
-        Command::Version => println!(
-            "corten version {}\nspec: {OCI_VERSION}",
-            env!("CARGO_PKG_VERSION")
-        ),
+        Command::Version => println!("corten version {}\nspec: {OCI_VERSION}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)
 }

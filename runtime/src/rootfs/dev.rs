@@ -8,10 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
-    unlinkat,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::options::Bind;
@@ -59,10 +56,7 @@ pub fn devices(spec: &Spec, user_namespace: bool) -> Result<Vec<Device>> {
         .as_ref()
         .and_then(|linux| linux.devices().as_deref())
         .unwrap_or_default();
-    let mut devices: Vec<Device> = declared
-        .iter()
-        .map(Device::declared)
-        .collect::<Result<_>>()?;
+    let mut devices: Vec<Device> = declared.iter().map(Device::declared).collect::<Result<_>>()?;
     for (path, major, minor) in DEFAULT_DEVICES {
         if !devices.iter().any(|device| device.path == Path::new(path)) {
             let number = makedev(major, minor);
@@ -90,8 +84,7 @@ pub fn furnished(spec: &Spec) -> bool {
     !spec_mounts(spec).iter().any(|mount| {
         let bound = |option: &String| option == "bind" || option == "rbind";
         super::destination(mount) == Path::new("/dev")
-            && (mount.typ().as_deref() == Some("bind")
-                || mount.options().iter().flatten().any(bound))
+            && (mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bound))
     })
 }
 
@@ -108,9 +101,7 @@ impl Device {
                 )
             }
         };
-        let number = |value: i64| {
-            u32::try_from(value).with_context(|| format!("linux.devices: number {value}"))
-        };
+        let number = |value: i64| u32::try_from(value).with_context(|| format!("linux.devices: number {value}"));
         Ok(Device {
             path: device.path().clone(),
             kind,
@@ -127,8 +118,7 @@ impl Device {
 
     fn open_host(&self) -> Result<OwnedFd> {
         let host = mount::copy_path(&self.path, Bind::One)?;
-        let stat =
-            rustix::fs::fstat(&host).with_context(|| format!("fstat({})", self.path.display()))?;
+        let stat = rustix::fs::fstat(&host).with_context(|| format!("fstat({})", self.path.display()))?;
         ensure!(
             self.is(&stat),
             "{}: the host has another device there",
@@ -145,9 +135,7 @@ impl Device {
     pub fn make(&self, root: &Root) -> Result<()> {
         let what = || format!("make the device {}", self.path.display());
         match &self.host {
-            Some(host) => {
-                mount::attach(host, root.file(&self.path).with_context(what)?).with_context(what)
-            }
+            Some(host) => mount::attach(host, root.file(&self.path).with_context(what)?).with_context(what),
             None => self.make_node(root).with_context(what),
         }
     }

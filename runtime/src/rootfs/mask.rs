@@ -18,8 +18,7 @@ use super::resolve::Root;
 pub fn null_device() -> Result<OwnedFd> {
     let null = mount::copy_path(Path::new("/dev/null"), Bind::One)?;
     let stat = fstat(&null).context("fstat(/dev/null)")?;
-    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-        && stat.st_rdev == makedev(1, 3);
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3);
     ensure!(is_null, "/dev/null of the host is not the null device");
     Ok(null)
 }
@@ -34,10 +33,7 @@ struct Cover {
 
 impl Cover {
     fn new(mount: OwnedFd) -> Cover {
-        Cover {
-            mount,
-            attached: false,
-        }
+        Cover { mount, attached: false }
     }
 
     fn put(&mut self, place: OwnedFd) -> Result<()> {

@@ -86,8 +86,7 @@ impl Sources {
         let user_namespace = namespaces.user();
         // It shows the container its own cgroup as the root of the hierarchy.
         let cgroup_namespace = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
-        let root =
-            mount::copy_path(&bundle.rootfs, Bind::Recursive).context("the root filesystem")?;
+        let root = mount::copy_path(&bundle.rootfs, Bind::Recursive).context("the root filesystem")?;
         let kind = FileType::from_raw_mode(fstat(&root).context("fstat of the root")?.st_mode);
         ensure!(
             kind == FileType::Directory,
@@ -146,9 +145,7 @@ impl Source {
                         cgroup_directory(path, &options)?,
                     ))
                 };
-                Ok(Source::Cgroups(
-                    directories.iter().map(copy).collect::<Result<_>>()?,
-                ))
+                Ok(Source::Cgroups(directories.iter().map(copy).collect::<Result<_>>()?))
             }
             ("cgroup" | "cgroup2", CgroupPaths::V2(path)) if cgroup_namespace => {
                 Ok(Source::Bind(cgroup_directory(path, &options)?))
@@ -270,9 +267,7 @@ impl<'a> Rootfs<'a> {
 
     fn mount(&mut self, mount: &Mount, source: &Source) -> Result<()> {
         match source {
-            Source::Path(path, bind, options) => {
-                self.mount_bind(mount, &bind_path(path, *bind, options)?)
-            }
+            Source::Path(path, bind, options) => self.mount_bind(mount, &bind_path(path, *bind, options)?),
             Source::Bind(copy) => self.mount_bind(mount, copy),
             Source::Filesystem(kind) => self.mount_filesystem(mount, kind),
             Source::Cgroups(directories) => self.mount_cgroups(mount, directories),
@@ -294,17 +289,10 @@ impl<'a> Rootfs<'a> {
 
     fn mount_filesystem(&mut self, mount: &Mount, kind: &str) -> Result<()> {
         let options = mount_options(mount)?;
-        let source = mount
-            .source()
-            .as_ref()
-            .map(|source| source.to_string_lossy());
+        let source = mount.source().as_ref().map(|source| source.to_string_lossy());
         let made = mount::filesystem(kind, source.as_deref(), &options.filesystem)?;
         // Later mounts and devices may need directories in it.
-        let later = if kind == "tmpfs" {
-            libc::MOUNT_ATTR_RDONLY
-        } else {
-            0
-        };
+        let later = if kind == "tmpfs" { libc::MOUNT_ATTR_RDONLY } else { 0 };
         mount::set_options(made.as_fd(), &options, later)?;
         let destination = destination(mount);
         let links = !matches!(kind, "proc" | "sysfs") && destination != Path::new("/dev");
@@ -326,16 +314,14 @@ impl<'a> Rootfs<'a> {
         mount::attach(&made, self.root.directory(&destination(mount), true)?)?;
         let tmpfs = Root::new(made);
         for (name, copy) in directories {
-            mount::attach(copy, tmpfs.directory(Path::new(name), false)?)
-                .with_context(|| name.clone())?;
+            mount::attach(copy, tmpfs.directory(Path::new(name), false)?).with_context(|| name.clone())?;
             for controller in name.split(',').filter(|controller| controller != name) {
                 rustix::fs::symlinkat(name.as_str(), &tmpfs, controller)
                     .with_context(|| format!("link {controller}"))?;
             }
         }
         if options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0 {
-            self.readonly
-                .push(tmpfs.as_fd().try_clone_to_owned().context("dup")?);
+            self.readonly.push(tmpfs.as_fd().try_clone_to_owned().context("dup")?);
         }
         Ok(())
     }
@@ -357,13 +343,8 @@ impl<'a> Rootfs<'a> {
 
     /// Masks and makes read-only: from here on nothing more can be put into the root.
     pub fn seal(&self) -> Result<()> {
-        let paths = |of: Option<&'a Option<Vec<String>>>| {
-            of.and_then(|paths| paths.as_deref()).unwrap_or_default()
-        };
-        mask::readonly(
-            &self.root,
-            paths(linux(self.spec).map(Linux::readonly_paths)),
-        )?;
+        let paths = |of: Option<&'a Option<Vec<String>>>| of.and_then(|paths| paths.as_deref()).unwrap_or_default();
+        mask::readonly(&self.root, paths(linux(self.spec).map(Linux::readonly_paths)))?;
         mask::mask(
             &self.root,
             paths(linux(self.spec).map(Linux::masked_paths)),
@@ -372,13 +353,7 @@ impl<'a> Rootfs<'a> {
         for mount in &self.readonly {
             mount::set_readonly(mount.as_fd(), false)?;
         }
-        if self
-            .spec
-            .root()
-            .as_ref()
-            .and_then(oci_spec::runtime::Root::readonly)
-            == Some(true)
-        {
+        if self.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
             mount::set_readonly(self.root.as_fd(), false).context("make the root read-only")?;
         }
         Ok(())
@@ -387,8 +362,7 @@ impl<'a> Rootfs<'a> {
     /// Moves the root to its own path, for hooks that look for it there. The path is the host's, until then.
     pub fn show_at(&self, path: &Path) -> Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-        move_mount(&self.root, "", CWD, path, flags)
-            .with_context(|| format!("move_mount to {}", path.display()))
+        move_mount(&self.root, "", CWD, path, flags).with_context(|| format!("move_mount to {}", path.display()))
     }
 
     /// Takes the finished root along into the mount namespace that `enter` enters, over its `/`.
@@ -408,8 +382,7 @@ impl<'a> Rootfs<'a> {
     /// Sets the root's propagation, once it is the root: pivot_root takes no shared mount.
     pub fn share(&self) -> Result<()> {
         root_propagation(self.spec).map_or(Ok(()), |propagation| {
-            mount::set_propagation(self.root.as_fd(), propagation)
-                .context("linux.rootfsPropagation")
+            mount::set_propagation(self.root.as_fd(), propagation).context("linux.rootfsPropagation")
         })
     }
 }
@@ -418,15 +391,13 @@ impl<'a> Rootfs<'a> {
 fn cut_propagation() -> Result<()> {
     rustix::mount::mount_change(
         "/",
-        rustix::mount::MountPropagationFlags::DOWNSTREAM
-            | rustix::mount::MountPropagationFlags::REC,
+        rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC,
     )
     .context("mount(/, MS_REC | MS_SLAVE)")
 }
 
 fn put_over_root(root: &OwnedFd) -> Result<()> {
-    move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .context("move_mount over /")
+    move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).context("move_mount over /")
 }
 
 #[cfg(test)]

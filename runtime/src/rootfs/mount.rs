@@ -9,25 +9,19 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::options::{Bind, Options, Propagation};
 use crate::sys::mount::{Attributes, mount_setattr};
 
 /// A filesystem of its own, detached: mounted nowhere yet. Attributes are not yet applied.
-pub fn filesystem(
-    kind: &str,
-    source: Option<&str>,
-    options: &[(String, Option<String>)],
-) -> Result<OwnedFd> {
-    let context =
-        fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen({kind:?})"))?;
+pub fn filesystem(kind: &str, source: Option<&str>, options: &[(String, Option<String>)]) -> Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen({kind:?})"))?;
     let configure = || -> Result<OwnedFd> {
         if let Some(source) = source {
-            fsconfig_set_string(&context, "source", source)
-                .with_context(|| format!("source={source}"))?;
+            fsconfig_set_string(&context, "source", source).with_context(|| format!("source={source}"))?;
         }
         for (key, value) in options {
             match value {
@@ -37,12 +31,7 @@ pub fn filesystem(
             .with_context(|| format!("fsconfig({key}={})", value.as_deref().unwrap_or_default()))?;
         }
         fsconfig_create(&context).context("fsconfig(CMD_CREATE)")?;
-        fsmount(
-            &context,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::empty(),
-        )
-        .context("fsmount")
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("fsmount")
     };
     configure()
         .map_err(|error| explain(context.as_fd(), &error))

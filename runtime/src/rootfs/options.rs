@@ -61,16 +61,8 @@ impl Propagation {
                 _ => return None,
             })
         };
-        let one = kind(name).map(|kind| Propagation {
-            kind,
-            recursive: false,
-        });
-        one.or_else(|| {
-            kind(name.strip_prefix('r')?).map(|kind| Propagation {
-                kind,
-                recursive: true,
-            })
-        })
+        let one = kind(name).map(|kind| Propagation { kind, recursive: false });
+        one.or_else(|| kind(name.strip_prefix('r')?).map(|kind| Propagation { kind, recursive: true }))
     }
 }
 
@@ -109,8 +101,7 @@ impl Options {
             "rbind" => self.bind = Some(Bind::Recursive),
             // Every mount is new and made once: nothing to remount, nothing that fstab decides. A devpts is always a
             // new instance (Linux 4.7).
-            "defaults" | "remount" | "newinstance" | "auto" | "noauto" | "user" | "nouser"
-            | "_netdev" => {}
+            "defaults" | "remount" | "newinstance" | "auto" | "noauto" | "user" | "nouser" | "_netdev" => {}
             "async" | "loud" | "nolazytime" | "nomand" | "noiversion" => {}
             "tmpcopyup" | "idmap" | "ridmap" | "copy-symlink" => {
                 bail!("option {option:?} is not supported")
@@ -166,10 +157,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Options {
-        let options: Vec<&str> = text
-            .split(',')
-            .filter(|option| !option.is_empty())
-            .collect();
+        let options: Vec<&str> = text.split(',').filter(|option| !option.is_empty()).collect();
         Options::parse(&options).unwrap()
     }
 
@@ -177,11 +165,7 @@ mod tests {
     fn attributes() {
         for (text, set, clear) in [
             ("", 0, 0),
-            (
-                "ro,nosuid,nodev,noexec",
-                RDONLY | NOSUID | NODEV | NOEXEC,
-                0,
-            ),
+            ("ro,nosuid,nodev,noexec", RDONLY | NOSUID | NODEV | NOEXEC, 0),
             ("ro,rw", 0, RDONLY),
             ("rw,ro", RDONLY, 0),
             ("noatime", NOATIME, ATIME),
@@ -226,10 +210,7 @@ mod tests {
             .iter()
             .map(|(key, value)| format!("{key}:{value:?}"))
             .collect();
-        assert_eq!(
-            text,
-            [r#"mode:Some("755")"#, r#"size:Some("65536k")"#, "sync:None"]
-        );
+        assert_eq!(text, [r#"mode:Some("755")"#, r#"size:Some("65536k")"#, "sync:None"]);
         assert!(parse("bind,mode=755").filesystem.is_empty());
         for bad in ["tmpcopyup", "idmap", "=x", "a\0b"] {
             assert!(Options::parse(&[bad]).is_err(), "{bad:?}");

@@ -32,9 +32,7 @@ impl Root {
         match self.open(path, OFlags::PATH, ResolveFlags::empty()) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(error) => {
-                Err(error).with_context(|| format!("openat2({}, IN_ROOT)", path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("openat2({}, IN_ROOT)", path.display())),
         }
     }
 
@@ -47,9 +45,7 @@ impl Root {
         ) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(error) => {
-                Err(error).with_context(|| format!("openat2({}, IN_ROOT)", path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("openat2({}, IN_ROOT)", path.display())),
         }
     }
 
@@ -110,11 +106,7 @@ impl Root {
 
     /// Opens a directory by a path that had no link in it a moment ago; one that was put there since is an error.
     fn open_directory(&self, at: &Path) -> Result<OwnedFd> {
-        let at = if at.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            at
-        };
+        let at = if at.as_os_str().is_empty() { Path::new(".") } else { at };
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         self.open(at, flags, ResolveFlags::NO_SYMLINKS)
             .with_context(|| format!("openat2({}, IN_ROOT)", at.display()))
@@ -161,22 +153,11 @@ impl Root {
         Ok((self.directory(above, true)?, name))
     }
 
-    fn open(
-        &self,
-        path: &Path,
-        flags: OFlags,
-        resolve: ResolveFlags,
-    ) -> rustix::io::Result<OwnedFd> {
+    fn open(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
         let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         // EAGAIN: something was renamed during the look-up and the kernel could not tell whether ".." stayed inside.
         loop {
-            match openat2(
-                &self.0,
-                path,
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-                resolve,
-            ) {
+            match openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
             }
@@ -214,8 +195,7 @@ mod tests {
 
     /// A scratch directory with a root in it and something outside to hit.
     fn scratch(name: &str) -> (PathBuf, Root) {
-        let base =
-            std::env::temp_dir().join(format!("corten-resolve-{name}-{}", std::process::id()));
+        let base = std::env::temp_dir().join(format!("corten-resolve-{name}-{}", std::process::id()));
         fs::create_dir_all(base.join("root")).unwrap();
         fs::create_dir_all(base.join("outside")).unwrap();
         let root = Root::new(File::open(base.join("root")).unwrap().into());

@@ -99,10 +99,7 @@ impl Instruction {
 
     /// Destination and source.
     pub fn registers(self) -> (usize, usize) {
-        let (low, high) = (
-            usize::from(self.registers & 15),
-            usize::from(self.registers >> 4),
-        );
+        let (low, high) = (usize::from(self.registers & 15), usize::from(self.registers >> 4));
         if cfg!(target_endian = "little") {
             (low, high)
         } else {

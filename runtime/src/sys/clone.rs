@@ -32,8 +32,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The caller must have one thread: of other threads only the memory would live on in the child, locks and all.
 pub fn clone3(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: libc::c_int = -1;
-    let mut bits =
-        u64::from(flags.bits().cast_unsigned()) | u64::from(libc::CLONE_PIDFD.cast_unsigned());
+    let mut bits = u64::from(flags.bits().cast_unsigned()) | u64::from(libc::CLONE_PIDFD.cast_unsigned());
     if cgroup.is_some() {
         bits |= CLONE_INTO_CGROUP;
     }
@@ -57,13 +56,7 @@ pub fn clone3(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<C
     };
     // SAFETY: `args` is a whole clone_args and `pidfd` outlives the call. Without CLONE_VM the child has a copy of the
     // memory and stack, so that returning twice is sound as it is for fork.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw const args,
-            size_of::<libc::clone_args>(),
-        )
-    };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Cloned::Child),

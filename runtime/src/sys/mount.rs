@@ -24,11 +24,7 @@ impl Attributes {
 
 /// Changes the mount that `mount` is the root of, with `recursive` every mount beneath it too, or none of them.
 /// Linux 5.12.
-pub fn mount_setattr(
-    mount: BorrowedFd<'_>,
-    recursive: bool,
-    attributes: &Attributes,
-) -> io::Result<()> {
+pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attributes) -> io::Result<()> {
     let attr = libc::mount_attr {
         attr_set: attributes.set,
         attr_clr: attributes.clear,

@@ -68,13 +68,9 @@ pub fn parse_process(json: &[u8]) -> Result<Parsed<Process>> {
 
 /// `at` is the path of the document's root within a specification.
 fn parse<T: DeserializeOwned>(json: &[u8], at: &str) -> Result<Parsed<T>> {
-    let mut document: Value =
-        serde_json::from_slice(json).map_err(|error| anyhow!("not valid JSON: {error}"))?;
+    let mut document: Value = serde_json::from_slice(json).map_err(|error| anyhow!("not valid JSON: {error}"))?;
     // The types would take an array for the fields in their order.
-    ensure!(
-        document.is_object(),
-        "document: {document}: must be an object"
-    );
+    ensure!(document.is_object(), "document: {document}: must be an object");
     for (path, what) in UNSUPPORTED {
         let Some(path) = below(path, at) else {
             continue;
@@ -87,9 +83,7 @@ fn parse<T: DeserializeOwned>(json: &[u8], at: &str) -> Result<Parsed<T>> {
         "" => document.pointer_mut("/process/capabilities"),
         _ => document.pointer_mut("/capabilities"),
     };
-    let warnings = capabilities
-        .map(drop_unknown_capabilities)
-        .unwrap_or_default();
+    let warnings = capabilities.map(drop_unknown_capabilities).unwrap_or_default();
     let value = serde_path_to_error::deserialize(document).map_err(|error| {
         let path = error.path().to_string();
         let place = [at, &path]
@@ -123,9 +117,7 @@ fn find<'v>(value: &'v Value, path: &str, at: &str) -> Option<(String, &'v Value
     let (name, rest) = path
         .split_once('.')
         .map_or((path, None), |(name, rest)| (name, Some(rest)));
-    let (name, each) = name
-        .strip_suffix("[]")
-        .map_or((name, false), |name| (name, true));
+    let (name, each) = name.strip_suffix("[]").map_or((name, false), |name| (name, true));
     let field = value.get(name)?;
     let place = if at.is_empty() {
         name.to_owned()
@@ -205,11 +197,11 @@ mod tests {
             ] {
                 let mut document = minimal();
                 if path.starts_with("mounts") {
-                    document["mounts"] = json!([{"destination": "/a", "type": "tmpfs"}, {"destination": "/b", "type": "tmpfs"}]);
+                    document["mounts"] =
+                        json!([{"destination": "/a", "type": "tmpfs"}, {"destination": "/b", "type": "tmpfs"}]);
                 }
                 set(&mut document, &pointer, value.clone());
-                let asked = parse_spec(document.to_string().as_bytes())
-                    .map_err(|error| format!("{error:#}"));
+                let asked = parse_spec(document.to_string().as_bytes()).map_err(|error| format!("{error:#}"));
                 let refusal = asked
                     .as_ref()
                     .err()
@@ -237,11 +229,7 @@ mod tests {
                 "process.user.uid: invalid value: integer `4294967296`, expected u32",
             ),
             ("/process/user/uid", json!(-1), "process.user.uid: "),
-            (
-                "/process/args",
-                json!("sh"),
-                "process.args: invalid type: string",
-            ),
+            ("/process/args", json!("sh"), "process.args: invalid type: string"),
             (
                 "/process/rlimits",
                 json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]),
@@ -293,40 +281,19 @@ mod tests {
         assert_eq!(parsed.warnings.len(), 3, "{:?}", parsed.warnings);
         assert!(parsed.warnings[0].contains("process.capabilities.bounding: \"CAP_TIME_TRAVEL\""));
         let process = parsed.value.process().as_ref().unwrap();
-        let bounding = process
-            .capabilities()
-            .as_ref()
-            .unwrap()
-            .bounding()
-            .as_ref()
-            .unwrap();
+        let bounding = process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap();
         assert_eq!(bounding.len(), 1);
 
-        let process =
-            json!({"cwd": "/", "args": ["x"], "user": {"uid": 0, "gid": 0}, "capabilities": sets});
-        assert_eq!(
-            parse_process(process.to_string().as_bytes())
-                .unwrap()
-                .warnings
-                .len(),
-            3
-        );
+        let process = json!({"cwd": "/", "args": ["x"], "user": {"uid": 0, "gid": 0}, "capabilities": sets});
+        assert_eq!(parse_process(process.to_string().as_bytes()).unwrap().warnings.len(), 3);
     }
 
     #[test]
     fn a_process_alone() {
         let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "apparmorProfile": "x"});
-        let error = parse_process(process.to_string().as_bytes())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("process.apparmorProfile: \"x\": AppArmor"),
-            "{error}"
-        );
+        let error = parse_process(process.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("process.apparmorProfile: \"x\": AppArmor"), "{error}");
         let error = parse_process(br#"{"cwd": 5}"#).unwrap_err().to_string();
-        assert!(
-            error.starts_with("process.cwd: invalid type: integer"),
-            "{error}"
-        );
+        assert!(error.starts_with("process.cwd: invalid type: integer"), "{error}");
     }
 }

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
-    Process, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Process, Spec,
 };
 
 use super::{absolute, sysctl};
@@ -30,11 +29,7 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
             absolute(Path::new(path), &format!("linux.{field}[{index}]"))?;
         }
     }
-    if let Some(name) = linux
-        .rootfs_propagation()
-        .as_ref()
-        .filter(|name| !name.is_empty())
-    {
+    if let Some(name) = linux.rootfs_propagation().as_ref().filter(|name| !name.is_empty()) {
         ensure!(
             Propagation::parse(name).is_some(),
             "linux.rootfsPropagation: {name:?}: must be shared, slave, private or unbindable, or one of these after an r"
@@ -62,10 +57,7 @@ fn find(linux: &Linux, kind: LinuxNamespaceType) -> Option<(usize, &LinuxNamespa
 
 /// Its path; Go programs write an absent one as an empty one.
 fn path(namespace: &LinuxNamespace) -> Option<&Path> {
-    namespace
-        .path()
-        .as_deref()
-        .filter(|path| !path.as_os_str().is_empty())
+    namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
 fn namespaces(linux: &Linux) -> Result<()> {
@@ -89,14 +81,12 @@ fn namespaces(linux: &Linux) -> Result<()> {
 
 /// What does not go together with a mount namespace that exists: the root is built in a copy of it, and moved.
 pub(super) fn joined_mount_namespace(spec: &Spec, linux: &Linux) -> Result<()> {
-    let Some((index, _)) =
-        find(linux, LinuxNamespaceType::Mount).filter(|(_, namespace)| path(namespace).is_some())
+    let Some((index, _)) = find(linux, LinuxNamespaceType::Mount).filter(|(_, namespace)| path(namespace).is_some())
     else {
         return Ok(());
     };
     let at = format!("linux.namespaces[{index}].path");
-    let new_user = find(linux, LinuxNamespaceType::User)
-        .is_some_and(|(_, namespace)| path(namespace).is_none());
+    let new_user = find(linux, LinuxNamespaceType::User).is_some_and(|(_, namespace)| path(namespace).is_none());
     ensure!(
         !new_user,
         "{at}: needs the user namespace it belongs to: a new one has no rights in it"
@@ -133,8 +123,7 @@ fn private(linux: &Linux, kind: LinuxNamespaceType) -> Result<bool> {
         return Ok(true);
     };
     let inode = |path: &Path| {
-        let file = std::fs::metadata(path)
-            .with_context(|| format!("linux.namespaces[{index}].path: {path:?}"))?;
+        let file = std::fs::metadata(path).with_context(|| format!("linux.namespaces[{index}].path: {path:?}"))?;
         anyhow::Ok((file.dev(), file.ino()))
     };
     // strum's name is that of /proc/PID/ns.
@@ -143,25 +132,16 @@ fn private(linux: &Linux, kind: LinuxNamespaceType) -> Result<bool> {
 
 /// The host's and the domain's name: in a namespace that is not the host's.
 pub(super) fn names(spec: &Spec, linux: &Linux) -> Result<()> {
-    for (field, name) in [
-        ("hostname", spec.hostname()),
-        ("domainname", spec.domainname()),
-    ] {
+    for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
         // An empty name is one, too: set without a namespace of its own it would be the host's.
         let Some(name) = name else { continue };
         ensure!(
             name.len() <= MAX_NAME,
             "{field}: {name:?}: must not be longer than {MAX_NAME} bytes"
         );
-        ensure!(
-            !name.contains('\0'),
-            "{field}: {name:?}: must not hold a NUL"
-        );
+        ensure!(!name.contains('\0'), "{field}: {name:?}: must not hold a NUL");
         let own = private(linux, LinuxNamespaceType::Uts)?;
-        ensure!(
-            own,
-            "{field}: {name:?}: needs a uts namespace that is not the host's"
-        );
+        ensure!(own, "{field}: {name:?}: needs a uts namespace that is not the host's");
     }
     Ok(())
 }
@@ -184,8 +164,7 @@ fn mappings(linux: &Linux) -> Result<Option<String>> {
         );
         check_mappings(list, field)?;
     }
-    let ignored = user.is_some_and(|user| path(user).is_some())
-        && lists.iter().any(|(_, list)| !list.is_empty());
+    let ignored = user.is_some_and(|user| path(user).is_some()) && lists.iter().any(|(_, list)| !list.is_empty());
     Ok(ignored.then(|| {
         "linux.uidMappings, linux.gidMappings: the user namespace that is joined has its own; ignored".to_owned()
     }))
@@ -198,12 +177,9 @@ fn check_mappings(mappings: &[LinuxIdMapping], field: &str) -> Result<()> {
         mappings.len()
     );
     // Ids end before u32::MAX, which means "none".
-    let ranges = |map: &LinuxIdMapping| {
-        [map.container_id(), map.host_id()].map(|first| (first, first.checked_add(map.size())))
-    };
-    let overlap = |(a, a_end): (u32, Option<u32>), (b, b_end): (u32, Option<u32>)| {
-        Some(a) < b_end && Some(b) < a_end
-    };
+    let ranges =
+        |map: &LinuxIdMapping| [map.container_id(), map.host_id()].map(|first| (first, first.checked_add(map.size())));
+    let overlap = |(a, a_end): (u32, Option<u32>), (b, b_end): (u32, Option<u32>)| Some(a) < b_end && Some(b) < a_end;
     for (index, map) in mappings.iter().enumerate() {
         let at = format!("linux.{field}[{index}]");
         ensure!(map.size() > 0, "{at}.size: 0: must be greater than zero");
@@ -214,10 +190,7 @@ fn check_mappings(mappings: &[LinuxIdMapping], field: &str) -> Result<()> {
             map.size()
         );
         for earlier in &mappings[..index] {
-            let twice = own
-                .into_iter()
-                .zip(ranges(earlier))
-                .any(|(a, b)| overlap(a, b));
+            let twice = own.into_iter().zip(ranges(earlier)).any(|(a, b)| overlap(a, b));
             ensure!(!twice, "{at}: an id must not be mapped twice");
         }
     }
@@ -226,8 +199,7 @@ fn check_mappings(mappings: &[LinuxIdMapping], field: &str) -> Result<()> {
 
 /// The process's user and groups must exist in a new user namespace: setuid to one that is not mapped is EINVAL.
 pub(super) fn process_ids(process: &Process, linux: &Linux) -> Result<()> {
-    let new = find(linux, LinuxNamespaceType::User)
-        .is_some_and(|(_, namespace)| path(namespace).is_none());
+    let new = find(linux, LinuxNamespaceType::User).is_some_and(|(_, namespace)| path(namespace).is_none());
     if !new {
         return Ok(());
     }
@@ -240,9 +212,7 @@ pub(super) fn process_ids(process: &Process, linux: &Linux) -> Result<()> {
     let gids = std::iter::once(("gid", user.gid()))
         .chain(groups)
         .map(|id| (id, linux.gid_mappings()));
-    for ((field, id), mappings) in
-        std::iter::once((("uid", user.uid()), linux.uid_mappings())).chain(gids)
-    {
+    for ((field, id), mappings) in std::iter::once((("uid", user.uid()), linux.uid_mappings())).chain(gids) {
         let mapped = mappings
             .iter()
             .flatten()
@@ -262,10 +232,7 @@ fn check_device(device: &LinuxDevice, at: &str) -> Result<()> {
         LinuxDeviceType::P => {}
         LinuxDeviceType::B | LinuxDeviceType::C | LinuxDeviceType::U => {
             // How the kernel divides a device number, MINORBITS.
-            for (field, number, limit) in [
-                ("major", device.major(), 1 << 12),
-                ("minor", device.minor(), 1 << 20),
-            ] {
+            for (field, number, limit) in [("major", device.major(), 1 << 12), ("minor", device.minor(), 1 << 20)] {
                 ensure!(
                     (0..limit).contains(&number),
                     "{at}.{field}: {number}: must be 0 to {}",
@@ -276,10 +243,7 @@ fn check_device(device: &LinuxDevice, at: &str) -> Result<()> {
     }
     if let Some(mode) = device.file_mode() {
         // Some programs put the type of the node in, as stat has it; `type` decides.
-        ensure!(
-            mode <= 0o177_777,
-            "{at}.fileMode: {mode}: is not a file's mode"
-        );
+        ensure!(mode <= 0o177_777, "{at}.fileMode: {mode}: is not a file's mode");
     }
     Ok(())
 }
@@ -319,12 +283,10 @@ mod tests {
             ("/linux/namespaces", Value::Array(all))
         };
         let ids = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
-        let bind = |option: &str| json!([{"destination": "/x", "source": "/", "type": "bind", "options": ["bind", option]}]);
+        let bind =
+            |option: &str| json!([{"destination": "/x", "source": "/", "type": "bind", "options": ["bind", option]}]);
         assert_eq!(check(&[joined(&[])]), Ok(vec![]));
-        assert_eq!(
-            check(&[joined(&[]), ("/mounts", bind("private"))]),
-            Ok(vec![])
-        );
+        assert_eq!(check(&[joined(&[]), ("/mounts", bind("private"))]), Ok(vec![]));
         for (change, rule) in [
             (("/mounts", bind("unbindable")), "mounts[0].options"),
             (("/mounts", bind("runbindable")), "mounts[0].options"),
@@ -353,18 +315,11 @@ mod tests {
         let uts = |path: Value| namespaces(&[json!({"type": "uts", "path": path})]);
         for field in ["/hostname", "/domainname"] {
             let at = &field[1..];
-            assert_eq!(
-                check(&[(field, json!("x".repeat(64))), uts(Value::Null)]),
-                Ok(vec![])
-            );
+            assert_eq!(check(&[(field, json!("x".repeat(64))), uts(Value::Null)]), Ok(vec![]));
             for (name, namespaces, rule) in [
                 (json!("x"), namespaces(&[]), "uts"),
                 (json!(""), namespaces(&[]), "uts"),
-                (
-                    json!("x"),
-                    uts(json!("/proc/self/ns/uts")),
-                    "not the host's",
-                ),
+                (json!("x"), uts(json!("/proc/self/ns/uts")), "not the host's"),
                 (json!("x".repeat(65)), uts(Value::Null), "64"),
                 (json!("x\u{0}"), uts(Value::Null), "NUL"),
                 (json!("x"), uts(json!("/no/such/namespace")), "No such file"),
@@ -397,7 +352,8 @@ mod tests {
 
     #[test]
     fn mappings() {
-        let map = |container: u32, host: u32, size: u32| json!({"containerID": container, "hostID": host, "size": size});
+        let map =
+            |container: u32, host: u32, size: u32| json!({"containerID": container, "hostID": host, "size": size});
         let with = |uids: Value, user: Value| {
             check(&[
                 namespaces(&[user]),
@@ -419,11 +375,7 @@ mod tests {
                 Err("linux.uidMappings: needs a user namespace"),
             ),
             (json!([]), new.clone(), Err("linux.uidMappings: missing")),
-            (
-                json!([map(0, 1, 0)]),
-                new.clone(),
-                Err("linux.uidMappings[0].size: 0"),
-            ),
+            (json!([map(0, 1, 0)]), new.clone(), Err("linux.uidMappings[0].size: 0")),
             (
                 json!([map(0, u32::MAX, 1)]),
                 new.clone(),
@@ -474,10 +426,7 @@ mod tests {
             (json!({"path": "x"}), "path: \"x\": must be absolute"),
             (json!({"type": "a"}), "type: a: must be c, b, u or p"),
             (json!({"major": -1}), "major: -1: must be 0 to 4095"),
-            (
-                json!({"minor": 1 << 20}),
-                "minor: 1048576: must be 0 to 1048575",
-            ),
+            (json!({"minor": 1 << 20}), "minor: 1048576: must be 0 to 1048575"),
         ] {
             let error = with(extra).unwrap_err();
             assert_eq!(error, format!("linux.devices[0].{words}"));

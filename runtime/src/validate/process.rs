@@ -51,10 +51,7 @@ fn user(user: &User) -> Result<()> {
         .iter()
         .flatten()
         .map(|&gid| ("additionalGids", gid));
-    for (field, id) in [("uid", user.uid()), ("gid", user.gid())]
-        .into_iter()
-        .chain(groups)
-    {
+    for (field, id) in [("uid", user.uid()), ("gid", user.gid())].into_iter().chain(groups) {
         // (uid_t)-1 means "leave it as it is" to setresuid and its like.
         ensure!(
             id != u32::MAX,
@@ -83,10 +80,7 @@ fn rlimits(rlimits: &[PosixRlimit]) -> Result<()> {
             "process.rlimits[{index}]: {kind} {soft}: the soft limit must not exceed the hard one, {hard}"
         );
         let earlier = rlimits[..index].iter().any(|other| other.typ() == kind);
-        ensure!(
-            !earlier,
-            "process.rlimits[{index}].type: {kind}: must not appear twice"
-        );
+        ensure!(!earlier, "process.rlimits[{index}].type: {kind}: must not appear twice");
     }
     Ok(())
 }
@@ -113,24 +107,14 @@ mod tests {
             ),
             ("/process/oomScoreAdj", json!(-1000)),
         ] {
-            assert_eq!(
-                check(&[(pointer, value.clone())]),
-                Ok(vec![]),
-                "{pointer} {value}"
-            );
+            assert_eq!(check(&[(pointer, value.clone())]), Ok(vec![]), "{pointer} {value}");
         }
     }
 
     #[test]
     fn a_size_is_for_a_terminal() {
-        let size = (
-            "/process/consoleSize",
-            json!({"height": 24, "width": 65535}),
-        );
-        assert_eq!(
-            check(&[size.clone(), ("/process/terminal", json!(true))]),
-            Ok(vec![])
-        );
+        let size = ("/process/consoleSize", json!({"height": 24, "width": 65535}));
+        assert_eq!(check(&[size.clone(), ("/process/terminal", json!(true))]), Ok(vec![]));
         assert_eq!(check(&[size]).unwrap().len(), 1);
     }
 
@@ -164,13 +148,9 @@ mod tests {
 
     #[test]
     fn limits_refused() {
-        let core =
-            |soft: u32, hard: u32| json!({"type": "RLIMIT_CORE", "soft": soft, "hard": hard});
+        let core = |soft: u32, hard: u32| json!({"type": "RLIMIT_CORE", "soft": soft, "hard": hard});
         for (limits, words) in [
-            (
-                json!([core(2, 1)]),
-                "process.rlimits[0]: RLIMIT_CORE 2: the soft limit",
-            ),
+            (json!([core(2, 1)]), "process.rlimits[0]: RLIMIT_CORE 2: the soft limit"),
             (
                 json!([core(1, 1), core(1, 2)]),
                 "process.rlimits[1].type: RLIMIT_CORE: must not appear twice",

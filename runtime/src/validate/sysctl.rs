@@ -32,15 +32,9 @@ pub(super) fn check(
         let Some(kind) = namespace(&components(key)) else {
             bail!("{at}: not a parameter of a namespace: it would be set for the whole machine");
         };
-        ensure!(
-            private(kind)?,
-            "{at}: needs a {kind} namespace that is not the host's"
-        );
+        ensure!(private(kind)?, "{at}: needs a {kind} namespace that is not the host's");
         // The kernel takes the first line of what is written; the rest could only be meant for a parser in between.
-        ensure!(
-            !value.contains(['\n', '\0']),
-            "{at}: {value:?}: must be one line"
-        );
+        ensure!(!value.contains(['\n', '\0']), "{at}: {value:?}: must be one line");
     }
     Ok(())
 }
@@ -48,9 +42,7 @@ pub(super) fn check(
 /// The components of a name. `/` and `.` are both separators, the first to appear is the one that counts; the other is
 /// then a part of names, swapped for what procfs has there (sysctl.d(5)).
 fn components(key: &str) -> Vec<String> {
-    let dotted = key
-        .find(['.', '/'])
-        .is_none_or(|at| key.as_bytes()[at] == b'.');
+    let dotted = key.find(['.', '/']).is_none_or(|at| key.as_bytes()[at] == b'.');
     let path: String = match dotted {
         true => key
             .chars()
@@ -132,9 +124,7 @@ mod tests {
             ("net.ipv4.ip_forward", "1\n2", "one line"),
             ("net.ipv4.ip_forward", "1\0", "one line"),
         ] {
-            let error = check(&sysctl(key, value), network_alone)
-                .unwrap_err()
-                .to_string();
+            let error = check(&sysctl(key, value), network_alone).unwrap_err().to_string();
             assert!(
                 error.starts_with(&format!("linux.sysctl.{key:?}: ")) && error.contains(word),
                 "{error}"

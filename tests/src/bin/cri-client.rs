@@ -59,9 +59,7 @@ fn run() -> Result<ExitCode> {
         [command, id] => act(&cri, command, id)?,
         other => bail!("no such command: {}", other.join(" ")),
     };
-    io::stdout()
-        .write_all(printed.as_bytes())
-        .context("write to stdout")?;
+    io::stdout().write_all(printed.as_bytes()).context("write to stdout")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -103,14 +101,7 @@ fn pull(cri: &Cri, reference: &str) -> Result<String> {
 
 fn images(cri: &Cri) -> Result<String> {
     let images = cri.list_images(cri::ListImagesRequest::default())?.images;
-    let line = |image: cri::Image| {
-        format!(
-            "{}  {}  {} bytes\n",
-            image.repo_tags.join(" "),
-            image.id,
-            image.size
-        )
-    };
+    let line = |image: cri::Image| format!("{}  {}  {} bytes\n", image.repo_tags.join(" "), image.id, image.size);
     Ok(images.into_iter().map(line).collect())
 }
 
@@ -119,10 +110,7 @@ fn run_pod(cri: &Cri, path: &str) -> Result<String> {
         config: Some(read(path)?),
         runtime_handler: String::new(),
     };
-    Ok(format!(
-        "{}\n",
-        cri.run_pod_sandbox(request)?.pod_sandbox_id
-    ))
+    Ok(format!("{}\n", cri.run_pod_sandbox(request)?.pod_sandbox_id))
 }
 
 fn create(cri: &Cri, pod: &str, container: &str, config: &str) -> Result<String> {
@@ -135,9 +123,7 @@ fn create(cri: &Cri, pod: &str, container: &str, config: &str) -> Result<String>
 }
 
 fn pods(cri: &Cri) -> Result<String> {
-    let pods = cri
-        .list_pod_sandbox(cri::ListPodSandboxRequest::default())?
-        .items;
+    let pods = cri.list_pod_sandbox(cri::ListPodSandboxRequest::default())?.items;
     let line = |pod: cri::PodSandbox| {
         let state = pod.state();
         format!(
@@ -151,9 +137,7 @@ fn pods(cri: &Cri) -> Result<String> {
 }
 
 fn containers(cri: &Cri, all: bool) -> Result<String> {
-    let containers = cri
-        .list_containers(cri::ListContainersRequest::default())?
-        .containers;
+    let containers = cri.list_containers(cri::ListContainersRequest::default())?.containers;
     let shown = containers
         .into_iter()
         .filter(|it| all || it.state() == cri::ContainerState::ContainerRunning);
@@ -178,12 +162,7 @@ fn logs(cri: &Cri, id: &str) -> Result<String> {
     let status = cri.container_status(request)?.status.context("a status")?;
     let bytes = fs::read(&status.log_path).with_context(|| format!("read {}", status.log_path))?;
     let lines = parse_log(&bytes).into_iter();
-    let text = lines.map(|line| {
-        (
-            String::from_utf8_lossy(&line.content).into_owned(),
-            line.partial,
-        )
-    });
+    let text = lines.map(|line| (String::from_utf8_lossy(&line.content).into_owned(), line.partial));
     Ok(text
         .map(|(text, partial)| if partial { text } else { text + "\n" })
         .collect())
@@ -196,21 +175,13 @@ fn exec(cri: &Cri, id: &str, command: &[&str]) -> Result<ExitCode> {
         cmd: command.iter().map(|&word| word.to_owned()).collect(),
         timeout: 0,
     })?;
-    io::stdout()
-        .write_all(&reply.stdout)
-        .context("write to stdout")?;
-    io::stderr()
-        .write_all(&reply.stderr)
-        .context("write to stderr")?;
-    Ok(ExitCode::from(
-        u8::try_from(reply.exit_code).unwrap_or(u8::MAX),
-    ))
+    io::stdout().write_all(&reply.stdout).context("write to stdout")?;
+    io::stderr().write_all(&reply.stderr).context("write to stderr")?;
+    Ok(ExitCode::from(u8::try_from(reply.exit_code).unwrap_or(u8::MAX)))
 }
 
 fn remove_all(cri: &Cri) -> Result<String> {
-    let pods = cri
-        .list_pod_sandbox(cri::ListPodSandboxRequest::default())?
-        .items;
+    let pods = cri.list_pod_sandbox(cri::ListPodSandboxRequest::default())?.items;
     let removed: Result<String> = pods
         .iter()
         .map(|pod| act(cri, "stopp", &pod.id).and_then(|_| act(cri, "rmp", &pod.id)))

@@ -42,9 +42,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
     match words {
         ["report", paths @ ..] => say(&report(paths).to_string())?,
         ["exit", code] => {
-            return Ok(ExitCode::from(
-                code.parse::<u8>().context("exit: not a code")?,
-            ));
+            return Ok(ExitCode::from(code.parse::<u8>().context("exit: not a code")?));
         }
         ["say", text @ ..] => say(&text.join(" "))?,
         ["sleep", ..] => sleep_for_ever(),
@@ -59,9 +57,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         }
         ["spawn", count] => spawn(count.parse().context("spawn: not a count")?)?,
         ["allocate", mib] => allocate(mib.parse().context("allocate: not a number of MiB")?)?,
-        ["snoop", seconds] => {
-            say(&snoop(seconds.parse().context("snoop: not a number of seconds")?).to_string())?
-        }
+        ["snoop", seconds] => say(&snoop(seconds.parse().context("snoop: not a number of seconds")?).to_string())?,
         ["hook", path, label] => hook(path, label)?,
         _ => {
             eprintln!("probe: unknown command {words:?}");
@@ -138,8 +134,7 @@ fn allocate(mib: usize) -> Result<()> {
 /// to programs, programs it could open for writing, and links to open files.
 fn snoop(seconds: u64) -> Value {
     let own = std::process::id().to_string();
-    let (mut programs, mut writable, mut files) =
-        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut programs, mut writable, mut files) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
         let others = names_in("/proc")
@@ -215,9 +210,7 @@ fn report(paths: &[&str]) -> Value {
 }
 
 fn line(path: &str) -> Option<String> {
-    fs::read_to_string(path)
-        .ok()
-        .map(|text| text.trim_end().to_owned())
+    fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned())
 }
 
 fn lines(path: &str) -> Option<Vec<String>> {
@@ -253,10 +246,7 @@ fn process_stat() -> Option<ProcessStat> {
     let text = line("/proc/self/stat")?;
     // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
     let (_, rest) = text.rsplit_once(')')?;
-    let mut numbers = rest
-        .split_whitespace()
-        .skip(1)
-        .map_while(|field| field.parse().ok());
+    let mut numbers = rest.split_whitespace().skip(1).map_while(|field| field.parse().ok());
     Some(ProcessStat {
         parent: numbers.next()?,
         group: numbers.next()?,
@@ -284,12 +274,7 @@ fn status() -> BTreeMap<String, String> {
     text.lines()
         .filter_map(|line| line.split_once(':'))
         .filter(|(name, _)| WANTED.contains(name))
-        .map(|(name, value)| {
-            (
-                name.to_owned(),
-                value.split_whitespace().collect::<Vec<_>>().join(" "),
-            )
-        })
+        .map(|(name, value)| (name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" ")))
         .collect()
 }
 
@@ -439,20 +424,12 @@ fn readable(path: &str, directory: bool) -> io::Result<()> {
     if directory {
         return fs::read_dir(path).map(drop);
     }
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(GENTLY)
-        .open(path)
-        .map(drop)
+    OpenOptions::new().read(true).custom_flags(GENTLY).open(path).map(drop)
 }
 
 fn writable(path: &str, directory: bool) -> io::Result<()> {
     if !directory {
-        return OpenOptions::new()
-            .write(true)
-            .custom_flags(GENTLY)
-            .open(path)
-            .map(drop);
+        return OpenOptions::new().write(true).custom_flags(GENTLY).open(path).map(drop);
     }
     let file = format!("{path}/.probe-{}", std::process::id());
     File::create(&file)?;
@@ -462,16 +439,8 @@ fn writable(path: &str, directory: bool) -> io::Result<()> {
 fn first_bytes(path: &str, meta: &fs::Metadata) -> Option<String> {
     let mut bytes = Vec::new();
     if meta.is_file() {
-        File::open(path)
-            .ok()?
-            .take(256)
-            .read_to_end(&mut bytes)
-            .ok()?;
-        return Some(
-            std::ffi::OsStr::from_bytes(&bytes)
-                .to_string_lossy()
-                .into_owned(),
-        );
+        File::open(path).ok()?.take(256).read_to_end(&mut bytes).ok()?;
+        return Some(std::ffi::OsStr::from_bytes(&bytes).to_string_lossy().into_owned());
     }
     None
 }

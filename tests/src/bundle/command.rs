@@ -42,17 +42,9 @@ impl Output {
     /// Where it succeeded or said nothing or too much.
     #[track_caller]
     pub fn failure(self) -> String {
-        assert!(
-            self.code == 1 || self.code == 255,
-            "not a failure: {self:?}"
-        );
-        let mut errors = self
-            .stderr
-            .lines()
-            .filter(|line| !line.contains("level=warning"));
-        let error = errors
-            .next()
-            .unwrap_or_else(|| panic!("no error: {self:?}"));
+        assert!(self.code == 1 || self.code == 255, "not a failure: {self:?}");
+        let mut errors = self.stderr.lines().filter(|line| !line.contains("level=warning"));
+        let error = errors.next().unwrap_or_else(|| panic!("no error: {self:?}"));
         assert_eq!(errors.next(), None, "one line of error: {self:?}");
         error.to_owned()
     }
@@ -79,11 +71,7 @@ impl Running {
             .stderr(stderr.try_clone().expect("duplicate a descriptor"))
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Running {
-            child,
-            stdout,
-            stderr,
-        }
+        Running { child, stdout, stderr }
     }
 
     /// The process id.
@@ -108,10 +96,7 @@ impl Running {
     pub fn wait(mut self) -> Output {
         let end = wait_until(|| self.child.try_wait().expect("wait for a child"));
         let Some(status) = end else {
-            panic!(
-                "still running after {PATIENCE:?}; stderr: {}",
-                contents(&self.stderr)
-            );
+            panic!("still running after {PATIENCE:?}; stderr: {}", contents(&self.stderr));
         };
         let code = status
             .code()

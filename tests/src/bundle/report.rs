@@ -16,10 +16,7 @@ impl Report {
     #[must_use]
     #[track_caller]
     pub fn parse(text: &str) -> Report {
-        Report(
-            serde_json::from_str(text)
-                .unwrap_or_else(|error| panic!("no report ({error}): {text:?}")),
-        )
+        Report(serde_json::from_str(text).unwrap_or_else(|error| panic!("no report ({error}): {text:?}")))
     }
 
     /// What it says of a path it was asked about.

@@ -8,9 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 use tar::EntryType;
 
@@ -28,24 +26,16 @@ pub(super) enum Present {
 /// A failed look-up inside the layer: the layer's fault where it is about names, else the node's.
 pub(super) fn missing<T>(errno: Errno, message: String) -> Result<T> {
     match errno {
-        Errno::NOENT
-        | Errno::NOTDIR
-        | Errno::LOOP
-        | Errno::XDEV
-        | Errno::PERM
-        | Errno::MLINK
-        | Errno::NAMETOOLONG => Err(invalid(message)),
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::NAMETOOLONG => {
+            Err(invalid(message))
+        }
         _ => Err(anyhow::Error::new(errno).context(message)),
     }
 }
 
 /// Opens directory `path` of the tree; links in it are followed as if `root` were `/`.
 pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let path = if path.is_empty() {
-        b".".as_slice()
-    } else {
-        path
-    };
+    let path = if path.is_empty() { b".".as_slice() } else { path };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     loop {
@@ -58,8 +48,7 @@ pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errn
 }
 
 pub(super) fn open_parent(root: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
-    resolve(root, dir)
-        .with_context(|| format!("openat2 of directory {:?}", String::from_utf8_lossy(dir)))
+    resolve(root, dir).with_context(|| format!("openat2 of directory {:?}", String::from_utf8_lossy(dir)))
 }
 
 pub(super) fn present(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Present> {
@@ -104,18 +93,10 @@ pub(super) fn set_attributes(fd: BorrowedFd<'_>, node: &Node) -> Result<()> {
 /// The same for what cannot be opened without side effects: links, devices, fifos.
 pub(super) fn set_attributes_at(parent: BorrowedFd<'_>, name: &[u8], node: &Node) -> Result<()> {
     let (uid, gid) = (Some(node.uid), Some(node.gid));
-    rustix::fs::chownat(
-        parent,
-        OsStr::from_bytes(name),
-        uid,
-        gid,
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-    .context("fchownat")?;
+    rustix::fs::chownat(parent, OsStr::from_bytes(name), uid, gid, AtFlags::SYMLINK_NOFOLLOW).context("fchownat")?;
     if node.kind != EntryType::Symlink {
         // Follows links, but this name was made a line ago as something else, and the tree is private.
-        rustix::fs::chmodat(parent, OsStr::from_bytes(name), node.mode, AtFlags::empty())
-            .context("fchmodat")?;
+        rustix::fs::chmodat(parent, OsStr::from_bytes(name), node.mode, AtFlags::empty()).context("fchmodat")?;
     }
     for (key, value) in &node.xattrs {
         let path = proc_path(parent, name);
@@ -133,13 +114,7 @@ pub(super) fn set_times(parent: BorrowedFd<'_>, name: &[u8], modified: Timespec)
         },
         last_modification: modified,
     };
-    rustix::fs::utimensat(
-        parent,
-        OsStr::from_bytes(name),
-        &times,
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-    .context("utimensat")
+    rustix::fs::utimensat(parent, OsStr::from_bytes(name), &times, AtFlags::SYMLINK_NOFOLLOW).context("utimensat")
 }
 
 pub(super) fn set_opaque(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {

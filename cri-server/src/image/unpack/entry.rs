@@ -104,10 +104,7 @@ fn from_records(extended: &Extended) -> Result<(Timespec, Vec<Xattr>)> {
         } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             xattrs.extend(xattr(name, value)?);
         } else {
-            ensure_valid(
-                !key.starts_with(b"GNU.sparse."),
-                "sparse files are not supported",
-            )?;
+            ensure_valid(!key.starts_with(b"GNU.sparse."), "sparse files are not supported")?;
         }
     }
     Ok((modified, xattrs))
@@ -157,25 +154,13 @@ fn xattr(name: &[u8], value: &[u8]) -> Result<Option<Xattr>> {
 
 /// A PAX time: seconds, and optionally a dot and a fraction; nanoseconds are kept.
 fn parse_time(text: &[u8]) -> Result<Timespec> {
-    let malformed = || {
-        invalid(format!(
-            "mtime {:?}: seconds.fraction",
-            String::from_utf8_lossy(text)
-        ))
-    };
+    let malformed = || invalid(format!("mtime {:?}: seconds.fraction", String::from_utf8_lossy(text)));
     let text = std::str::from_utf8(text).map_err(|_not_text| malformed())?;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     let whole: i64 = seconds.parse().map_err(|_not_a_number| malformed())?;
     let nanos: i64 = digits.parse().map_err(|_not_a_number| malformed())?;
-    ensure!(
-        fraction.bytes().all(|byte| byte.is_ascii_digit()),
-        malformed()
-    );
+    ensure!(fraction.bytes().all(|byte| byte.is_ascii_digit()), malformed());
     // -1.25 is 1.25 s before 1970, and the kernel counts nanoseconds upwards.
     if seconds.starts_with('-') && nanos > 0 {
         let whole = whole.checked_sub(1).ok_or_else(malformed)?;
@@ -207,19 +192,8 @@ mod tests {
         for (name, path) in table {
             assert_eq!(clean(name.as_bytes()).unwrap(), path.as_bytes(), "{name}");
         }
-        for bad in [
-            "..",
-            "../a",
-            "a/../b",
-            "a/..",
-            "/..",
-            "a\0b",
-            &"x".repeat(4096),
-        ] {
-            assert!(
-                clean(bad.as_bytes()).unwrap_err().is::<InvalidEntry>(),
-                "{bad:?}"
-            );
+        for bad in ["..", "../a", "a/../b", "a/..", "/..", "a\0b", &"x".repeat(4096)] {
+            assert!(clean(bad.as_bytes()).unwrap_err().is::<InvalidEntry>(), "{bad:?}");
         }
         assert_eq!(split(b"a/b/c"), (b"a/b".as_slice(), b"c".as_slice()));
         assert_eq!(split(b"a"), (b"".as_slice(), b"a".as_slice()));
@@ -244,15 +218,7 @@ mod tests {
                 "{text}"
             );
         }
-        for bad in [
-            "",
-            ".5",
-            "x",
-            "1.-5",
-            "1.+5",
-            "1.2.3",
-            "99999999999999999999",
-        ] {
+        for bad in ["", ".5", "x", "1.-5", "1.+5", "1.2.3", "99999999999999999999"] {
             assert!(parse_time(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -46,8 +46,7 @@ impl Extended {
                     records,
                 });
             }
-            let size =
-                usize::try_from(header.entry_size().map_err(malformed)?).unwrap_or(usize::MAX);
+            let size = usize::try_from(header.entry_size().map_err(malformed)?).unwrap_or(usize::MAX);
             let data = blocks[BLOCK..].get(..size).ok_or_else(cut)?;
             match kind {
                 EntryType::GNULongName => name = Some(until_nul(data)),
@@ -68,12 +67,7 @@ impl Extended {
     /// The target of a link; empty where there is none.
     pub(super) fn link(&self) -> Vec<u8> {
         let long = self.record(b"linkpath").or(self.link.as_deref());
-        let short = || {
-            self.header
-                .link_name_bytes()
-                .unwrap_or_default()
-                .into_owned()
-        };
+        let short = || self.header.link_name_bytes().unwrap_or_default().into_owned();
         long.map_or_else(short, <[u8]>::to_vec)
     }
 
@@ -95,10 +89,7 @@ impl Extended {
 }
 
 fn until_nul(data: &[u8]) -> Vec<u8> {
-    data.split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default()
-        .to_vec()
+    data.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
 }
 
 fn parse_records(mut data: &[u8]) -> Result<Vec<Record>> {
@@ -128,11 +119,7 @@ fn split_record(data: &[u8]) -> Option<(Record, &[u8])> {
 /// Digits only: no sign and no blank, which `parse` would partly take.
 fn decimal(text: &[u8]) -> Option<u64> {
     let digits = text.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(text)
-        .ok()
-        .filter(|_| digits)?
-        .parse()
-        .ok()
+    std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -153,10 +140,7 @@ mod tests {
         assert_eq!(read(b"7 a=bc\n").unwrap(), ["a bc"]);
         assert_eq!(read(b"5 a=\n6 b==\n\0\0").unwrap(), ["a ", "b ="]);
         // A line that looks like a record belongs to the value it is in.
-        assert_eq!(
-            read(b"19 x=y\n11 path=/z\n\n").unwrap(),
-            ["x y\n11 path=/z\n"]
-        );
+        assert_eq!(read(b"19 x=y\n11 path=/z\n\n").unwrap(), ["x y\n11 path=/z\n"]);
         let bad: [&[u8]; 9] = [
             b"x",
             b"6 a=bc\n",

@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use tar::EntryType;
 
 use self::at::{
-    Present, missing, open_parent, present, proc_path, resolve, set_attributes, set_attributes_at,
-    set_opaque, set_times, special,
+    Present, missing, open_parent, present, proc_path, resolve, set_attributes, set_attributes_at, set_opaque,
+    set_times, special,
 };
 pub(super) use self::entry::InvalidEntry;
 use self::entry::{Node, clean, ensure_valid, invalid, malformed, split};
@@ -65,12 +65,8 @@ impl Tree {
     /// A tree that grows in the empty directory `root`, opened for reading.
     pub(super) fn new(root: OwnedFd) -> Result<Self> {
         // What an archive without an entry for its root means by it.
-        rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))
-            .context("fchmod of the layer's root")?;
-        let usage = Usage {
-            bytes: 4096,
-            inodes: 1,
-        };
+        rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755)).context("fchmod of the layer's root")?;
+        let usage = Usage { bytes: 4096, inodes: 1 };
         Ok(Tree {
             root,
             last_parent: None,
@@ -82,11 +78,7 @@ impl Tree {
 
     /// Applies one entry and reads its content to the end. `headers` are the blocks between the content of the entry
     /// before and its own.
-    pub(super) fn apply<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        headers: &[u8],
-    ) -> Result<()> {
+    pub(super) fn apply<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, headers: &[u8]) -> Result<()> {
         if entry.header().entry_type() == EntryType::XGlobalHeader {
             return Ok(());
         }
@@ -114,10 +106,7 @@ impl Tree {
 
     fn place<R: Read>(&mut self, node: &Node, content: &mut tar::Entry<'_, R>) -> Result<()> {
         if node.path.is_empty() {
-            ensure_valid(
-                node.kind == EntryType::Directory,
-                "the root must be a directory",
-            )?;
+            ensure_valid(node.kind == EntryType::Directory, "the root must be a directory")?;
             self.directories.insert(Vec::new(), node.modified);
             return set_attributes(self.root.as_fd(), node);
         }
@@ -156,13 +145,7 @@ impl Tree {
         }
     }
 
-    fn directory(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        node: &Node,
-        before: Present,
-    ) -> Result<()> {
+    fn directory(&mut self, parent: BorrowedFd<'_>, name: &[u8], node: &Node, before: Present) -> Result<()> {
         if before != Present::Directory {
             self.clear(parent, name, before)?;
             rustix::fs::mkdirat(parent, OsStr::from_bytes(name), Mode::RWXU).context("mkdirat")?;
@@ -186,15 +169,9 @@ impl Tree {
         node: &Node,
         content: &mut tar::Entry<'_, R>,
     ) -> Result<()> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(
-            parent,
-            OsStr::from_bytes(name),
-            flags,
-            Mode::RUSR | Mode::WUSR,
-        )
-        .context("openat of the new file")?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(parent, OsStr::from_bytes(name), flags, Mode::RUSR | Mode::WUSR)
+            .context("openat of the new file")?;
         let mut file = std::fs::File::from(opened);
         let mut written = 0;
         loop {
@@ -202,14 +179,10 @@ impl Tree {
             if count == 0 {
                 break;
             }
-            file.write_all(&self.buffer[..count])
-                .context("write the content")?;
+            file.write_all(&self.buffer[..count]).context("write the content")?;
             written += count as u64;
         }
-        ensure_valid(
-            written == content.size(),
-            "the archive ends inside the content",
-        )?;
+        ensure_valid(written == content.size(), "the archive ends inside the content")?;
         self.usage.bytes += blocks(written);
         set_attributes(file.as_fd(), node)?;
         set_times(parent, name, node.modified)
@@ -234,25 +207,13 @@ impl Tree {
 
     /// Hides `hidden` of the layers below.
     fn whiteout(&mut self, parent: BorrowedFd<'_>, hidden: &[u8]) -> Result<()> {
-        ensure_valid(
-            !hidden.starts_with(WHITEOUT),
-            "aufs metadata is not supported",
-        )?;
-        ensure_valid(
-            !matches!(hidden, b"" | b"." | b".."),
-            "a whiteout must name a file",
-        )?;
+        ensure_valid(!hidden.starts_with(WHITEOUT), "aufs metadata is not supported")?;
+        ensure_valid(!matches!(hidden, b"" | b"." | b".."), "a whiteout must name a file")?;
         match present(parent, hidden)? {
             Present::Nothing => {
                 let mode = Mode::empty();
-                rustix::fs::mknodat(
-                    parent,
-                    OsStr::from_bytes(hidden),
-                    FileType::CharacterDevice,
-                    mode,
-                    0,
-                )
-                .context("mknodat of the whiteout")?;
+                rustix::fs::mknodat(parent, OsStr::from_bytes(hidden), FileType::CharacterDevice, mode, 0)
+                    .context("mknodat of the whiteout")?;
                 self.usage.inodes += 1;
                 Ok(())
             }
@@ -286,14 +247,8 @@ impl Tree {
     fn forget_below(&mut self, path: &[u8]) {
         let below = [path, b"/"].concat();
         self.directories.remove(path);
-        let due = self
-            .directories
-            .range(below.clone()..)
-            .map(|(known, _)| known);
-        let gone: Vec<_> = due
-            .take_while(|known| known.starts_with(&below))
-            .cloned()
-            .collect();
+        let due = self.directories.range(below.clone()..).map(|(known, _)| known);
+        let gone: Vec<_> = due.take_while(|known| known.starts_with(&below)).cloned().collect();
         for known in gone {
             self.directories.remove(&known);
         }
@@ -331,12 +286,8 @@ impl Tree {
             let (above, name) = split(prefix);
             let parent = open_parent(self.root.as_fd(), above)?;
             let before = present(parent.as_fd(), name)?;
-            ensure_valid(
-                before == Present::Nothing,
-                "its directory is a link that leads nowhere",
-            )?;
-            rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU)
-                .context("mkdirat of a parent")?;
+            ensure_valid(before == Present::Nothing, "its directory is a link that leads nowhere")?;
+            rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU).context("mkdirat of a parent")?;
             // After mkdirat, because the umask is the process's.
             rustix::fs::chmodat(
                 &parent,

@@ -59,15 +59,9 @@ pub(super) fn parse_list(list: &Value) -> Result<Network> {
     }
     let version = list["cniVersion"].as_str().unwrap_or_default();
     if !VERSIONS.contains(&version) {
-        bail!(
-            "cniVersion {version:?}: must be one of {}",
-            VERSIONS.join(", ")
-        );
+        bail!("cniVersion {version:?}: must be one of {}", VERSIONS.join(", "));
     }
-    let plugins = list["plugins"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let plugins = list["plugins"].as_array().map(Vec::as_slice).unwrap_or_default();
     if plugins.is_empty() {
         bail!("plugins: must be a list with one plugin at least");
     }
@@ -95,21 +89,13 @@ fn parse_plugin(plugin: &Value) -> Result<Plugin> {
 /// The specification's rule for names of networks.
 fn is_network_name(name: &str) -> bool {
     let rest = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
-    name.bytes()
-        .next()
-        .is_some_and(|b| b.is_ascii_alphanumeric())
-        && name.bytes().all(rest)
+    name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) && name.bytes().all(rest)
 }
 
 impl Plugin {
     /// What the plugin reads: its own configuration with what the runtime adds (CNI specification, section 3,
     /// "Deriving request configuration from plugin configuration").
-    pub(super) fn stdin(
-        &self,
-        network: &Network,
-        capabilities: &[(&str, Value)],
-        previous: Option<&Value>,
-    ) -> Value {
+    pub(super) fn stdin(&self, network: &Network, capabilities: &[(&str, Value)], previous: Option<&Value>) -> Value {
         let mut config = self.config.clone();
         let declared = config.remove("capabilities").unwrap_or_default();
         let granted: Map<String, Value> = capabilities

@@ -58,10 +58,7 @@ pub(super) fn find(directories: &[PathBuf], kind: &str) -> Result<PathBuf> {
         .map(|directory| directory.join(kind))
         .find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok());
     found.with_context(|| {
-        let places: Vec<_> = directories
-            .iter()
-            .map(|it| it.display().to_string())
-            .collect();
+        let places: Vec<_> = directories.iter().map(|it| it.display().to_string()).collect();
         format!("CNI plugin {kind} is not in {}", places.join(" or "))
     })
 }
@@ -137,14 +134,8 @@ struct Outcome {
 /// Feeds and reads the three pipes at once, so that neither side waits for the other, then waits for the exit.
 async fn talk(child: &mut Child, input: &str) -> Result<Outcome> {
     let mut stdin = child.stdin.take().context("the plugin's stdin is a pipe")?;
-    let stdout = child
-        .stdout
-        .take()
-        .context("the plugin's stdout is a pipe")?;
-    let stderr = child
-        .stderr
-        .take()
-        .context("the plugin's stderr is a pipe")?;
+    let stdout = child.stdout.take().context("the plugin's stdout is a pipe")?;
+    let stderr = child.stderr.take().context("the plugin's stderr is a pipe")?;
     let feed = async move {
         match stdin.write_all(input.as_bytes()).await {
             // A plugin may answer without reading all of it.
@@ -154,16 +145,9 @@ async fn talk(child: &mut Child, input: &str) -> Result<Outcome> {
     };
     let (fed, stdout, stderr) = tokio::join!(feed, read(stdout), read(stderr));
     fed.context("write the plugin's stdin")?;
-    let (stdout, stderr) = (
-        stdout.context("read its stdout")?,
-        stderr.context("read its stderr")?,
-    );
+    let (stdout, stderr) = (stdout.context("read its stdout")?, stderr.context("read its stderr")?);
     let status = child.wait().await.context("wait for the plugin")?;
-    Ok(Outcome {
-        status,
-        stdout,
-        stderr,
-    })
+    Ok(Outcome { status, stdout, stderr })
 }
 
 /// All of it, of which the first part is kept.

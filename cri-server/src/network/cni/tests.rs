@@ -52,11 +52,7 @@ impl Fixture {
 
     fn configure(&self, file: &str, plugins: &Value) {
         let list = json!({ "name": "net", "cniVersion": "1.0.0", "plugins": plugins });
-        fs::write(
-            self.directory.path().join("conf").join(file),
-            list.to_string(),
-        )
-        .unwrap();
+        fs::write(self.directory.path().join("conf").join(file), list.to_string()).unwrap();
     }
 
     fn pod(&self) -> PodNetwork {
@@ -129,21 +125,11 @@ fn a_chain_is_added_forwards_and_removed_backwards() {
         ["10.1.2.3", "fd00::3"],
         "the bridge's own address is not the pod's"
     );
-    assert_eq!(
-        fixture.log(4),
-        ["one ADD sandbox-1 eth0", "two ADD sandbox-1 eth0"]
-    );
+    assert_eq!(fixture.log(4), ["one ADD sandbox-1 eth0", "two ADD sandbox-1 eth0"]);
     assert_eq!(fixture.stdin(0).get("prevResult"), None);
-    assert_eq!(
-        fixture.stdin(1)["prevResult"]["ips"][0]["address"],
-        "10.1.2.3/24"
-    );
+    assert_eq!(fixture.stdin(1)["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
     let ports = &fixture.stdin(1)["runtimeConfig"]["portMappings"];
-    assert_eq!(
-        ports.as_array().unwrap().len(),
-        1,
-        "host port 0 maps nothing"
-    );
+    assert_eq!(ports.as_array().unwrap().len(), 1, "host port 0 maps nothing");
     assert_eq!(
         (&ports[0]["hostPort"], &ports[0]["protocol"]),
         (&json!(5353), &json!("udp"))
@@ -159,14 +145,8 @@ fn a_chain_is_added_forwards_and_removed_backwards() {
     };
     run(fixture.cni.remove(&gone, Some(&recorded))).unwrap();
     let log = fixture.log(5);
-    assert_eq!(
-        log[2..],
-        ["two DEL sandbox-1 eth0 ns=", "one DEL sandbox-1 eth0 ns="]
-    );
-    assert_eq!(
-        fixture.stdin(3)["prevResult"]["ips"][0]["address"],
-        "10.1.2.3/24"
-    );
+    assert_eq!(log[2..], ["two DEL sandbox-1 eth0 ns=", "one DEL sandbox-1 eth0 ns="]);
+    assert_eq!(fixture.stdin(3)["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
     run(fixture.cni.remove(&never_added(gone), None)).unwrap();
     assert_eq!(
         fixture.log(1).len(),
@@ -180,10 +160,7 @@ fn the_environment_is_the_specifications() {
     let fixture = Fixture::new(&json!([{ "type": "one" }]));
     run(fixture.cni.add(&fixture.pod())).unwrap();
     let env = fs::read_to_string(fixture.directory.path().join("env")).unwrap();
-    let names: Vec<&str> = env
-        .lines()
-        .map(|line| line.split('=').next().unwrap())
-        .collect();
+    let names: Vec<&str> = env.lines().map(|line| line.split('=').next().unwrap()).collect();
     // _, PWD and the like are the shell's own.
     let given: Vec<_> = names
         .iter()
@@ -236,10 +213,7 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
     let mut attachment = run(fixture.cni.add(&pod)).unwrap();
     attachment.network["plugins"][0]["mode"] = json!("hang");
     let started = Instant::now();
-    let text = format!(
-        "{:#}",
-        run(fixture.cni.remove(&pod, Some(&attachment))).unwrap_err()
-    );
+    let text = format!("{:#}", run(fixture.cni.remove(&pod, Some(&attachment))).unwrap_err());
     assert!(
         text.contains("one DEL") && text.contains("not done after 2 s"),
         "{text}"
@@ -287,10 +261,7 @@ fn what_a_killed_server_left_running_ends_before_its_undo() {
     assert!(!is_alive(&child()), "the plugin's child");
     assert!(!plugin.wait().unwrap().success());
     let id = pod.id.as_str();
-    assert_eq!(
-        fixture.log(3),
-        [format!("one ADD {id}"), format!("one DEL {id}")]
-    );
+    assert_eq!(fixture.log(3), [format!("one ADD {id}"), format!("one DEL {id}")]);
 }
 
 #[test]
@@ -314,10 +285,7 @@ fn a_failed_del_is_an_error_only_after_an_add() {
     let pod = fixture.pod();
     let attachment = run(fixture.cni.add(&pod)).unwrap();
     fs::remove_file(fixture.directory.path().join("one")).unwrap();
-    let text = format!(
-        "{:#}",
-        run(fixture.cni.remove(&pod, Some(&attachment))).unwrap_err()
-    );
+    let text = format!("{:#}", run(fixture.cni.remove(&pod, Some(&attachment))).unwrap_err());
     assert!(text.contains("CNI plugin one is not in"), "{text}");
     run(fixture.cni.remove(&never_added(pod), None)).unwrap();
 }
@@ -348,19 +316,9 @@ fn the_first_valid_configuration_counts_and_changes_are_seen() {
     assert!(reason.contains("CNI plugin three is not in"), "{reason}");
 
     fs::remove_dir_all(&conf).unwrap();
-    assert!(
-        fixture
-            .ready()
-            .unwrap_err()
-            .contains("no CNI configuration")
-    );
+    assert!(fixture.ready().unwrap_err().contains("no CNI configuration"));
     fs::create_dir(&conf).unwrap();
-    assert!(
-        fixture
-            .ready()
-            .unwrap_err()
-            .contains("no CNI configuration in")
-    );
+    assert!(fixture.ready().unwrap_err().contains("no CNI configuration in"));
     fixture.configure("30.conflist", &json!([{ "type": "two" }]));
     assert_eq!(fixture.ready(), Ok(()));
 }

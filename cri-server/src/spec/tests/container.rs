@@ -8,10 +8,7 @@ fn a_container_of_a_pod() {
     let spec = container_json(&container_config(), &sandbox).unwrap();
     assert_eq!(spec["process"]["args"], json!(["sh", "-c", "sleep 1"]));
     assert_eq!(spec["process"]["cwd"], "/w");
-    assert_eq!(
-        spec["process"]["env"],
-        json!(["PATH=/bin", "HOSTNAME=web-0"])
-    );
+    assert_eq!(spec["process"]["env"], json!(["PATH=/bin", "HOSTNAME=web-0"]));
     assert_eq!(
         spec["process"]["user"],
         json!({ "uid": 1, "gid": 2, "additionalGids": [2, 3] })
@@ -19,10 +16,7 @@ fn a_container_of_a_pod() {
     assert_eq!(spec["process"]["oomScoreAdj"], 999);
     assert_eq!(spec["process"]["noNewPrivileges"], false);
     assert_eq!(
-        spec["process"]["capabilities"]["bounding"]
-            .as_array()
-            .unwrap()
-            .len(),
+        spec["process"]["capabilities"]["bounding"].as_array().unwrap().len(),
         14
     );
     assert_eq!(spec["process"].get("rlimits"), None);
@@ -64,23 +58,13 @@ fn pid_namespaces_by_mode() {
         (Node, Container, Some("")),
     ] {
         let mut config = container_config();
-        let context = config
-            .linux
-            .as_mut()
-            .unwrap()
-            .security_context
-            .as_mut()
-            .unwrap();
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
         let options = context.namespace_options.as_mut().unwrap();
         options.pid = of_container.into();
         options.target_id = "c-0".into();
         let spec = container_json(&config, &sandbox_config(Pod, of_sandbox)).unwrap();
         let found = namespaces_of(&spec).remove("pid");
-        assert_eq!(
-            found.as_deref(),
-            expected,
-            "{of_sandbox:?} {of_container:?}"
-        );
+        assert_eq!(found.as_deref(), expected, "{of_sandbox:?} {of_container:?}");
     }
 }
 
@@ -92,20 +76,11 @@ fn a_container_reaches_no_further_than_its_sandbox() {
         (NamespaceMode::Pod, NamespaceMode::Target, "target_id"),
     ] {
         let mut config = container_config();
-        let context = config
-            .linux
-            .as_mut()
-            .unwrap()
-            .security_context
-            .as_mut()
-            .unwrap();
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
         context.namespace_options = namespaces(network, pid);
         let sandbox = sandbox_config(NamespaceMode::Pod, NamespaceMode::Pod);
         let error = container_json(&config, &sandbox).unwrap_err();
-        assert_eq!(
-            error.field,
-            format!("linux.security_context.namespace_options.{field}")
-        );
+        assert_eq!(error.field, format!("linux.security_context.namespace_options.{field}"));
     }
 }
 
@@ -123,13 +98,7 @@ fn the_nodes_network_brings_the_nodes_name() {
 #[test]
 fn a_privileged_container() {
     let mut config = container_config();
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context.privileged = true;
     context.capabilities = Some(Capability {
         drop_capabilities: vec!["ALL".into()],
@@ -149,9 +118,7 @@ fn a_privileged_container() {
         .unwrap()
         .privileged = true;
     let spec = container_json(&config, &sandbox).unwrap();
-    let bounding = spec["process"]["capabilities"]["bounding"]
-        .as_array()
-        .unwrap();
+    let bounding = spec["process"]["capabilities"]["bounding"].as_array().unwrap();
     assert_eq!(bounding.len(), host().capabilities.len());
     for list in ["maskedPaths", "readonlyPaths"] {
         assert_eq!(spec["linux"].get(list).unwrap_or(&json!([])), &json!([]));

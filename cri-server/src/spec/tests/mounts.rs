@@ -10,34 +10,19 @@ fn mounts_are_ordered_by_depth_and_replace_defaults() {
         host_path: "/h".into(),
         ..Default::default()
     };
-    config.mounts = vec![
-        mount("/a/b/c"),
-        mount("/dev/shm/"),
-        mount("/a"),
-        mount("/etc/hostname"),
-    ];
+    config.mounts = vec![mount("/a/b/c"), mount("/dev/shm/"), mount("/a"), mount("/etc/hostname")];
     config.mounts[2].readonly = true;
     let sandbox = sandbox_config(NamespaceMode::Pod, NamespaceMode::Pod);
     let spec = container_json(&config, &sandbox).unwrap();
-    assert_eq!(
-        mount_at(&spec, "/dev/shm"),
-        ("/h", vec!["rbind", "rprivate", "rw"])
-    );
-    assert_eq!(
-        mount_at(&spec, "/a"),
-        ("/h", vec!["rbind", "rprivate", "ro"])
-    );
+    assert_eq!(mount_at(&spec, "/dev/shm"), ("/h", vec!["rbind", "rprivate", "rw"]));
+    assert_eq!(mount_at(&spec, "/a"), ("/h", vec!["rbind", "rprivate", "ro"]));
     assert_eq!(mount_at(&spec, "/etc/hostname").0, "/h");
     let resolv = mount_at(&spec, "/etc/resolv.conf").0;
     assert_eq!(resolv, "/run/corten/sandboxes/pod-1/resolv.conf");
     let mounts = spec["mounts"].as_array().unwrap();
     let depths: Vec<_> = mounts
         .iter()
-        .map(|it| {
-            PathBuf::from(it["destination"].as_str().unwrap())
-                .components()
-                .count()
-        })
+        .map(|it| PathBuf::from(it["destination"].as_str().unwrap()).components().count())
         .collect();
     assert!(depths.is_sorted(), "{depths:?}");
 }
@@ -45,13 +30,7 @@ fn mounts_are_ordered_by_depth_and_replace_defaults() {
 #[test]
 fn the_nodes_ipc_brings_the_nodes_shm() {
     let mut sandbox = sandbox_config(NamespaceMode::Pod, NamespaceMode::Pod);
-    let context = sandbox
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = sandbox.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context.namespace_options.as_mut().unwrap().ipc = NamespaceMode::Node.into();
     let spec = container_json(&container_config(), &sandbox).unwrap();
     assert_eq!(mount_at(&spec, "/dev/shm").0, "/dev/shm");
@@ -85,13 +64,7 @@ fn recursive_read_only() {
 #[test]
 fn a_read_only_root_and_its_files() {
     let mut config = container_config();
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context.readonly_rootfs = true;
     context.no_new_privs = true;
     let sandbox = sandbox_config(NamespaceMode::Pod, NamespaceMode::Pod);

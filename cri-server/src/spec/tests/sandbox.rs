@@ -6,23 +6,11 @@ use super::*;
 
 #[test]
 fn an_infra_container() {
-    let spec = sandbox_json(&sandbox_config(
-        NamespaceMode::Pod,
-        NamespaceMode::Container,
-    ));
-    assert_eq!(
-        spec["root"],
-        json!({ "path": "/run/corten/pause", "readonly": true })
-    );
+    let spec = sandbox_json(&sandbox_config(NamespaceMode::Pod, NamespaceMode::Container));
+    assert_eq!(spec["root"], json!({ "path": "/run/corten/pause", "readonly": true }));
     assert_eq!(spec["process"]["args"], json!(["/pause"]));
     assert_eq!(spec["process"]["noNewPrivileges"], true);
-    for set in [
-        "bounding",
-        "effective",
-        "permitted",
-        "inheritable",
-        "ambient",
-    ] {
+    for set in ["bounding", "effective", "permitted", "inheritable", "ambient"] {
         assert_eq!(spec["process"]["capabilities"][set], json!([]), "{set}");
     }
     assert_eq!(spec["process"].get("rlimits"), None);
@@ -39,14 +27,8 @@ fn an_infra_container() {
             ("pid", ""),
         ])
     );
-    assert_eq!(
-        spec["annotations"]["io.kubernetes.cri.container-type"],
-        "sandbox"
-    );
-    assert_eq!(
-        spec["annotations"]["io.kubernetes.cri.sandbox-name"],
-        "web-0"
-    );
+    assert_eq!(spec["annotations"]["io.kubernetes.cri.container-type"], "sandbox");
+    assert_eq!(spec["annotations"]["io.kubernetes.cri.sandbox-name"], "web-0");
     assert_eq!(
         spec["linux"]["resources"]["devices"],
         json!([{ "allow": false, "access": "rwm" }])
@@ -59,19 +41,9 @@ fn an_infra_container() {
 fn an_infra_container_in_the_nodes_namespaces() {
     let config = sandbox_config(NamespaceMode::Node, NamespaceMode::Node);
     let spec = sandbox_json(&config);
-    assert_eq!(
-        namespaces_of(&spec),
-        namespace_map(&[("mount", ""), ("ipc", "")])
-    );
-    assert_eq!(
-        spec.get("hostname"),
-        None,
-        "the uts namespace is the node's"
-    );
-    assert_eq!(
-        spec["linux"].get("sysctl").unwrap_or(&json!({})),
-        &json!({})
-    );
+    assert_eq!(namespaces_of(&spec), namespace_map(&[("mount", ""), ("ipc", "")]));
+    assert_eq!(spec.get("hostname"), None, "the uts namespace is the node's");
+    assert_eq!(spec["linux"].get("sysctl").unwrap_or(&json!({})), &json!({}));
 }
 
 #[test]
@@ -79,15 +51,7 @@ fn sandboxes_that_break_a_rule() {
     let good = || sandbox_config(NamespaceMode::Pod, NamespaceMode::Pod);
     let with = |change: &dyn Fn(&mut LinuxSandboxSecurityContext)| {
         let mut config = good();
-        change(
-            config
-                .linux
-                .as_mut()
-                .unwrap()
-                .security_context
-                .as_mut()
-                .unwrap(),
-        );
+        change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
         config
     };
     let value = |value| Some(Int64Value { value });
@@ -101,9 +65,7 @@ fn sandboxes_that_break_a_rule() {
             "linux.security_context.run_as_user",
         ),
         (
-            with(&|it| {
-                it.namespace_options = namespaces(NamespaceMode::Pod, NamespaceMode::Target)
-            }),
+            with(&|it| it.namespace_options = namespaces(NamespaceMode::Pod, NamespaceMode::Target)),
             "linux.security_context.namespace_options.pid",
         ),
         (
@@ -140,20 +102,11 @@ fn sandboxes_that_break_a_rule() {
 #[test]
 fn the_infra_container_runs_as_the_sandboxs_user() {
     let mut config = sandbox_config(NamespaceMode::Pod, NamespaceMode::Pod);
-    let context = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context.run_as_user = Some(Int64Value { value: 1000 });
     context.supplemental_groups = vec![3000];
     let user = &sandbox_json(&config)["process"]["user"];
-    assert_eq!(
-        user,
-        &json!({ "uid": 1000, "gid": 0, "additionalGids": [3000] })
-    );
+    assert_eq!(user, &json!({ "uid": 1000, "gid": 0, "additionalGids": [3000] }));
 }
 
 #[test]
