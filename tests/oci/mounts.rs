@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 
-use corten_tests::bundle::{Bundle, Runtime};
+use corten_tests::bundle::{Bundle, Report, Runtime, finish};
 use corten_tests::cgroup;
 use serde_json::json;
 
@@ -19,6 +20,7 @@ each_runtime! {
     bind_leaves_submounts_out_and_rbind_takes_them,
     ro_is_shallow_and_rro_is_deep,
     propagation_options_are_taken,
+    nothing_spreads_to_a_host_whose_mounts_are_shared,
     mounts_made_inside_are_not_seen_outside,
     a_relative_destination_is_taken_from_the_root,
     a_destination_resolves_inside_the_root,
@@ -202,6 +204,30 @@ fn propagation_options_are_taken(runtime: &Runtime) {
         let mut bundle = runtime.bundle();
         bundle.add_mount(bind("/dev", "/tmp", &["bind", option]));
         assert_eq!(bundle.report(&[]).mount("/tmp")["propagation"], json!([]), "{option}");
+    }
+}
+
+/// On a host under systemd every mount is shared: a copy of one that stayed its peer would carry the container's mounts
+/// out of it, onto the host's /dev/null or cgroups.
+fn nothing_spreads_to_a_host_whose_mounts_are_shared(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["report"]);
+    let run = bundle.command("run");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "shared"])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .arg(&bundle.id);
+    let report = Report::parse(&finish(&mut command).success().stdout);
+    let mounts = report["mounts"].as_array().expect("a list of mounts");
+    assert!(
+        mounts.iter().any(|mount| mount["root"] == "/null"),
+        "a mask is among them"
+    );
+    for mount in mounts {
+        let tags = mount["propagation"].to_string();
+        assert!(!tags.contains("shared:"), "{mount}");
     }
 }
 

@@ -159,12 +159,14 @@ impl Source {
 /// A copy of one cgroup directory: the same files as a mount made inside the container's cgroup namespace would show,
 /// but it can be made before the container is in its cgroup.
 fn cgroup_directory(path: &Path, options: &Options) -> Result<OwnedFd> {
-    bind_path(path, Bind::One, options)
+    let copy = mount::copy_path(path, Bind::One)?;
+    mount::set_options(copy.as_fd(), options, 0)?;
+    Ok(copy)
 }
 
-/// A copy of the mount at a path of the host, with its options.
+/// A copy of the mount at a path of the host, with its options, the propagation among them.
 fn bind_path(path: &Path, bind: Bind, options: &Options) -> Result<OwnedFd> {
-    let copy = mount::copy_path(path, bind)?;
+    let copy = mount::copy_path_as_peer(path, bind)?;
     mount::set_options(copy.as_fd(), options, 0)?;
     Ok(copy)
 }
@@ -239,14 +241,6 @@ impl<'a> Rootfs<'a> {
     pub fn attach(spec: &'a Spec, sources: &'a Sources) -> Result<Rootfs<'a>> {
         cut_propagation()?;
         let root = sources.root.try_clone().context("dup the root")?;
-        // Private, whatever its source was: the container's mounts below it must not appear on the host.
-        mount::set_propagation(
-            root.as_fd(),
-            Propagation {
-                kind: libc::MS_PRIVATE,
-                recursive: true,
-            },
-        )?;
         put_over_root(&root)?;
         Ok(Rootfs {
             root: Root::new(root),

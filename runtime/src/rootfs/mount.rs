@@ -53,8 +53,20 @@ fn explain(context: BorrowedFd<'_>, error: &anyhow::Error) -> anyhow::Error {
     anyhow!(text)
 }
 
-/// A copy of the mount at `path` of the host, detached.
+/// A copy of the mount at `path` of the host, detached and private: a copy begins as the peer of what it was made from,
+/// and what the container then mounted on it would appear on a host whose mounts are shared, as systemd makes them.
 pub fn copy_path(path: &Path, bind: Bind) -> Result<OwnedFd> {
+    let copy = copy_path_as_peer(path, bind)?;
+    let private = Propagation {
+        kind: libc::MS_PRIVATE,
+        recursive: bind == Bind::Recursive,
+    };
+    set_propagation(copy.as_fd(), private)?;
+    Ok(copy)
+}
+
+/// A copy that is still the peer of the mount at `path`, for whoever gives it a propagation.
+pub fn copy_path_as_peer(path: &Path, bind: Bind) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if bind == Bind::Recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
