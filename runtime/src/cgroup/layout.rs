@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,14 @@ pub fn layout() -> Result<&'static Layout> {
     let mounts = File::open("/proc/self/mountinfo").context("open /proc/self/mountinfo")?;
     let found = detect(&memberships, BufReader::new(mounts))?;
     Ok(LAYOUT.get_or_init(|| found))
+}
+
+/// Where the v2 hierarchy is mounted; an error where there are v1 hierarchies.
+pub fn unified() -> Result<&'static Path> {
+    match layout()? {
+        Layout::V2(hierarchy) => Ok(&hierarchy.mount_point),
+        Layout::V1(_) => bail!("the hierarchies of this machine are those of cgroup v1"),
+    }
 }
 
 /// The cgroup of a process in every hierarchy: (hierarchy name, path), from /proc/PID/cgroup.

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use devices::Policy;
 use directory::Directory;
-pub use layout::{Hierarchy, Layout, layout};
+pub use layout::{Hierarchy, Layout, layout, unified};
 pub use place::Created;
 use resources::Write;
 

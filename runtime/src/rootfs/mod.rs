@@ -33,7 +33,7 @@ use rustix::fs::{CWD, FileType, Mode, fstat};
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::bundle::Bundle;
-use crate::cgroup::CgroupPaths;
+use crate::cgroup::{self, CgroupPaths};
 use crate::namespaces::Namespaces;
 use options::{Bind, Options, Propagation};
 use resolve::Root;
@@ -149,6 +149,10 @@ impl Source {
             }
             ("cgroup" | "cgroup2", CgroupPaths::V2(path)) if cgroup_namespace => {
                 Ok(Source::Bind(cgroup_directory(path, &options)?))
+            }
+            // A user namespace may mount no hierarchy but that of a cgroup namespace of its own.
+            ("cgroup" | "cgroup2", CgroupPaths::V2(_)) if user_namespace => {
+                Ok(Source::Bind(cgroup_directory(cgroup::unified()?, &options)?))
             }
             ("cgroup", CgroupPaths::V2(_)) => Ok(Source::Filesystem("cgroup2".to_owned())),
             (kind, _) => Ok(Source::Filesystem(kind.to_owned())),
