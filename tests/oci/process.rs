@@ -191,8 +191,8 @@ fn cwd_is_entered(runtime: &Runtime) {
 
 fn a_missing_cwd_is_made(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.spec["process"]["cwd"] = json!("/srv/work/here");
-    assert_eq!(bundle.report(&[])["cwd"], "/srv/work/here");
+    bundle.spec["process"]["cwd"] = json!("/srv/made/here");
+    assert_eq!(bundle.report(&[])["cwd"], "/srv/made/here");
 }
 
 fn a_file_as_cwd_is_refused(runtime: &Runtime) {
