@@ -88,7 +88,8 @@ fn rounds(runtime: &Runtime) -> u8 {
 fn one_run(runtime: &Runtime, code: u8) {
     let mut bundle = runtime.bundle();
     bundle.probe(&["exit", &code.to_string()]);
-    assert_eq!(bundle.run().code, i32::from(code));
+    let output = bundle.run();
+    assert_eq!(output.code, i32::from(code), "{output:?}");
 }
 
 fn many_in_sequence(runtime: &Runtime) {
