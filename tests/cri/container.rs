@@ -176,11 +176,13 @@ fn a_running_container_can_be_removed() {
     container.remove();
     assert!(!is_alive(pid));
     assert_eq!(list(&node, cri::ContainerFilter::default()), ids(&[]));
-    let left: Vec<String> = node
-        .pods_left()
-        .into_iter()
-        .filter(|line| line.contains(&container.id))
-        .collect();
+    assert_nothing_left_of(&node, &container.id);
+}
+
+/// Nothing of a container is left on the node, while its pod lives on.
+#[track_caller]
+fn assert_nothing_left_of(node: &Node, id: &str) {
+    let left: Vec<String> = node.pods_left().into_iter().filter(|line| line.contains(id)).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -190,12 +192,7 @@ fn a_created_container_can_be_removed() {
     let pod = node.pod("unstarted");
     let container = pod.create(container("main", &["sleep", "1000"]));
     container.remove();
-    let left: Vec<String> = node
-        .pods_left()
-        .into_iter()
-        .filter(|line| line.contains(&container.id))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_nothing_left_of(&node, &container.id);
 }
 
 #[test]
