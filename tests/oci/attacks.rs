@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 each_runtime! {
     a_container_sees_nothing_of_the_runtime_that_enters_it,
     a_swapped_cwd_does_not_lead_out,
+    a_source_is_looked_for_on_the_host_alone,
 }
 
 corten_only! {
@@ -111,4 +112,23 @@ fn a_swapped_cwd_does_not_lead_out(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     bundle.spec["process"]["cwd"] = json!("/tmp/swapped/made/here");
     assert_kept_inside(&mut bundle, "/tmp/swapped");
+}
+
+/// The source of a bind is a link that climbs to `/`, as /etc/resolv.conf often is. The image has put a link of its own
+/// where that would lead inside of it.
+fn a_source_is_looked_for_on_the_host_alone(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let [wanted, outside, source] = ["wanted", "outside", "source"].map(|name| bundle.path().join(name));
+    fs::write(&wanted, "wanted").expect("write a file of the test");
+    fs::write(&outside, "outside").expect("write a file of the test");
+    let below_root = wanted
+        .strip_prefix("/")
+        .expect("a temporary directory has an absolute path");
+    let climb: PathBuf = below_root.components().skip(1).map(|_| "..").collect();
+    symlink(climb.join(below_root), &source).expect("make a symlink");
+    let bait = bundle.rootfs(&wanted.to_string_lossy());
+    fs::create_dir_all(bait.parent().expect("it is in a directory")).expect("make a directory in the image");
+    symlink(&outside, &bait).expect("make a symlink in the image");
+    bundle.add_mount(json!({ "destination": "/got", "source": source, "options": ["bind"] }));
+    assert_eq!(bundle.report(&["/got"]).path("/got")["text"], "wanted");
 }

@@ -72,7 +72,7 @@ pub struct Sources {
 enum Source {
     /// A filesystem of this kind, made in init's namespaces.
     Filesystem(String),
-    /// A path to bind, once it is its turn: the container then sees its mounts in their order.
+    /// A path to bind, opened by init and copied once it is its turn: the container then sees its mounts in their order.
     Path(PathBuf, Bind, Options),
     /// A detached copy of a mount, attributes and all.
     Bind(OwnedFd),
@@ -133,7 +133,6 @@ impl Source {
             if user_namespace || shared {
                 return bind_path(&path, bind, &options).map(Source::Bind);
             }
-            rustix::fs::stat(&path).with_context(|| format!("stat({})", path.display()))?;
             return Ok(Source::Path(path, bind, options));
         }
         match (kind, cgroup) {
@@ -160,6 +159,20 @@ impl Source {
     }
 }
 
+impl Source {
+    /// What is at the path of a source that has one.
+    ///
+    /// Opened before the container's root lies over `/`: afterwards a `..` that arrives at `/` goes on in that root, and
+    /// a link that an image has put there leads to wherever on the host it likes. `/etc/resolv.conf`, as a link to
+    /// `../run/systemd/resolve/stub-resolv.conf`, is such a path.
+    fn place(&self) -> Result<Option<OwnedFd>> {
+        match self {
+            Source::Path(path, ..) => mount::open_path(path).map(Some),
+            Source::Filesystem(_) | Source::Bind(_) | Source::Cgroups(_) => Ok(None),
+        }
+    }
+}
+
 /// A copy of one cgroup directory: the same files as a mount made inside the container's cgroup namespace would show,
 /// but it can be made before the container is in its cgroup.
 fn cgroup_directory(path: &Path, options: &Options) -> Result<OwnedFd> {
@@ -171,6 +184,13 @@ fn cgroup_directory(path: &Path, options: &Options) -> Result<OwnedFd> {
 /// A copy of the mount at a path of the host, with its options, the propagation among them.
 fn bind_path(path: &Path, bind: Bind, options: &Options) -> Result<OwnedFd> {
     let copy = mount::copy_path_as_peer(path, bind)?;
+    mount::set_options(copy.as_fd(), options, 0)?;
+    Ok(copy)
+}
+
+/// The same of what has been opened.
+fn bind_place(place: &OwnedFd, bind: Bind, options: &Options) -> Result<OwnedFd> {
+    let copy = mount::copy_as_peer(place, bind)?;
     mount::set_options(copy.as_fd(), options, 0)?;
     Ok(copy)
 }
@@ -236,6 +256,8 @@ pub struct Rootfs<'a> {
     pub root: Root,
     spec: &'a Spec,
     sources: &'a Sources,
+    /// For each mount of a [`Source::Path`] what is at that path, opened while paths still led to the host alone.
+    places: Vec<Option<OwnedFd>>,
     /// Mounts to be made read-only once everything below them exists.
     readonly: Vec<OwnedFd>,
 }
@@ -244,28 +266,40 @@ impl<'a> Rootfs<'a> {
     /// Cuts this mount namespace off from the host's and puts the container's root over `/`.
     pub fn attach(spec: &'a Spec, sources: &'a Sources) -> Result<Rootfs<'a>> {
         cut_propagation()?;
+        let places = spec_mounts(spec).iter().zip(&sources.mounts);
+        let places = places
+            .map(|(mount, source)| {
+                let place = source.place();
+                place.with_context(|| format!("mount on {}", mount.destination().display()))
+            })
+            .collect::<Result<_>>()?;
         let root = sources.root.try_clone().context("dup the root")?;
         put_over_root(&root)?;
         Ok(Rootfs {
             root: Root::new(root),
             spec,
             sources,
+            places,
             readonly: Vec::new(),
         })
     }
 
     /// Makes the mounts of the specification, in its order.
     pub fn mount_all(&mut self) -> Result<()> {
-        for (mount, source) in spec_mounts(self.spec).iter().zip(&self.sources.mounts) {
-            self.mount(mount, source)
+        let places = std::mem::take(&mut self.places);
+        for ((mount, source), place) in spec_mounts(self.spec).iter().zip(&self.sources.mounts).zip(&places) {
+            self.mount(mount, source, place.as_ref())
                 .with_context(|| format!("mount on {}", mount.destination().display()))?;
         }
         Ok(())
     }
 
-    fn mount(&mut self, mount: &Mount, source: &Source) -> Result<()> {
+    fn mount(&mut self, mount: &Mount, source: &Source, place: Option<&OwnedFd>) -> Result<()> {
         match source {
-            Source::Path(path, bind, options) => self.mount_bind(mount, &bind_path(path, *bind, options)?),
+            Source::Path(_, bind, options) => {
+                let place = place.context("nobody has opened the source")?;
+                self.mount_bind(mount, &bind_place(place, *bind, options)?)
+            }
             Source::Bind(copy) => self.mount_bind(mount, copy),
             Source::Filesystem(kind) => self.mount_filesystem(mount, kind),
             Source::Cgroups(directories) => self.mount_cgroups(mount, directories),
@@ -309,7 +343,10 @@ impl<'a> Rootfs<'a> {
         options.filesystem = vec![("mode".to_owned(), Some("755".to_owned()))];
         let made = mount::filesystem("tmpfs", Some("tmpfs"), &options.filesystem)?;
         mount::set_options(made.as_fd(), &options, libc::MOUNT_ATTR_RDONLY)?;
-        mount::attach(&made, self.root.directory(&destination(mount), true)?)?;
+        let destination = destination(mount);
+        let place = self.root.directory(&destination, true)?;
+        check_proc(&made, &place, &destination)?;
+        mount::attach(&made, place)?;
         let tmpfs = Root::new(made);
         for (name, copy) in directories {
             mount::attach(copy, tmpfs.directory(Path::new(name), false)?).with_context(|| name.clone())?;

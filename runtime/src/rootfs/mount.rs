@@ -74,13 +74,23 @@ pub fn copy_path_as_peer(path: &Path, bind: Bind) -> Result<OwnedFd> {
     open_tree(CWD, path, flags).with_context(|| format!("open_tree({}, CLONE)", path.display()))
 }
 
+/// What is at a path of the host, opened as a place only. Unlike O_PATH this sets off an automount, as a bind does.
+pub fn open_path(path: &Path) -> Result<OwnedFd> {
+    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC).with_context(|| format!("open_tree({})", path.display()))
+}
+
+/// A copy of the mount beneath what has been opened, still its peer.
+pub fn copy_as_peer(place: impl AsFd, bind: Bind) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if bind == Bind::Recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(place, "", flags).context("open_tree(fd, CLONE)")
+}
+
 /// A copy of the mount beneath an open file or directory, detached; with everything mounted below.
 pub fn copy(place: impl AsFd) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    open_tree(place, "", flags).context("open_tree(fd, CLONE)")
+    copy_as_peer(place, Bind::Recursive)
 }
 
 /// Puts a detached mount in place. Its descriptor names the mount as before.
