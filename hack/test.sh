@@ -87,7 +87,7 @@ main() {
 
     if [[ ${#suites[@]} -eq 0 ]]; then
         check "format" cargo fmt --all --check
-        check "shell scripts" shellcheck --external-sources hack/*.sh .ci/run
+        check "shell scripts" shellcheck --external-sources hack/*.sh hack/vm/init hack/vm/agent hack/vm/initramfs .ci/run
         check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
     fi
     say "build"
