@@ -362,16 +362,18 @@ fn sysctl_path(key: &str) -> PathBuf {
 
 /// A user as `exec --user` takes it: `UID[:GID]`, digits only. A name is never looked up, and no number wraps.
 pub fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
-    let number = |part: &str| {
-        let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        // The largest id means "no change" to the kernel.
-        let id = part.parse().ok().filter(|&id: &u32| digits && id != u32::MAX);
-        id.ok_or_else(|| anyhow!("user {text:?}: not UID[:GID] with numbers from 0 to {}", u32::MAX - 1))
-    };
     match text.split_once(':') {
-        Some((uid, gid)) => Ok((number(uid)?, Some(number(gid)?))),
-        None => Ok((number(text)?, None)),
+        Some((uid, gid)) => Ok((parse_id(uid)?, Some(parse_id(gid)?))),
+        None => Ok((parse_id(text)?, None)),
     }
+}
+
+/// The number of a user or group: digits and nothing else.
+pub fn parse_id(text: &str) -> Result<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    // The largest id means "no change" to the kernel.
+    let id = text.parse().ok().filter(|&id: &u32| digits && id != u32::MAX);
+    id.ok_or_else(|| anyhow!("{text:?} is not a user's or group's number from 0 to {}", u32::MAX - 1))
 }
 
 #[cfg(test)]

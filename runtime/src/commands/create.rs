@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::bundle::Bundle;
 use crate::cli;
@@ -17,20 +17,22 @@ pub(super) fn create(root: &Path, flags: &cli::Create) -> Result<()> {
         flags.console_socket.as_deref(),
         bundle.process()?.terminal() == Some(true),
     )?;
-    container::create(root, &request(flags, console), &bundle)?;
+    container::create(root, &request(flags, console)?, &bundle)?;
     Ok(())
 }
 
 /// The request that the flags amount to.
-pub(super) fn request(flags: &cli::Create, console: Option<OwnedFd>) -> Create {
-    Create {
+pub(super) fn request(flags: &cli::Create, console: Option<OwnedFd>) -> Result<Create> {
+    ensure!(!flags.no_pivot, "--no-pivot: not supported yet");
+    ensure!(flags.pidfd_socket.is_none(), "--pidfd-socket: not supported yet");
+    Ok(Create {
         id: flags.id.clone(),
         bundle: flags.bundle.clone(),
         pid_file: flags.pid_file.clone(),
         console,
         preserve_fds: flags.preserve_fds,
         new_keyring: !flags.no_new_keyring,
-    }
+    })
 }
 
 /// The socket that the terminal of a process goes to when nobody stays to serve it here.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::Process;
 
 use super::create::console_socket;
@@ -14,8 +14,16 @@ use crate::{cli, log, validate};
 
 /// Executes a process in a container; without `--detach` until it ends.
 pub(super) fn exec(root: &Path, flags: cli::Exec) -> Result<ExitCode> {
-    let id = flags.id.as_ref().context("missing the container's id")?;
-    let target = Target::open(root, id)?;
+    for (flag, given) in [
+        ("apparmor", flags.apparmor.is_some()),
+        ("process-label", flags.process_label.is_some()),
+        ("cgroup", !flags.cgroup.is_empty()),
+        ("ignore-paused", flags.ignore_paused),
+        ("pidfd-socket", flags.pidfd_socket.is_some()),
+    ] {
+        ensure!(!given, "--{flag}: not supported yet");
+    }
+    let target = Target::open(root, &flags.id)?;
     let process = process(&flags, &target)?;
     let terminal = process.terminal() == Some(true);
     let served_elsewhere = flags.detach || flags.console_socket.is_some();

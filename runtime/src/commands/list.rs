@@ -1,7 +1,6 @@
 //! `corten state` and `corten list`: what containers there are, in runc's form.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -10,6 +9,7 @@ use corten_proto::id::ContainerId;
 use oci_spec::runtime::ContainerState;
 use serde::Serialize;
 
+use super::print;
 use crate::cli::List;
 use crate::log;
 use crate::state::{self, Directory};
@@ -102,10 +102,4 @@ fn table(shown: &[Shown]) -> String {
         format!("{}\n", cells.trim_end())
     };
     rows.iter().map(line).collect()
-}
-
-fn print(text: &str) -> Result<()> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("write to standard output")
 }
