@@ -155,7 +155,7 @@ fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
     }
 }
 
-/// Clones init, puts it into its cgroup, and does from outside what it cannot do itself.
+/// Clones init into its cgroup, and does from outside what it cannot do itself.
 fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
     let join = || init.namespaces.join();
     let between: Option<&dyn Fn() -> Result<()>> = if init.namespaces.join_before_clone() {
@@ -168,13 +168,13 @@ fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
         cgroup,
         between,
     };
-    let mut child = spawn::spawn(&plan, |start| init.run(start))?;
-    prepare(init, cgroup, &mut child, between.is_some()).map_err(|error| child.explain(error))?;
+    let child = spawn::spawn(&plan, |start| init.run(start))?;
+    prepare(init, &child, between.is_some()).map_err(|error| child.explain(error))?;
     Ok(child)
 }
 
 /// What is done to init from outside.
-fn prepare(init: &Init<'_>, cgroup: &Cgroup, child: &mut Child, between: bool) -> Result<()> {
+fn prepare(init: &Init<'_>, child: &Child, between: bool) -> Result<()> {
     let process = init.bundle.process()?;
     if init.namespaces.new.contains(CloneFlags::CLONE_NEWUSER) {
         namespaces::write_mappings(&init.bundle.spec, child.pid)?;
@@ -185,9 +185,7 @@ fn prepare(init: &Init<'_>, cgroup: &Cgroup, child: &mut Child, between: bool) -
     if init.namespaces.user() || between {
         child.channel.send(&FromParent::Mapped)?;
     }
-    process::set_oom_score_adj(process, child.pid)?;
-    // The slow step on cgroup v1, while init builds its root.
-    child.place(cgroup)
+    process::set_oom_score_adj(process, child.pid)
 }
 
 /// Answers init until it is ready.

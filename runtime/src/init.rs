@@ -64,11 +64,6 @@ impl Init<'_> {
         root.mount_all()?;
         root.furnish(process.cwd())?;
         let terminal = self.open_terminal(&root, process)?;
-        // As late as possible: until here the parent has been busy moving us. The cgroup namespace's root is the
-        // cgroup we are in when it is made.
-        if !start.placed {
-            start.channel.expect(FromParent::Placed)?;
-        }
         self.namespaces.unshare_cgroup()?;
         self.create_hooks(start, &root)?;
         // After the hooks, which may still have something to mount; before the host's root is gone nothing runs that

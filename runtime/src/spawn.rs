@@ -6,9 +6,9 @@
 //!                                       |                  '--clone3(CLONE_PARENT)--> child
 //!                                       '------------ is the parent of both -----------'
 //! ```
-//! Either way the child is corten's own, and becomes its reaper's when corten exits. The process between is put into
-//! the container's cgroup before it joins anything, and the child inherits that; a direct child is moved while it
-//! already builds its root: the first write to a v1 cgroup.procs waits some 15 ms for an RCU grace period.
+//! Either way the child is corten's own, and becomes its reaper's when corten exits. The first of the two processes is in the
+//! container's cgroup before it does anything: it is cloned into it on v2, and enters it by itself on v1
+//! ([`Cgroup::enter`]); a child that follows inherits that.
 //!
 //! Both processes make themselves undumpable before they enter any namespace (CVE-2016-9962): nobody in the container
 //! can trace them, or reach a file through their /proc entries.
@@ -29,8 +29,6 @@ use crate::sys::clone::{Cloned, clone3, exit_now};
 pub struct Child {
     /// Host pid.
     pub pid: i32,
-    /// It was made in its cgroup, or inherited it.
-    placed: bool,
     /// The other half of the conversation.
     pub channel: Channel,
     pidfd: Option<OwnedFd>,
@@ -43,8 +41,6 @@ pub struct Start {
     pub channel: Channel,
     /// There was a process between: `Mapped` tells when the parent knows this child.
     pub between: bool,
-    /// The child is in its cgroup already: no `Placed` will come.
-    pub placed: bool,
 }
 
 /// What is to be made.
@@ -59,40 +55,30 @@ pub struct Plan<'a> {
 
 /// Makes the child. `body` is its life: it ends in `execve` or in an error, which the parent is told.
 ///
-/// The caller says `Mapped` where it is due, and then places the child ([`Child::place`]).
+/// The caller says `Mapped` where it is due.
 pub fn spawn(plan: &Plan<'_>, body: impl FnOnce(&Start) -> Result<Infallible>) -> Result<Child> {
     let (ours, theirs) = sync::pair()?;
     let cgroup = plan.cgroup.clone_fd();
-    let placed = cgroup.is_some();
     let between = plan.between.is_some();
     let flags = if between { CloneFlags::empty() } else { plan.new };
     let cloned = clone3(flags, cgroup.as_ref().map(AsFd::as_fd));
     match cloned.with_context(|| format!("clone3({flags:?})"))? {
         Cloned::Child => {
             drop(ours);
-            live(
-                plan,
-                Start {
-                    channel: theirs,
-                    between,
-                    placed,
-                },
-                body,
-            )
+            let start = Start {
+                channel: theirs,
+                between,
+            };
+            live(plan, cgroup.is_some(), &start, body)
         }
         Cloned::Parent { pid, pidfd } => {
             drop(theirs);
-            let mut child = Child {
+            let child = Child {
                 pid,
-                placed,
                 channel: ours,
                 pidfd: Some(pidfd),
             };
-            if between {
-                child.place(plan.cgroup).map_err(|error| child.explain(error))?;
-                return child.successor();
-            }
-            Ok(child)
+            if between { child.successor() } else { Ok(child) }
         }
     }
 }
@@ -107,13 +93,12 @@ impl Drop for AbortOnUnwind {
 }
 
 /// The child's side, from the first instruction to the last.
-fn live(plan: &Plan<'_>, mut start: Start, body: impl FnOnce(&Start) -> Result<Infallible>) -> ! {
+fn live(plan: &Plan<'_>, placed: bool, start: &Start, body: impl FnOnce(&Start) -> Result<Infallible>) -> ! {
     let _abort = AbortOnUnwind;
-    let crossed = match plan.between {
-        Some(join) => cross(&mut start, plan.new, join),
-        None => undumpable(),
-    };
-    let Err(error) = crossed.and_then(|()| body(&start));
+    let Err(error) = undumpable()
+        .and_then(|()| if placed { Ok(()) } else { plan.cgroup.enter() })
+        .and_then(|()| plan.between.map_or(Ok(()), |join| cross(start, plan.new, join)))
+        .and_then(|()| body(start));
     give_up(&start.channel, &error)
 }
 
@@ -124,12 +109,7 @@ pub(crate) fn give_up(channel: &Channel, error: &anyhow::Error) -> ! {
 }
 
 /// The life of the process between; returns in the child proper only.
-fn cross(start: &mut Start, new: CloneFlags, join: &dyn Fn() -> Result<()>) -> Result<()> {
-    undumpable()?;
-    if !start.placed {
-        start.channel.expect(FromParent::Placed)?;
-        start.placed = true;
-    }
+fn cross(start: &Start, new: CloneFlags, join: &dyn Fn() -> Result<()>) -> Result<()> {
     join()?;
     let flags = new | CloneFlags::CLONE_PARENT;
     match clone3(flags, None).with_context(|| format!("clone3({flags:?})"))? {
@@ -163,16 +143,6 @@ impl Child {
             Some(FromChild::Failed { error }) => bail!(error),
             message => Ok(message),
         }
-    }
-
-    /// Moves the child into its cgroup, unless it is there already, and tells it.
-    pub fn place(&mut self, cgroup: &Cgroup) -> Result<()> {
-        if self.placed {
-            return Ok(());
-        }
-        self.placed = true;
-        cgroup.add(self.pid)?;
-        self.channel.send(&FromParent::Placed)
     }
 
     /// Why something could not be done to the child: where it has ended, it knows better.

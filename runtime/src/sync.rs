@@ -5,7 +5,6 @@
 //!   Spawned { pid }    -->              only where a process in between has made init: who init is
 //!                      <-- Mapped       the parent knows init, and its uid_map and gid_map are written; only with
 //!                                       a process in between, or with a new user namespace
-//!                      <-- Placed       it is in its cgroup; init builds the rootfs meanwhile
 //!   RunHooks           -->              namespaces and mounts exist: prestart and createRuntime; only if there are any
 //!                      <-- HooksDone
 //!   Ready              -->              all is done but the last program: state.json says created
@@ -52,8 +51,6 @@ pub enum FromChild {
 pub enum FromParent {
     /// The child is known by its pid, and its id mappings are written.
     Mapped,
-    /// The child is in its cgroup.
-    Placed,
     /// The hooks have run.
     HooksDone,
     /// The parent has recorded the child, which may go on alone.
@@ -167,11 +164,11 @@ mod tests {
     #[test]
     fn the_wrong_message_and_a_dead_parent_are_errors() {
         let (parent, child) = pair().unwrap();
-        parent.send(&FromParent::Placed).unwrap();
+        parent.send(&FromParent::HooksDone).unwrap();
         assert!(child.expect(FromParent::Mapped).is_err());
         drop(parent);
         let (parent, dead) = pair().unwrap();
-        parent.send(&FromParent::Placed).unwrap();
+        parent.send(&FromParent::HooksDone).unwrap();
         dead.send(&FromChild::Ready).unwrap();
         drop(dead);
         assert!(matches!(parent.receive().unwrap(), Some(FromChild::Ready)));

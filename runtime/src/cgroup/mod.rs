@@ -249,21 +249,22 @@ impl Cgroup {
         directory.write_lines(exceptions, &lines)
     }
 
-    /// Moves a process in, in every hierarchy.
+    /// Moves the calling process, which has one thread, in, in every hierarchy.
     ///
-    /// On v1 the first of these writes waits for an RCU grace period, some 15 ms: to be called from the parent while init
-    /// does something else.
-    pub fn add(&self, pid: i32) -> Result<()> {
+    /// On v1 as a thread: a thread that moves itself needs no lock, whereas every other move, by pid or through
+    /// `cgroup.procs`, takes the lock against forks, and waits for an RCU grace period if nobody has just taken it. Measured:
+    /// 0.04 ms against 5 to 24 ms.
+    pub fn enter(&self) -> Result<()> {
         let directories = self.directories()?;
         ensure!(
             directories.len() == self.paths.iter().count(),
             "a cgroup of the container is gone: {:?}",
             self.paths
         );
-        let pid = pid.to_string();
+        let file = if self.is_v2() { "cgroup.procs" } else { "tasks" };
         directories
             .iter()
-            .try_for_each(|(_, directory)| directory.write("cgroup.procs", &pid))
+            .try_for_each(|(_, directory)| directory.write(file, "0"))
     }
 
     /// The directory for `CLONE_INTO_CGROUP`, on v2.
