@@ -16,6 +16,7 @@ mod spec;
 
 pub use command::{Output, Running, finish, wait_until};
 pub use report::Report;
+pub use spec::default_spec;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -32,7 +33,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use spec::{default_spec, make_rootfs};
+use spec::make_rootfs;
 use tempfile::TempDir;
 
 use crate::cgroup;

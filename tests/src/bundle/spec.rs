@@ -7,7 +7,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 /// What `runc spec` writes, with our root filesystem, the probe, no terminal, and a cgroup of the container's own.
-pub(super) fn default_spec(id: &str) -> Value {
+#[must_use]
+pub fn default_spec(id: &str) -> Value {
     let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     json!({
         "ociVersion": "1.0.2",
