@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Everything that proves the product, from a clean checkout: formatting, lints, unit tests, and the integration tests of
-# tests/ through the real binaries.
+# Everything that proves the product, from a clean checkout: formatting, lints, unit tests, the integration tests of
+# tests/ through the real binaries, and those that need a virtual machine.
 #
 #   sudo hack/test.sh              all of it
 #   sudo hack/test.sh cri shim     these integration suites only, after the build
+#   sudo hack/test.sh vm           what needs the virtual machine (see hack/test-vm.sh) only
 #
 # Ends with the totals, what was skipped and why; the exit code is 0 only if nothing has failed. Binaries are built by
 # whoever called sudo, tests run as root: they make namespaces, mounts and cgroups, and check that they leave none.
@@ -60,10 +61,27 @@ wanted() {
     return 1
 }
 
+# The checks of the virtual machine: skipped, aloud, where there is no emulator to be had.
+run_virtual_machine() {
+    local log=$logs/vm.log
+    say "virtual machine"
+    # The same packages as hack/vm.sh; asked for here, because only their absence is no failure.
+    if ! (install_packages qemu-system-x86 debootstrap) >"$log" 2>&1; then
+        echo "SKIP: the virtual machine: $(tail -n 1 "$log")" | tee -a "$log"
+        return
+    fi
+    if "$REPO/hack/test-vm.sh" >"$log" 2>&1; then
+        grep -E '^(== |test result|   |SKIP)' "$log"
+    else
+        grep -vE '^PASS' "$log"
+        failed+=("virtual machine")
+    fi
+}
+
 # What a test that could not run here said, and how many tests said so.
 print_skips() {
     local skips
-    skips=$(grep -hE '^SKIP: |\.\.\. ignored' "$logs"/*.log | sort | uniq -c || true)
+    skips=$(grep -hE '^( *[0-9]+ )?SKIP|\.\.\. ignored' "$logs"/*.log | sort | uniq -c || true)
     if [[ -n $skips ]]; then
         say "skipped (how many tests, and why)"
         printf '%s\n' "$skips"
@@ -74,6 +92,8 @@ print_skips() {
 
 print_totals() {
     cat "$logs"/*.log | awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+        /^PASS / { passed++ }
+        /^FAIL / { failed++ }
         END { printf "\n== total: %d passed, %d failed, %d ignored\n", passed, failed, ignored }'
 }
 
@@ -87,7 +107,8 @@ main() {
 
     if [[ ${#suites[@]} -eq 0 ]]; then
         check "format" cargo fmt --all --check
-        check "shell scripts" shellcheck --external-sources hack/*.sh hack/vm/init hack/vm/agent hack/vm/initramfs .ci/run
+        check "shell scripts" shellcheck --external-sources hack/*.sh hack/vm/init hack/vm/agent hack/vm/initramfs \
+            tests/vm/*.sh .ci/run
         check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
     fi
     say "build"
@@ -97,6 +118,8 @@ main() {
     while IFS=$'\t' read -r dir name executable; do
         ! wanted "$name" || run_tests "$dir" "$name" "$executable"
     done <<<"$executables"
+
+    ! wanted test:vm || run_virtual_machine
 
     print_skips
     print_totals

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# The tests that need the virtual machine of hack/vm.sh: the scripts of tests/vm, and the OCI suite on cgroup v2.
+#
+#   sudo hack/test-vm.sh                              the round that hack/test.sh runs
+#   sudo hack/test-vm.sh all                          every script, and the whole OCI suite, with both kernels
+#   sudo hack/test-vm.sh -k bookworm limits.sh 'suite.sh mounts:: exec::'
+#                                                     these alone; options before them are those of `hack/vm.sh run`
+#   sudo hack/test-vm.sh OCI_RUNTIME=/usr/bin/crun limits.sh
+#                                                     with the guest's crun, or /usr/sbin/runc, in the place of corten:
+#                                                     the control of the scripts themselves
+set -euo pipefail
+# shellcheck source=hack/lib.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+PROFILE=dev
+
+# With systemd: cgroups by both drivers, AppArmor, capabilities; and of the suite what v2 makes different.
+ROUND=(
+    devices.sh privileges.sh
+    "suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten"
+)
+
+SCRIPTS=(
+    apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh systemd.sh
+)
+
+# With Linux 6.1: what falls back where the kernel lacks a call.
+OLD_ROUND=(devices.sh "suite.sh mounts::corten rootfs::corten")
+
+# Puts what the guest runs into $stage, without debug information: an input beyond 64 MiB costs a boot.
+stage_binaries() {
+    local bin suite
+    say "build for the virtual machine"
+    bin=$(binaries)
+    (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-tests --bins)
+    suite=$(cd "$REPO" && as_caller cargo test --quiet -p corten-tests --test oci --no-run --message-format=json |
+        jq -r 'select(.profile.test and .target.name == "oci").executable // empty')
+    mkdir -p "$stage/debug/deps"
+    strip -o "$stage/debug/corten" "$bin/corten"
+    strip -o "$stage/debug/probe" "$bin/probe"
+    strip -o "$stage/debug/deps/oci" "$suite"
+}
+
+# Runs one guest with scripts; remembers what failed.
+guest() {
+    local name=$1 options=()
+    shift
+    while [[ $1 == -* ]]; do
+        options+=("$1")
+        if [[ $1 == -[kiorxtmca] ]]; then
+            options+=("$2")
+            shift
+        fi
+        shift
+    done
+    say "$name"
+    "$REPO/hack/vm.sh" run -t 3000 -i "$stage/debug" -i "$REPO/tests/vm" "${options[@]}" "$REPO/tests/vm/round.sh" "$@" ||
+        failed+=("$name: exit status $?")
+}
+
+main() {
+    need_root
+    find_toolchains
+    began=$SECONDS
+    install_packages binutils jq
+    "$REPO/hack/vm.sh" build
+    stage=$(mktemp -d /tmp/corten-vm-stage-XXXXXX)
+    trap 'rm -rf -- "$stage"' EXIT
+    stage_binaries
+    failed=()
+    case ${1:-} in
+        "")
+            guest "Linux 6.12 with systemd" -s "${ROUND[@]}"
+            guest "Linux 6.1" -k bookworm "${OLD_ROUND[@]}"
+            ;;
+        all)
+            guest "Linux 6.12 with systemd, everything" -s "${SCRIPTS[@]}" suite.sh
+            guest "Linux 6.1 with systemd, everything" -s -k bookworm "${SCRIPTS[@]}" suite.sh
+            ;;
+        *) guest "as asked" "$@" ;;
+    esac
+    printf '\n== virtual machine: %d s\n' "$((SECONDS - began))"
+    [[ ${#failed[@]} -eq 0 ]] || die "$(printf '[%s] ' "${failed[@]}")"
+}
+
+# Called last: bash has read all of the script before any of it runs.
+main "$@"
