@@ -78,7 +78,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     let made = cgroup.create().context("make the cgroup")?;
     state.own_cgroup = true;
     directory.write(&state)?;
-    cgroup.apply(linux).context("linux.resources")?;
+    cgroup.apply(linux)?;
     match launch(request, bundle, directory, &mut state, &cgroup, &namespaces) {
         Ok(init) => {
             made.keep();

@@ -40,6 +40,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod recovery;
+mod resources;
 mod rootfs;
 mod run;
 mod same_result;

@@ -11,32 +11,30 @@
 //! Invariant: a `Cgroup` is never a hierarchy's root, and `create` refuses a cgroup that has processes; so whatever is in
 //! it later is the container's, and `kill` and `delete` may take everything they find.
 //!
-//! `layout.rs` finds the hierarchies, `resources.rs` and `devices.rs` translate the spec (pure), `place.rs` makes and
-//! removes directories, `freezer.rs` holds and signals processes. Left out: the systemd driver (`slice:prefix:name` is refused) and the v2 tree of a hybrid machine.
+//! `layout.rs` finds the hierarchies, `resources.rs` and `devices.rs` translate the spec (pure), `limits.rs` writes what they
+//! say, `place.rs` makes and removes directories, `freezer.rs` holds and signals processes. Left out: the systemd driver (`slice:prefix:name` is refused) and the v2 tree of a hybrid machine.
 
 mod devices;
 mod directory;
 mod freezer;
 mod layout;
+mod limits;
 mod place;
 mod resources;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, ensure};
 use corten_proto::id::ContainerId;
-use oci_spec::runtime::Linux;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use devices::Policy;
 use directory::Directory;
 pub use layout::{Hierarchy, Layout, layout, unified};
+pub use limits::check;
 pub use place::Created;
-use resources::Write;
 
 /// Where a container's cgroups are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,59 +67,6 @@ pub struct Cgroup {
     paths: CgroupPaths,
     /// Those that exist, held open from the first use on.
     open: OnceLock<Vec<(String, Directory)>>,
-}
-
-/// Every check of `linux.cgroupsPath` and `linux.resources` against this machine, without a side effect: limits that
-/// contradict each other or that no mounted controller can set.
-pub fn check(linux: &Linux) -> Result<()> {
-    place::asked(linux.cgroups_path().as_deref())?;
-    let layout = layout()?;
-    let available = available_controllers(layout)?;
-    let v2 = matches!(layout, Layout::V2(_));
-    for write in writes(linux, v2)?.iter().filter(|write| !write.optional) {
-        let known = available.iter().any(|name| *name == write.controller);
-        ensure!(
-            known,
-            "linux.resources: {} = {}: this machine has no {} cgroup controller",
-            write.file,
-            write.value,
-            write.controller
-        );
-    }
-    let confined = !policy(linux)?.allows_all();
-    let can_confine = v2 || available.iter().any(|name| name == "devices");
-    ensure!(
-        can_confine || !confined,
-        "linux.resources.devices: this machine has no devices cgroup controller"
-    );
-    Ok(())
-}
-
-fn available_controllers(layout: &Layout) -> Result<Vec<String>> {
-    let split = |text: &str, separator: char| text.trim().split(separator).map(str::to_owned).collect::<Vec<_>>();
-    match layout {
-        Layout::V1(all) => Ok(all.iter().flat_map(|hierarchy| split(&hierarchy.name, ',')).collect()),
-        Layout::V2(one) => Ok(split(
-            &Directory::existing(&one.mount_point)?.read("cgroup.controllers")?,
-            ' ',
-        )),
-    }
-}
-
-fn writes(linux: &Linux, v2: bool) -> Result<Vec<Write>> {
-    match linux.resources() {
-        None => Ok(Vec::new()),
-        Some(resources) if v2 => resources::v2(resources),
-        Some(resources) => resources::v1(resources),
-    }
-}
-
-fn policy(linux: &Linux) -> Result<Policy> {
-    let rules = linux
-        .resources()
-        .as_ref()
-        .and_then(|resources| resources.devices().as_deref());
-    Policy::new(rules.unwrap_or_default())
 }
 
 impl Cgroup {
@@ -187,68 +132,6 @@ impl Cgroup {
         Ok(created)
     }
 
-    /// Sets the limits of `linux.resources` and confines devices to its rules and those every container has. A limit that
-    /// is not named stays as it is.
-    pub fn apply(&self, linux: &Linux) -> Result<()> {
-        let writes = writes(linux, self.is_v2())?;
-        let mut put_off = Vec::new();
-        for write in &writes {
-            match self.write(write)? {
-                Err(Errno::INVAL) => put_off.push(write),
-                result => result.with_context(|| describe(write))?,
-            }
-        }
-        // What the kernel refused in this order, because of a limit that has been changed since.
-        for write in put_off {
-            self.write(write)?.with_context(|| describe(write))?;
-        }
-        self.confine_devices(&policy(linux)?)
-    }
-
-    /// Writes one limit; the inner result is the kernel's answer.
-    fn write(&self, write: &Write) -> Result<Result<(), Errno>> {
-        let Some(directory) = self.controller(&write.controller)? else {
-            ensure!(
-                write.optional,
-                "{}: there is no {} cgroup",
-                describe(write),
-                write.controller
-            );
-            return Ok(Ok(()));
-        };
-        match directory.try_write(&write.file, &write.value) {
-            Err(Errno::NOENT) if write.optional => Ok(Ok(())),
-            Err(Errno::NOENT) => bail!(
-                "{}: no such file in {}: the kernel lacks it, or the controller is not enabled there",
-                describe(write),
-                directory.path.display()
-            ),
-            result => Ok(result),
-        }
-    }
-
-    fn confine_devices(&self, policy: &Policy) -> Result<()> {
-        if self.is_v2() {
-            if policy.allows_all() {
-                return Ok(());
-            }
-            let program =
-                crate::sys::bpf::load_device_program(&policy.program()).context("bpf(BPF_PROG_LOAD, CGROUP_DEVICE)")?;
-            let directory = self
-                .controller("")?
-                .ok_or_else(|| anyhow!("the container has no cgroup"))?;
-            return crate::sys::bpf::attach_device_program(directory.as_fd(), program.as_fd())
-                .with_context(|| format!("bpf(BPF_PROG_ATTACH, {})", directory.path.display()));
-        }
-        let Some(directory) = self.controller("devices")? else {
-            ensure!(policy.allows_all(), "confine devices: there is no devices cgroup");
-            return Ok(());
-        };
-        let (default, exceptions, lines) = policy.v1_lines();
-        directory.write(default, "a")?;
-        directory.write_lines(exceptions, &lines)
-    }
-
     /// Moves the calling process, which has one thread, in, in every hierarchy.
     ///
     /// On v1 as a thread: a thread that moves itself needs no lock, whereas every other move, by pid or through
@@ -281,27 +164,6 @@ impl Cgroup {
         }
     }
 
-    /// How many processes of this cgroup and those below it the kernel has killed for want of memory. 0 without a memory
-    /// controller; to be read before the cgroup is deleted.
-    ///
-    /// On v2 from memory.events, not memory.events.local: that one misses a victim in a cgroup that the container made
-    /// for itself, though the limit it died of was the container's.
-    pub fn oom_kills(&self) -> Result<u64> {
-        let Some(directory) = self.controller("memory")? else {
-            return Ok(0);
-        };
-        let file = if self.is_v2() {
-            "memory.events"
-        } else {
-            "memory.oom_control"
-        };
-        match directory.try_read(file) {
-            Ok(text) => Ok(keyed_value(&text, "oom_kill").unwrap_or(0)),
-            Err(Errno::NOENT) if self.is_v2() => Ok(0),
-            Err(error) => Err(error).with_context(|| format!("read {}/{file}", directory.path.display())),
-        }
-    }
-
     fn is_v2(&self) -> bool {
         matches!(self.paths, CgroupPaths::V2(_))
     }
@@ -318,25 +180,11 @@ impl Cgroup {
         Ok(self.open.get_or_init(|| found))
     }
 
-    /// The directory with this controller's files; on v2 always the same.
-    fn controller(&self, controller: &str) -> Result<Option<&Directory>> {
-        let has = |hierarchy: &str| self.is_v2() || layout::has_controller(hierarchy, controller);
-        Ok(self
-            .directories()?
-            .iter()
-            .find(|(hierarchy, _)| has(hierarchy))
-            .map(|(_, directory)| directory))
-    }
-
     /// The directory whose processes get signals: on v1 the freezer's, so that they can be held meanwhile, or any.
     fn signal_directory(&self) -> Result<Option<&Directory>> {
         let freezer = self.controller("freezer")?;
         Ok(freezer.or(self.directories()?.first().map(|(_, directory)| directory)))
     }
-}
-
-fn describe(write: &Write) -> String {
-    format!("write {:?} to {}", write.value, write.file)
 }
 
 /// The number on the line `KEY NUMBER`.

@@ -19,7 +19,7 @@ pub struct Parsed<T> {
 /// every element of an array.
 ///
 /// By their path in the text, because the types lack some of them.
-const UNSUPPORTED: [(&str, &str); 29] = [
+const UNSUPPORTED: [(&str, &str); 25] = [
     ("process.apparmorProfile", "AppArmor"),
     ("process.selinuxLabel", "SELinux"),
     ("process.scheduler", "scheduling policies"),
@@ -35,13 +35,6 @@ const UNSUPPORTED: [(&str, &str); 29] = [
     ("linux.timeOffsets", "time namespaces"),
     ("linux.memoryPolicy", "memory policies"),
     ("linux.netDevices", "moving network devices"),
-    ("linux.resources.blockIO", "block IO limits"),
-    ("linux.resources.network", "network priorities"),
-    ("linux.resources.rdma", "RDMA limits"),
-    (
-        "linux.resources.memory.kernel",
-        "kernel memory limits, which Linux has not had since 5.16",
-    ),
     ("solaris", "Solaris"),
     ("windows", "Windows"),
     ("freebsd", "FreeBSD"),
@@ -211,13 +204,6 @@ mod tests {
         }
         let rdt = check(&[("/linux/intelRdt", json!({}))]).unwrap_err();
         assert!(rdt.starts_with("linux.intelRdt: {}"), "{rdt}");
-        assert_eq!(
-            check(&[
-                ("/linux/resources/blockIO", json!({})),
-                ("/linux/resources/memory/kernel", json!(0))
-            ]),
-            Ok(vec![])
-        );
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
     if let Some(sysctls) = linux.sysctl() {
         sysctl::check(sysctls, |kind| private(linux, kind))?;
     }
-    crate::cgroup::check(linux)?;
+    warnings.extend(crate::cgroup::check(linux)?);
     Ok(warnings)
 }
 
