@@ -13,7 +13,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 # What the tests need beside what pods need: the OCI runtime that is the control, and tools of ours here.
-TEST_PACKAGES=(jq runc shellcheck util-linux)
+TEST_PACKAGES=(jq runc shellcheck strace uidmap util-linux)
 
 suites=("$@")
 failed=()

@@ -125,6 +125,11 @@ pub fn grantable(other_user_namespace: bool) -> Result<CapabilitySet> {
     Ok(capabilities(None).context("capget")?.permitted)
 }
 
+/// Whether this process can make use of a capability.
+pub fn effective(one: CapabilitySet) -> Result<bool> {
+    Ok(capabilities(None).context("capget")?.effective.contains(one))
+}
+
 /// One more than the highest capability that a name exists for: CAP_CHECKPOINT_RESTORE, Linux 5.9.
 const CAPABILITY_LIMIT: u32 = CapabilitySet::CHECKPOINT_RESTORE.bits().trailing_zeros() + 1;
 

@@ -41,9 +41,6 @@ pub use help::{help, usage};
 pub use show::{Events, List, NewSpec, Ps};
 pub use update::Update;
 
-/// Where the states of containers are kept unless `--root` says otherwise.
-const DEFAULT_ROOT: &str = "/run/corten/runtime";
-
 const COMMAND: Operand = Operand {
     name: "COMMAND",
     what: "the command",
@@ -61,7 +58,7 @@ there is no daemon.",
     flags: &[&[
         Flag::directory(
             "root",
-            "where the states of containers are kept (default: /run/corten/runtime)",
+            "where the states of containers are kept (default: /run/corten/runtime; for users: $XDG_RUNTIME_DIR/corten)",
         ),
         Flag::file("log", "write the log there instead of to standard error"),
         Flag::words(
@@ -276,7 +273,7 @@ fn command(definition: &'static Definition, args: Vec<OsString>) -> Result<Comma
 impl Globals {
     fn new(arguments: &Arguments) -> Result<Globals> {
         Ok(Globals {
-            root: arguments.path("root").unwrap_or_else(|| DEFAULT_ROOT.into()),
+            root: arguments.path("root").unwrap_or_else(crate::rootless::default_root),
             log: arguments.path("log"),
             log_format: if arguments.is("log-format", "json") {
                 Format::Json

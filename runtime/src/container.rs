@@ -14,9 +14,11 @@ use corten_proto::id::ContainerId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{ContainerState, Hook, Spec};
+use rustix::io::Errno;
 
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
+use crate::cli::Rootless;
 use crate::error::Error;
 use crate::init::{Init, runtime_hooks};
 use crate::namespaces::{self, Namespaces};
@@ -25,7 +27,7 @@ use crate::rootfs::Sources;
 use crate::spawn::{self, Child, Plan};
 use crate::state::{self, Directory, OCI_VERSION, State};
 use crate::sync::{FromChild, FromParent};
-use crate::{hooks, log, process, signal, time};
+use crate::{hooks, log, process, rootless, signal, time};
 
 /// How long a killed process may take to be gone before delete gives up on it. One in uninterruptible sleep takes as
 /// long as its device.
@@ -49,6 +51,8 @@ pub struct Create {
     pub preserve_fds: i32,
     /// Whether the session gets a keyring of its own.
     pub new_keyring: bool,
+    /// Whether it may go without a cgroup.
+    pub rootless: Rootless,
 }
 
 /// A container just created.
@@ -67,19 +71,27 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     let spec = &bundle.spec;
     let linux = spec.linux().as_ref().context("linux: missing")?;
     let namespaces = Namespaces::open(spec)?;
-    let cgroup = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id)?;
+    let planned = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id)?;
 
     let reserved = state::reserve(root, &request.id)?;
     let directory = reserved.directory();
-    let mut state = first_state(request, bundle, &cgroup);
+    let mut state = first_state(request, bundle, &planned);
     directory.write_spec(&bundle.text)?;
     // Before the cgroup: delete must know where to look for it.
     directory.write(&state)?;
-    let made = cgroup.create().context("make the cgroup")?;
+    let none;
+    let (cgroup, made) = match planned.create() {
+        Ok(made) => (&planned, made),
+        Err(error) => {
+            none = rootless::without_cgroup(error, linux, request.rootless).context("make the cgroup")?;
+            state.cgroup = none.paths().clone();
+            (&none, none.create()?)
+        }
+    };
     state.own_cgroup = true;
     directory.write(&state)?;
     cgroup.apply(linux)?;
-    match launch(request, bundle, directory, &mut state, &cgroup, &namespaces) {
+    match launch(request, bundle, directory, &mut state, cgroup, &namespaces) {
         Ok(init) => {
             made.keep();
             Ok(Created {
@@ -108,10 +120,7 @@ fn launch(
     namespaces: &Namespaces,
 ) -> Result<OwnedFd> {
     let fifo = directory.make_fifo()?;
-    let sources = (!namespaces.joins_mount())
-        .then(|| Sources::open(bundle, cgroup.paths(), namespaces))
-        .transpose()?;
-
+    let sources = open_sources(bundle, cgroup, namespaces)?;
     let terms = Terms::new(namespaces.user(), request.preserve_fds)?;
     let init = Init {
         bundle,
@@ -137,6 +146,19 @@ fn launch(
     // The last step that can fail; init has everything it needs.
     child.channel.send(&FromParent::Proceed)?;
     Ok(child.release())
+}
+
+/// Opens everything that has a path on the host; `None` where that is for init to do, in the mount namespace it joins or
+/// with the rights it has in its own.
+fn open_sources(bundle: &Bundle, cgroup: &Cgroup, namespaces: &Namespaces) -> Result<Option<Sources>> {
+    if namespaces.joins_mount() || rootless::unprivileged() {
+        return Ok(None);
+    }
+    match Sources::open(bundle, cgroup.paths(), namespaces) {
+        // Root of a user namespace has no right to the mounts of an older one.
+        Err(error) if error.downcast_ref() == Some(&Errno::PERM) && rootless::in_user_namespace() => Ok(None),
+        sources => sources.map(Some),
+    }
 }
 
 fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
@@ -166,9 +188,12 @@ fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
     let plan = Plan {
         new: init.namespaces.cloned(),
         cgroup,
+        dumpable: init.terms.unprivileged,
         between,
     };
+    let lent = rootless::lend_oom_score(init.bundle.process()?)?;
     let child = spawn::spawn(&plan, |start| init.run(start))?;
+    drop(lent);
     prepare(init, &child, between.is_some()).map_err(|error| child.explain(error))?;
     Ok(child)
 }
@@ -184,6 +209,9 @@ fn prepare(init: &Init<'_>, child: &Child, between: bool) -> Result<()> {
     }
     if init.namespaces.user() || between {
         child.channel.send(&FromParent::Mapped)?;
+    }
+    if init.terms.unprivileged {
+        return Ok(());
     }
     process::set_oom_score_adj(process, child.pid)
 }
@@ -281,8 +309,9 @@ pub fn kill(root: &Path, id: &ContainerId, signal: i32, all: bool) -> Result<()>
     let directory = Directory::open(root, id)?;
     let state = directory.state()?;
     let cgroup = || Cgroup::open(state.cgroup.clone());
-    // Processes that init has left behind can still be signalled when it is gone.
-    if all {
+    // Processes that init has left behind can still be signalled when it is gone. Without a cgroup they cannot be found;
+    // then init alone gets the signal, whose end is theirs if it has its own pid namespace.
+    if all && !cgroup().is_none() {
         return cgroup().kill(signal);
     }
     let Some(init) = signal::open_process(state.pid, state.start_time)? else {

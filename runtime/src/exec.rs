@@ -22,7 +22,7 @@ use crate::rootfs::resolve::Root;
 use crate::spawn::{self, Child, Plan, Start};
 use crate::state::{Directory, State};
 use crate::sync::{FromChild, FromParent};
-use crate::{log, namespaces, process, signal, state};
+use crate::{log, namespaces, process, rootless, signal, state};
 
 /// What is to be executed, and how.
 #[derive(Debug)]
@@ -73,16 +73,19 @@ impl Exec {
             let plan = Plan {
                 new: CloneFlags::empty(),
                 cgroup,
+                dumpable: false,
                 between: Some(&join),
             };
             spawn::spawn(&plan, |start| self.run(start, target, terms))
         };
+        let lent = rootless::lend_oom_score(&self.process)?;
         let child = match spawn(&Cgroup::open(target.state.cgroup.clone())) {
             // A v2 cgroup whose controllers the container has passed on to cgroups below takes no process itself; then
             // the one that the container's init went to.
             Err(error) if is_busy(&error) => spawn(&Cgroup::of_process(target.state.pid)?)?,
             child => child?,
         };
+        drop(lent);
         self.prepare(&child, terms).map_err(|error| child.explain(error))?;
         let pid = child.pid;
         Ok((pid, child.release()))
@@ -90,7 +93,9 @@ impl Exec {
 
     /// Does to the child what is to be done from outside, until the end of file that says its program runs.
     fn prepare(&self, child: &Child, terms: Terms) -> Result<()> {
-        process::set_oom_score_adj(&self.process, child.pid)?;
+        if !terms.unprivileged {
+            process::set_oom_score_adj(&self.process, child.pid)?;
+        }
         if terms.user_namespace && self.console.is_none() {
             process::give_stdio(&self.process, child.pid)?;
         }

@@ -33,7 +33,8 @@ pub struct Init<'a> {
     pub bundle: &'a Bundle,
     /// The namespaces to be in.
     pub namespaces: &'a Namespaces,
-    /// Everything that has a path on the host, open; none where the paths are those of a mount namespace to be joined.
+    /// Everything that has a path on the host, open; none where the paths are those of a mount namespace to be joined, or
+    /// where only init has the right to copy mounts.
     pub sources: Option<&'a Sources>,
     /// The state that hooks get.
     pub state: &'a State,
@@ -57,8 +58,8 @@ impl Init<'_> {
         // Before anything of the container's is mounted: nobody can have put anything over this procfs, ever. For the
         // sysctls, and to open the fifo anew when /proc may be anything.
         let proc = own_procfs()?;
-        let joined = self.joined_sources()?;
-        let sources = self.sources.or(joined.as_ref());
+        let own = self.own_sources()?;
+        let sources = self.sources.or(own.as_ref());
         let sources = sources.context("nobody has opened the root")?;
         let mut root = Rootfs::attach(&self.bundle.spec, sources)?;
         root.mount_all()?;
@@ -117,14 +118,15 @@ impl Init<'_> {
             self.namespaces.join()?;
             if self.namespaces.user() {
                 start.channel.expect(FromParent::Mapped)?;
+                spawn::undumpable()?;
             }
         }
         self.namespaces.become_root()?;
         self.namespaces.copy_mounts()
     }
 
-    /// What has a path, where paths are those of the mount namespace we are in a copy of.
-    fn joined_sources(&self) -> Result<Option<Sources>> {
+    /// What has a path, where the parent could not open it.
+    fn own_sources(&self) -> Result<Option<Sources>> {
         if self.sources.is_some() {
             return Ok(None);
         }

@@ -2,7 +2,8 @@
 //!
 //! The order matters. A namespace belongs to the user namespace it was made in, and whoever enters a user namespace
 //! loses the right to enter namespaces of the one outside. So existing namespaces are joined first, the user namespace
-//! last of them, and only then are new ones made; a pid namespace takes effect for children only. Where that means joining
+//! last of them (but for those that belong to it, and that a user who is not root can enter by its root's rights alone),
+//! and only then are new ones made; a pid namespace takes effect for children only. Where that means joining
 //! something before the container's init is cloned, a process in between does it (see [`crate::spawn`]).
 //!
 //! A mount namespace that exists is joined twice. The container's root becomes its root, as with runc: for every process
@@ -21,7 +22,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid};
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+
+use crate::id_map::{self, Kind};
 
 /// The namespaces of one container.
 #[derive(Debug)]
@@ -106,9 +109,18 @@ impl Namespaces {
         self.mount.is_some()
     }
 
-    /// Enters the namespaces that exist.
+    /// Enters the namespaces that exist. One that only root of the user namespace may enter is entered after that.
     pub fn join(&self) -> Result<()> {
-        self.mount.iter().chain(&self.join).try_for_each(Existing::join)
+        let mut refused = Vec::new();
+        for existing in self.mount.iter().chain(&self.join) {
+            match existing.join() {
+                Err(error) if existing.flag != CloneFlags::CLONE_NEWUSER && is_refusal(&error) => {
+                    refused.push(existing)
+                }
+                joined => joined?,
+            }
+        }
+        refused.into_iter().try_for_each(Existing::join)
     }
 
     /// Leaves a joined mount namespace for a copy of it, in which everything can be done without a trace.
@@ -185,6 +197,10 @@ impl Existing {
     }
 }
 
+fn is_refusal(error: &anyhow::Error) -> bool {
+    error.downcast_ref() == Some(&nix::errno::Errno::EPERM)
+}
+
 /// The namespaces the specification lists.
 fn declared(spec: &Spec) -> &[LinuxNamespace] {
     spec.linux()
@@ -247,29 +263,14 @@ fn map_id(map: &str, id: u32) -> Option<u32> {
     })
 }
 
-/// Writes a new user namespace's id mappings, from outside and as root, so that no helper and no setgroups rule is in
-/// the way.
+/// Writes a new user namespace's id mappings, from outside.
 pub fn write_mappings(spec: &Spec, pid: i32) -> Result<()> {
-    let linux = spec.linux().as_ref();
-    let uids = linux
-        .and_then(|linux| linux.uid_mappings().as_deref())
-        .unwrap_or_default();
-    let gids = linux
-        .and_then(|linux| linux.gid_mappings().as_deref())
-        .unwrap_or_default();
-    for (file, mappings) in [("gid_map", gids), ("uid_map", uids)] {
-        let path = format!("/proc/{pid}/{file}");
-        // One write: the kernel takes the whole map at once or not at all.
-        std::fs::write(&path, mapping_lines(mappings)).with_context(|| format!("write {path}"))?;
+    let linux = spec.linux().as_ref().context("linux: missing")?;
+    // The groups first: while they can still be given up.
+    for kind in [Kind::Gid, Kind::Uid] {
+        id_map::write(pid, kind, kind.mappings(linux))?;
     }
     Ok(())
-}
-
-fn mapping_lines(mappings: &[LinuxIdMapping]) -> String {
-    mappings
-        .iter()
-        .map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size()))
-        .collect()
 }
 
 fn clone_flag(kind: LinuxNamespaceType) -> Result<CloneFlags> {

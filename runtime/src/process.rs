@@ -21,7 +21,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::capabilities::{self, Capabilities};
 use crate::rootfs::resolve::Root;
-use crate::{log, namespaces};
+use crate::{log, namespaces, rootless};
 
 /// How much of a container's /etc/passwd is read, in bytes: it is the image's and may be anything (CVE-2026-47262).
 const MAX_PASSWD: u64 = 1024 * 1024;
@@ -37,6 +37,8 @@ pub struct Terms {
     /// The runtime may raise any limit of any process, and does so for this one from outside: in a user namespace it
     /// could not do it itself. Without CAP_SYS_RESOURCE each process can set its own limits only.
     pub limits_from_outside: bool,
+    /// The runtime is not root's: it has no right to the files of an undumpable process.
+    pub unprivileged: bool,
     /// How many descriptors from 3 on the program gets.
     pub preserve_fds: i32,
 }
@@ -48,6 +50,7 @@ impl Terms {
         Ok(Terms {
             user_namespace,
             limits_from_outside,
+            unprivileged: rootless::unprivileged(),
             preserve_fds,
         })
     }
@@ -223,7 +226,7 @@ pub fn become_user(process: &Process, own_user_namespace: bool) -> Result<()> {
         .flatten()
         .map(|&gid| Gid::from_raw(gid))
         .collect();
-    nix::unistd::setgroups(&groups).with_context(|| format!("setgroups({groups:?})"))?;
+    set_groups(&groups)?;
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     nix::unistd::setresgid(gid, gid, gid).with_context(|| format!("setresgid({gid})"))?;
     nix::unistd::setresuid(uid, uid, uid).with_context(|| format!("setresuid({uid})"))?;
@@ -235,6 +238,15 @@ pub fn become_user(process: &Process, own_user_namespace: bool) -> Result<()> {
         nix::sys::prctl::set_no_new_privs().context("prctl(PR_SET_NO_NEW_PRIVS)")?;
     }
     Ok(())
+}
+
+/// Sets the supplementary groups. In a user namespace whose map an ordinary user has written there are none to be had,
+/// and those of the caller stay (user_namespaces(7)): the refusal that comes in spite of the capability.
+fn set_groups(groups: &[Gid]) -> Result<()> {
+    match nix::unistd::setgroups(groups) {
+        Err(nix::errno::Errno::EPERM) if groups.is_empty() && capabilities::effective(CapabilitySet::SETGID)? => Ok(()),
+        result => result.with_context(|| format!("setgroups({groups:?})")),
+    }
 }
 
 /// Undoes what the language's start-up (SIGPIPE ignored) and the caller (a signal mask) would hand down across execve.
@@ -263,9 +275,10 @@ fn set_rlimit(limit: &PosixRlimit, target: Option<Pid>) -> Result<()> {
         maximum: bound(hard),
     };
     match rustix::process::prlimit(target, resource, wanted) {
-        Err(Errno::PERM) if target.is_none() => {}
+        Err(Errno::PERM) => {}
         result => return result.map(drop).map_err(Into::into),
     }
+    // The target has the same limits as this process, whose child it is.
     let before = rustix::process::getrlimit(resource);
     let possible = before.maximum.unwrap_or(u64::MAX).min(hard);
     log::warn(format_args!(
@@ -276,7 +289,7 @@ fn set_rlimit(limit: &PosixRlimit, target: Option<Pid>) -> Result<()> {
         current: bound(soft.min(possible)),
         maximum: bound(possible),
     };
-    rustix::process::setrlimit(resource, clamped)?;
+    rustix::process::prlimit(target, resource, clamped)?;
     Ok(())
 }
 

@@ -10,8 +10,8 @@
 //! container's cgroup before it does anything: it is cloned into it on v2, and enters it by itself on v1
 //! ([`Cgroup::enter`]); a child that follows inherits that.
 //!
-//! Both processes make themselves undumpable before they enter any namespace (CVE-2016-9962): nobody in the container
-//! can trace them, or reach a file through their /proc entries.
+//! Both processes make themselves undumpable before they enter any namespace that exists (CVE-2016-9962): nobody in the
+//! container can trace them, or reach a file through their /proc entries.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,6 +49,9 @@ pub struct Plan<'a> {
     pub new: CloneFlags,
     /// The child's cgroup.
     pub cgroup: &'a Cgroup,
+    /// The child stays dumpable until it has heard `Mapped`: a parent who is not root can write to the /proc files of no
+    /// other. Without a process between; nobody is in the child's new namespaces yet who could make use of it.
+    pub dumpable: bool,
     /// What a process between has to do before the child is cloned.
     pub between: Option<&'a dyn Fn() -> Result<()>>,
 }
@@ -95,7 +98,8 @@ impl Drop for AbortOnUnwind {
 /// The child's side, from the first instruction to the last.
 fn live(plan: &Plan<'_>, placed: bool, start: &Start, body: impl FnOnce(&Start) -> Result<Infallible>) -> ! {
     let _abort = AbortOnUnwind;
-    let Err(error) = undumpable()
+    let shut = if plan.dumpable && plan.between.is_none() { Ok(()) } else { undumpable() };
+    let Err(error) = shut
         .and_then(|()| if placed { Ok(()) } else { plan.cgroup.enter() })
         .and_then(|()| plan.between.map_or(Ok(()), |join| cross(start, plan.new, join)))
         .and_then(|()| body(start));
@@ -122,7 +126,8 @@ fn cross(start: &Start, new: CloneFlags, join: &dyn Fn() -> Result<()>) -> Resul
     }
 }
 
-fn undumpable() -> Result<()> {
+/// Shuts out everybody but root of the machine from this process's memory and files.
+pub(crate) fn undumpable() -> Result<()> {
     nix::sys::prctl::set_dumpable(false).context("prctl(PR_SET_DUMPABLE, 0)")
 }
 
@@ -158,7 +163,8 @@ impl Child {
     /// The wait comes first: once that process is gone its message has been sent or never will be, whereas a read
     /// could wait for ever, the child holding the same socket.
     fn successor(mut self) -> Result<Child> {
-        rustix::process::waitid(WaitId::PidFd(self.pidfd().as_fd()), WaitIdOptions::EXITED).context("waitid")?;
+        let wait = || rustix::process::waitid(WaitId::PidFd(self.pidfd().as_fd()), WaitIdOptions::EXITED);
+        rustix::io::retry_on_intr(wait).context("waitid")?;
         let message = if self.channel.is_readable() {
             self.receive()?
         } else {

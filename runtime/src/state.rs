@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupPaths;
 use crate::error::Error;
+use crate::rootless;
 
 /// The version of the OCI runtime specification this runtime follows.
 pub const OCI_VERSION: &str = "1.3.0";
@@ -96,13 +97,14 @@ pub struct Reserved(Option<Directory>);
 /// Reserves the id: makes the directory, which is what fails where the id is taken.
 pub fn reserve(root: &Path, id: &ContainerId) -> Result<Reserved> {
     let mut builder = fs::DirBuilder::new();
-    builder.mode(0o700);
+    // Sticky: what is in $XDG_RUNTIME_DIR may be tidied up after some hours otherwise (XDG base directory specification).
+    builder.mode(if rootless::unprivileged() { 0o1700 } else { 0o700 });
     builder
         .recursive(true)
         .create(root)
         .with_context(|| format!("create {}", root.display()))?;
     let path = root.join(id.as_str());
-    match builder.recursive(false).create(&path) {
+    match builder.recursive(false).mode(0o700).create(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(Error::Exists(id.clone()).into());
         }

@@ -21,6 +21,8 @@ use std::path::{Component, Path};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use oci_spec::runtime::{Hook, Hooks, Mount, Spec};
 
+use crate::id_map::Ids;
+use crate::rootless;
 pub use document::{Parsed, parse_process, parse_spec};
 pub use process::validate_process;
 
@@ -31,6 +33,9 @@ pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
     root(spec, bundle)?;
     let process = spec.process().as_ref().ok_or_else(|| anyhow!("process: missing"))?;
     warnings.extend(validate_process(process)?);
+    if rootless::unprivileged() {
+        rootless::check(spec, Ids::own())?;
+    }
     let linux = spec.linux().as_ref().ok_or_else(|| anyhow!("linux: missing"))?;
     warnings.extend(linux::linux(linux)?);
     linux::joined_mount_namespace(spec, linux)?;

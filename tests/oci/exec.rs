@@ -26,6 +26,20 @@ each_runtime! {
     short_flags_are_understood,
 }
 
+rootless! {
+    it_sees_what_the_container_sees,
+    it_exits_with_the_program_s_code,
+    it_reads_the_caller_s_stdin,
+    user_env_and_cwd_are_taken,
+    it_has_the_container_s_capabilities,
+    detach_leaves_it_running,
+    a_missing_program_is_an_error,
+    a_stopped_container_is_an_error,
+    it_does_not_become_the_container_s_child,
+    it_ends_with_the_container,
+    many_at_once,
+}
+
 fn sleeper(runtime: &Runtime) -> (Bundle<'_>, Container) {
     let mut bundle = runtime.bundle();
     bundle.probe(&["sleep"]);

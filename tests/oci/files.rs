@@ -15,6 +15,14 @@ each_runtime! {
     the_runtime_s_binary_cannot_be_written,
 }
 
+rootless! {
+    only_stdio_is_open,
+    exec_has_only_stdio_open,
+    preserved_descriptors_are_passed_on,
+    stdio_is_the_caller_s,
+    the_runtime_s_binary_cannot_be_written,
+}
+
 fn numbers(report: &Report) -> Vec<&str> {
     report["fds"]
         .as_object()

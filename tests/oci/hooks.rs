@@ -18,6 +18,14 @@ each_runtime! {
     poststop_hooks_follow_a_failed_create,
 }
 
+rootless! {
+    the_environment_is_the_hook_s_own,
+    a_failing_hook_undoes_create,
+    a_failing_start_hook_fails_start,
+    create_container_hooks_find_the_root_at_its_path,
+    poststop_hooks_follow_a_failed_create,
+}
+
 corten_only! {
     hooks_run_in_order: "runc 1.1 runs poststart hooks in create; runtime.md, step 10, has them after start",
     the_state_is_on_stdin: "the same: their state says created",

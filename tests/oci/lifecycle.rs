@@ -35,6 +35,22 @@ each_runtime! {
     short_flags_are_understood,
 }
 
+rootless! {
+    create_waits_for_start,
+    state_has_what_the_specification_asks,
+    pid_file_holds_the_host_s_pid,
+    an_id_is_used_once,
+    start_needs_a_created_container,
+    delete_needs_a_stopped_container,
+    delete_of_a_created_container_ends_it,
+    delete_force_ends_a_running_container,
+    kill_takes_names_and_numbers,
+    kill_needs_a_container_that_runs,
+    kill_reaches_a_created_container,
+    list_shows_every_container,
+    a_killed_init_is_stopped_in_state,
+}
+
 corten_only! {
     a_killed_create_can_be_deleted: "runc 1.1 writes its state after the hooks, and leaves what nothing can delete",
     one_of_many_creates_with_one_id_wins: "runc 1.1 takes no lock: a create that loses now and then removes the winner's state",

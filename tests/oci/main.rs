@@ -6,6 +6,7 @@
 //! Each test uses ids, cgroups and directories of its own and leaves nothing behind, which is checked after it.
 
 use corten_tests::bundle::Runtime;
+use corten_tests::bundle::user::Caller;
 use corten_tests::leak;
 
 /// Makes one `#[test]` per runtime of each named `fn(&Runtime)`: `corten::NAME` and `runc::NAME`.
@@ -29,6 +30,22 @@ macro_rules! corten_only {
     };
 }
 
+/// The same, run by an ordinary user with ids for containers: `rootless::corten::NAME` and `rootless::runc::NAME`.
+macro_rules! rootless {
+    ($($name:ident),* $(,)?) => {
+        mod rootless {
+            mod corten {
+                $(#[test] fn $name() { crate::run_as(Caller::User, "corten", super::super::$name) })*
+                use corten_tests::bundle::user::Caller;
+            }
+            mod runc {
+                $(#[test] fn $name() { crate::run_as(Caller::User, "runc", super::super::$name) })*
+                use corten_tests::bundle::user::Caller;
+            }
+        }
+    };
+}
+
 mod attacks;
 mod cgroup;
 mod errors;
@@ -42,6 +59,7 @@ mod process;
 mod recovery;
 mod resources;
 mod rootfs;
+mod rootless;
 mod run;
 mod same_result;
 mod sysctl;
@@ -49,7 +67,12 @@ mod terminal;
 
 /// Runs one test with one runtime, and checks that nothing is left.
 fn on(name: &'static str, test: fn(&Runtime)) {
-    let Some(runtime) = Runtime::find(name) else {
+    run_as(Caller::Root, name, test);
+}
+
+/// The same, as this user.
+fn run_as(caller: Caller, name: &'static str, test: fn(&Runtime)) {
+    let Some(runtime) = Runtime::find_as(caller, name) else {
         eprintln!("SKIP: {name} is not installed");
         return;
     };

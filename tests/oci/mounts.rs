@@ -32,6 +32,19 @@ each_runtime! {
     cgroups_are_mounted_read_only,
 }
 
+rootless! {
+    mounts_are_made_in_order,
+    tmpfs_takes_its_options,
+    a_directory_is_bound_and_its_mount_point_made,
+    a_file_is_bound_and_its_mount_point_made,
+    a_bind_takes_mount_flags,
+    mounts_made_inside_are_not_seen_outside,
+    a_destination_resolves_inside_the_root,
+    a_symlink_as_the_last_component_resolves_inside_the_root,
+    proc_and_sys_must_be_directories,
+    a_missing_source_is_refused,
+}
+
 corten_only! {
     rootfs_propagation_is_taken: "runc 1.1 sets it on the mount the root filesystem is made from, not on the root itself",
 }

@@ -25,6 +25,14 @@ each_runtime! {
     a_container_s_mount_namespace_is_left_as_it_is,
 }
 
+rootless! {
+    a_new_pid_namespace_starts_at_one,
+    cgroup_namespace_hides_the_path,
+    hostname_and_domainname_are_set,
+    a_path_of_the_wrong_type_is_refused,
+    a_missing_path_is_refused,
+}
+
 corten_only! {
     user_namespace_can_be_joined: "runc 1.1 asks for mappings where a path is given, which config-linux.md does not",
     a_failed_create_leaves_a_joined_mount_namespace_as_it_is: "runc 1.1 leaves what it has mounted there",

@@ -34,6 +34,23 @@ each_runtime! {
     it_has_a_session_keyring_of_its_own,
 }
 
+rootless! {
+    umask_is_set_and_defaults_to_022,
+    each_capability_set_is_as_listed,
+    without_capabilities_there_are_none,
+    a_user_keeps_ambient_capabilities,
+    rlimits_are_set,
+    no_new_privileges,
+    environment_is_the_spec_s,
+    home_is_the_user_s,
+    cwd_is_entered,
+    a_missing_cwd_is_made,
+    a_cwd_cannot_leave_the_root,
+    oom_score_adj_is_set,
+    a_missing_program_is_refused_by_create,
+    it_has_a_session_keyring_of_its_own,
+}
+
 corten_only! {
     oom_score_adj_is_clamped: "runc fails where the kernel refuses the value (no CAP_SYS_RESOURCE)",
 }

@@ -27,6 +27,17 @@ each_runtime! {
     dev_of_the_host_is_left_alone,
 }
 
+rootless! {
+    a_read_only_root_cannot_be_written,
+    a_writable_root_can_be_written,
+    nothing_of_the_host_is_mounted,
+    the_root_is_the_top_of_the_mount_namespace,
+    masked_files_are_the_null_device,
+    masked_directories_are_empty_and_read_only,
+    default_symlinks_are_there,
+    dev_of_the_host_is_left_alone,
+}
+
 corten_only! {
     a_false_null_device_masks_nothing: "CVE-2025-31133: runc 1.1.5 binds whatever the image put at /dev/null",
 }

@@ -16,6 +16,16 @@ each_runtime! {
     many_at_once,
 }
 
+rootless! {
+    it_exits_with_the_program_s_code,
+    a_signal_becomes_a_code,
+    it_leaves_nothing,
+    output_and_errors_stay_apart,
+    detach_returns_while_the_container_runs,
+    signals_are_passed_on,
+    many_at_once,
+}
+
 fn it_exits_with_the_program_s_code(runtime: &Runtime) {
     for code in [0, 1, 42, 255] {
         let mut bundle = runtime.bundle();

@@ -19,6 +19,12 @@ each_runtime! {
     a_console_socket_nobody_listens_on_is_an_error,
 }
 
+rootless! {
+    the_master_comes_over_the_console_socket,
+    the_console_has_the_size_asked_for,
+    exec_can_have_a_terminal,
+}
+
 /// Where a runtime is told to send the terminal.
 struct ConsoleSocket {
     path: PathBuf,

@@ -13,6 +13,7 @@
 mod command;
 mod report;
 mod spec;
+pub mod user;
 
 pub use command::{Output, Running, finish, wait_until};
 pub use report::Report;
@@ -35,6 +36,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use spec::make_rootfs;
 use tempfile::TempDir;
+use user::{Caller, Home};
 
 use crate::cgroup;
 
@@ -47,6 +49,8 @@ pub struct Runtime {
     binary: PathBuf,
     root: TempDir,
     marker: String,
+    /// Of the ordinary user it is run as.
+    home: Option<Home>,
 }
 
 impl Runtime {
@@ -59,6 +63,16 @@ impl Runtime {
     /// Where no temporary directory can be made, or `corten` has not been built.
     #[must_use]
     pub fn find(name: &'static str) -> Option<Runtime> {
+        Runtime::find_as(Caller::Root, name)
+    }
+
+    /// The same, to be run by this user. Every bundle is then the user's, and its specification one that such a user can
+    /// ask for.
+    ///
+    /// # Panics
+    /// As [`Runtime::find`].
+    #[must_use]
+    pub fn find_as(caller: Caller, name: &'static str) -> Option<Runtime> {
         static SUBREAPER: Once = Once::new();
         SUBREAPER.call_once(|| {
             nix::sys::prctl::set_child_subreaper(true).expect("PR_SET_CHILD_SUBREAPER takes any process");
@@ -75,11 +89,16 @@ impl Runtime {
             .prefix(&marker)
             .tempdir()
             .expect("make the state directory");
+        let home = Home::new(caller, &marker).expect("make the user's files");
+        if home.is_some() {
+            user::give(root.path()).expect("give the state directory to the user");
+        }
         Some(Runtime {
             name,
             binary,
             root,
             marker,
+            home,
         })
     }
 
@@ -87,6 +106,12 @@ impl Runtime {
     #[must_use]
     pub fn is(&self, name: &str) -> bool {
         self.name == name
+    }
+
+    /// Whether an ordinary user runs it.
+    #[must_use]
+    pub fn is_rootless(&self) -> bool {
+        self.home.is_some()
     }
 
     /// A word in the id of every container, every cgroup path and every command line of this runtime.
@@ -104,8 +129,19 @@ impl Runtime {
     /// The command line up to the subcommand: `RUNTIME --root DIR`.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.arg("--root").arg(self.root.path()).stdin(Stdio::null());
+        let mut command = self.program();
+        command.arg("--root").arg(self.root.path());
+        command
+    }
+
+    /// The command line of the program alone.
+    #[must_use]
+    pub fn program(&self) -> Command {
+        let mut command = match &self.home {
+            Some(home) => home.command(&self.binary),
+            None => Command::new(&self.binary),
+        };
+        command.stdin(Stdio::null());
         command
     }
 
@@ -166,7 +202,10 @@ impl<'r> Bundle<'r> {
         // A container's root user may be anyone to the host, and must still reach its files.
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("open the bundle to all");
         make_rootfs(&directory.path().join("rootfs")).expect("make the root filesystem");
-        let spec = default_spec(&id);
+        let mut spec = default_spec(&id);
+        if let Some(home) = &runtime.home {
+            home.adapt(&mut spec);
+        }
         Bundle {
             runtime,
             directory,
@@ -264,6 +303,10 @@ impl<'r> Bundle<'r> {
         if ["create", "run"].contains(&subcommand) {
             self.write();
             command.arg("--bundle").arg(self.path());
+        }
+        // With what the test has put there since the last time.
+        if self.runtime.is_rootless() {
+            user::give(self.path()).expect("give the bundle to the user");
         }
         command
     }

@@ -55,9 +55,10 @@ pub fn unified() -> Result<&'static Path> {
     }
 }
 
-/// The cgroup of a process in every hierarchy: (hierarchy name, path), from /proc/PID/cgroup.
-pub(super) fn memberships(pid: i32) -> Result<Vec<(String, PathBuf)>> {
-    let text = read(&format!("/proc/{pid}/cgroup"))?;
+/// The cgroup of a process in every hierarchy: (hierarchy name, path), from /proc/PID/cgroup. The process is named by its
+/// pid, or as `self`.
+pub(super) fn memberships(process: &str) -> Result<Vec<(String, PathBuf)>> {
+    let text = read(&format!("/proc/{process}/cgroup"))?;
     Ok(parse_memberships(&text)
         .map(|(name, path)| (name.to_owned(), PathBuf::from(path)))
         .collect())

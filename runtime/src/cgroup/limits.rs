@@ -1,5 +1,6 @@
 //! Limits: checked against this machine before anything is made, and written to a container's cgroups.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -10,7 +11,7 @@ use super::devices::Policy;
 use super::directory::Directory;
 use super::layout::{self, Layout, layout};
 use super::resources::{self, Absent, Write};
-use super::{Cgroup, keyed_value};
+use super::{Cgroup, CgroupPaths, keyed_value};
 
 /// Every check of `linux.resources` against this machine, without a side effect: limits that contradict each other or
 /// that no mounted controller can set. Answers with warnings.
@@ -76,9 +77,24 @@ pub(super) fn policy(linux: &Linux) -> Result<Policy> {
 }
 
 impl Cgroup {
+    /// None at all, for a container of a user who may make none; refused where there are limits to be set. Rules for
+    /// devices need no cgroup there: such a user makes no device, and has the right to use those of the host that the
+    /// host gives.
+    pub fn none(linux: &Linux) -> Result<Cgroup> {
+        let limits = linux.resources().as_ref().map(|resources| writes(resources, false));
+        let limits = limits.transpose()?.unwrap_or_default();
+        if let Some(limit) = limits.iter().find(|write| write.absent != Absent::Skip) {
+            bail!("linux.resources.{}: {} = {}: needs a cgroup", limit.field, limit.file, limit.value);
+        }
+        Ok(Cgroup::open(CgroupPaths::V1(BTreeMap::new())))
+    }
+
     /// Sets the limits of `linux.resources` and confines devices to its rules and those every container has. A limit that
     /// is not named stays as it is.
     pub fn apply(&self, linux: &Linux) -> Result<()> {
+        if self.is_none() {
+            return Ok(());
+        }
         if let Some(resources) = linux.resources() {
             self.set_limits(resources)?;
         }

@@ -94,7 +94,17 @@ impl Cgroup {
     /// The cgroups that a process is in, for reading what they say. They may be more than that process's own: never to be
     /// killed or deleted.
     pub fn of_process(pid: i32) -> Result<Cgroup> {
-        let memberships = layout::memberships(pid)?;
+        Cgroup::of(&pid.to_string())
+    }
+
+    /// The same of this process.
+    pub fn own() -> Result<Cgroup> {
+        Cgroup::of("self")
+    }
+
+    /// The cgroups of a process by its name in /proc.
+    fn of(process: &str) -> Result<Cgroup> {
+        let memberships = layout::memberships(process)?;
         let directory = |hierarchy: &Hierarchy| {
             let (_, path) = memberships.iter().find(|(name, _)| *name == hierarchy.name)?;
             hierarchy.directory(path)
@@ -106,7 +116,8 @@ impl Cgroup {
                     .collect(),
             ),
             Layout::V2(one) => CgroupPaths::V2(
-                directory(one).ok_or_else(|| anyhow!("the cgroup of process {pid} is outside what is mounted here"))?,
+                directory(one)
+                    .ok_or_else(|| anyhow!("the cgroup of process {process} is outside what is mounted here"))?,
             ),
         };
         Ok(Cgroup::open(paths))
@@ -162,6 +173,11 @@ impl Cgroup {
             Some(directory) => directory.processes(),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The container has none: see [`Cgroup::none`].
+    pub fn is_none(&self) -> bool {
+        self.paths.iter().next().is_none()
     }
 
     fn is_v2(&self) -> bool {

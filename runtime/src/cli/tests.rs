@@ -25,7 +25,8 @@ fn globals_come_before_the_command() {
     let id: ContainerId = "a".parse().unwrap();
     assert_eq!(command, Command::Delete(Delete { id, force: true }));
     let (globals, _) = parse("state a").unwrap();
-    assert_eq!((globals.root, globals.rootless), (DEFAULT_ROOT.into(), Rootless::Auto));
+    let root = crate::rootless::default_root();
+    assert_eq!((globals.root, globals.rootless), (root, Rootless::Auto));
 }
 
 #[test]

@@ -6,23 +6,23 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 
 use crate::bundle::Bundle;
-use crate::cli;
+use crate::cli::{self, Globals};
 use crate::console;
 use crate::container::{self, Create};
 
 /// Creates a container that is started later, by somebody else.
-pub(super) fn create(root: &Path, flags: &cli::Create) -> Result<()> {
+pub(super) fn create(root: &Path, globals: &Globals, flags: &cli::Create) -> Result<()> {
     let bundle = Bundle::load(&flags.bundle)?;
     let console = console_socket(
         flags.console_socket.as_deref(),
         bundle.process()?.terminal() == Some(true),
     )?;
-    container::create(root, &request(flags, console)?, &bundle)?;
+    container::create(root, &request(globals, flags, console)?, &bundle)?;
     Ok(())
 }
 
 /// The request that the flags amount to.
-pub(super) fn request(flags: &cli::Create, console: Option<OwnedFd>) -> Result<Create> {
+pub(super) fn request(globals: &Globals, flags: &cli::Create, console: Option<OwnedFd>) -> Result<Create> {
     ensure!(!flags.no_pivot, "--no-pivot: not supported yet");
     ensure!(flags.pidfd_socket.is_none(), "--pidfd-socket: not supported yet");
     Ok(Create {
@@ -32,6 +32,7 @@ pub(super) fn request(flags: &cli::Create, console: Option<OwnedFd>) -> Result<C
         console,
         preserve_fds: flags.preserve_fds,
         new_keyring: !flags.no_new_keyring,
+        rootless: globals.rootless,
     })
 }
 

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cli::{self, Command, Globals, Rootless};
+use crate::cli::{self, Command, Globals};
 use crate::state::OCI_VERSION;
 use crate::{container, sealed};
 
@@ -29,18 +29,14 @@ pub fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
         !globals.systemd_cgroup,
         "--systemd-cgroup: the systemd cgroup driver is not supported yet"
     );
-    ensure!(
-        globals.rootless != Rootless::True,
-        "--rootless=true: containers of other users than root are not supported yet"
-    );
     // These put a process of ours into a container.
     if matches!(command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
         sealed::ensure()?;
     }
     match command {
-        Command::Create(flags) => create::create(&root, &flags)?,
+        Command::Create(flags) => create::create(&root, globals, &flags)?,
         Command::Start(id) => container::start(&root, &id)?,
-        Command::Run(flags) => return run::run(&root, &flags),
+        Command::Run(flags) => return run::run(&root, globals, &flags),
         Command::Exec(flags) => return exec::exec(&root, flags),
         Command::State(id) => list::state(&root, &id)?,
         Command::List(list) => list::list(&root, &list)?,

@@ -7,18 +7,18 @@ use anyhow::Result;
 
 use super::create::{console_socket, request};
 use crate::bundle::Bundle;
-use crate::cli;
+use crate::cli::{self, Globals};
 use crate::container::{self, Created};
 use crate::foreground::Foreground;
 use crate::log;
 
 /// Runs a container; without `--detach` until it ends.
-pub(super) fn run(root: &Path, flags: &cli::Run) -> Result<ExitCode> {
+pub(super) fn run(root: &Path, globals: &Globals, flags: &cli::Run) -> Result<ExitCode> {
     let bundle = Bundle::load(&flags.create.bundle)?;
     let terminal = bundle.process()?.terminal() == Some(true);
     if flags.detach || flags.create.console_socket.is_some() {
         let console = console_socket(flags.create.console_socket.as_deref(), terminal)?;
-        let created = container::create(root, &request(&flags.create, console)?, &bundle)?;
+        let created = container::create(root, &request(globals, &flags.create, console)?, &bundle)?;
         start_or_delete(&created)?;
         if flags.detach {
             return Ok(ExitCode::SUCCESS);
@@ -27,7 +27,7 @@ pub(super) fn run(root: &Path, flags: &cli::Run) -> Result<ExitCode> {
     }
     // Before there is a process to forward signals to: none must get lost.
     let (foreground, console) = Foreground::begin(terminal)?;
-    let created = container::create(root, &request(&flags.create, console)?, &bundle)?;
+    let created = container::create(root, &request(globals, &flags.create, console)?, &bundle)?;
     start_or_delete(&created)?;
     wait(foreground, &created, flags.keep)
 }

@@ -136,7 +136,15 @@ impl Device {
         let what = || format!("make the device {}", self.path.display());
         match &self.host {
             Some(host) => mount::attach(host, root.file(&self.path).with_context(what)?).with_context(what),
-            None => self.make_node(root).with_context(what),
+            None => match self.make_node(root) {
+                // Root of a user namespace that was there before the runtime.
+                Err(error) if error.downcast_ref() == Some(&Errno::PERM) => self.open_host().and_then(|host| {
+                    let place = root.file(&self.path)?;
+                    mount::attach(host, place)
+                }),
+                made => made,
+            }
+            .with_context(what),
         }
     }
 

@@ -30,10 +30,11 @@ use anyhow::{Context, Result, ensure};
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{Linux, Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, fstat};
+use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::bundle::Bundle;
-use crate::cgroup::{self, CgroupPaths};
+use crate::cgroup::{self, Cgroup, CgroupPaths};
 use crate::namespaces::Namespaces;
 use options::{Bind, Options, Propagation};
 use resolve::Root;
@@ -138,13 +139,16 @@ impl Source {
         match (kind, cgroup) {
             ("", _) => anyhow::bail!("neither a type nor a bind"),
             ("cgroup", CgroupPaths::V1(directories)) => {
-                let copy = |(name, path): (&String, &PathBuf)| {
+                // A container without cgroups is in those of its runtime.
+                let inherited = directories.is_empty().then(Cgroup::own).transpose()?;
+                let paths = inherited.as_ref().map_or(cgroup, Cgroup::paths);
+                let copy = |(name, path): (&str, &Path)| {
                     Ok((
                         name.trim_start_matches("name=").to_owned(),
                         cgroup_directory(path, &options)?,
                     ))
                 };
-                Ok(Source::Cgroups(directories.iter().map(copy).collect::<Result<_>>()?))
+                Ok(Source::Cgroups(paths.iter().map(copy).collect::<Result<_>>()?))
             }
             ("cgroup" | "cgroup2", CgroupPaths::V2(path)) if cgroup_namespace => {
                 Ok(Source::Bind(cgroup_directory(path, &options)?))
@@ -193,6 +197,13 @@ fn bind_place(place: &OwnedFd, bind: Bind, options: &Options) -> Result<OwnedFd>
     let copy = mount::copy_as_peer(place, bind)?;
     mount::set_options(copy.as_fd(), options, 0)?;
     Ok(copy)
+}
+
+/// The host's /sys, with all that is mounted below, which must not be less read-only than itself: there are cgroups
+/// (CVE-2023-25809).
+fn host_sysfs(mut options: Options) -> Result<OwnedFd> {
+    options.recursive = options.attributes;
+    bind_path(Path::new("/sys"), Bind::Recursive, &options)
 }
 
 /// Where a mount goes, as a path of the container; one that is not absolute is taken as from its root.
@@ -322,7 +333,13 @@ impl<'a> Rootfs<'a> {
     fn mount_filesystem(&mut self, mount: &Mount, kind: &str) -> Result<()> {
         let options = mount_options(mount)?;
         let source = mount.source().as_ref().map(|source| source.to_string_lossy());
-        let made = mount::filesystem(kind, source.as_deref(), &options.filesystem)?;
+        let made = match mount::filesystem(kind, source.as_deref(), &options.filesystem) {
+            // Only the owner of the network namespace may; what the caller sees of it is then what there is to see.
+            Err(error) if kind == "sysfs" && error.downcast_ref() == Some(&Errno::PERM) => {
+                return self.mount_bind(mount, &host_sysfs(options)?);
+            }
+            made => made?,
+        };
         // Later mounts and devices may need directories in it.
         let later = if kind == "tmpfs" { libc::MOUNT_ATTR_RDONLY } else { 0 };
         mount::set_options(made.as_fd(), &options, later)?;

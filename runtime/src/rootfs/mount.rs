@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -34,23 +34,24 @@ pub fn filesystem(kind: &str, source: Option<&str>, options: &[(String, Option<S
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("fsmount")
     };
     configure()
-        .map_err(|error| explain(context.as_fd(), &error))
+        .map_err(|error| explain(context.as_fd(), error))
         .with_context(|| format!("make a {kind} filesystem"))
 }
 
 /// Adds what the kernel has to say about a failed filesystem context: one message a read, each `e text`.
-fn explain(context: BorrowedFd<'_>, error: &anyhow::Error) -> anyhow::Error {
-    let mut text = format!("{error:#}");
+fn explain(context: BorrowedFd<'_>, error: anyhow::Error) -> anyhow::Error {
     let Ok(copy) = context.try_clone_to_owned() else {
-        return anyhow!(text);
+        return error;
     };
     let mut log = File::from(copy);
-    let mut line = [0u8; 512];
+    let (mut line, mut told) = ([0u8; 512], Vec::new());
     while let Ok(length @ 1..) = log.read(&mut line) {
-        text.push_str("; kernel: ");
-        text.push_str(String::from_utf8_lossy(&line[..length]).trim());
+        told.push(String::from_utf8_lossy(&line[..length]).trim().to_owned());
     }
-    anyhow!(text)
+    if told.is_empty() {
+        return error;
+    }
+    error.context(format!("kernel: {}", told.join("; ")))
 }
 
 /// A copy of the mount at `path` of the host, detached and private: a copy begins as the peer of what it was made from,
