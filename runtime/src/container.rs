@@ -285,7 +285,9 @@ fn wait_for_exec(fifo: &mut std::fs::File, init: &OwnedFd) -> Result<()> {
         };
         // A hang-up too: the writer has come and gone.
         let written = descriptors[0].any() == Some(true);
-        if !written {
+        // poll looks at one descriptor after the other: between the two looks a short program can have begun and ended.
+        // What the fifo shows once init has ended is final.
+        if !written && !is_readable(fifo)? {
             bail!("init ended before it was started");
         }
         let mut buffer = [0u8; 1024];
@@ -302,6 +304,13 @@ fn wait_for_exec(fifo: &mut std::fs::File, init: &OwnedFd) -> Result<()> {
     } else {
         bail!("{}", String::from_utf8_lossy(&text))
     }
+}
+
+/// There is something to read, or the writer has gone.
+fn is_readable(fifo: &std::fs::File) -> Result<bool> {
+    let mut descriptors = [PollFd::new(fifo.as_fd(), PollFlags::POLLIN)];
+    poll(&mut descriptors, PollTimeout::ZERO).context("poll")?;
+    Ok(descriptors[0].any() == Some(true))
 }
 
 /// Sends a signal to init, or to every process of the container.

@@ -94,9 +94,8 @@ impl Foreground {
             match relay {
                 Some(relay) if number == libc::SIGWINCH => relay.resize(),
                 _ if NOT_FORWARDED.iter().any(|&own| own as i32 == number) => {}
-                _ => {
-                    signal::send(process, number)?;
-                }
+                // A process that has become somebody else's cannot be signalled; its exit is waited for all the same.
+                _ => drop(log::best_effort("forward a signal", signal::send(process, number))),
             }
         }
         Ok(())
@@ -105,7 +104,8 @@ impl Foreground {
 
 /// The exit code of a child that has ended; 128 + signal where a signal ended it.
 fn exit_code(process: &OwnedFd) -> Result<ExitCode> {
-    let status = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
+    let wait = || rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
+    let status = rustix::io::retry_on_intr(wait)
         .context("waitid")?
         .context("waitid: no status")?;
     let code = match (status.exit_status(), status.terminating_signal()) {

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use corten_runtime::cli::{self, Command, Globals};
-use corten_runtime::{commands, log};
+use corten_runtime::{commands, log, sys};
+use nix::sys::signal::Signal;
 
 fn main() -> ExitCode {
     match cli::parse().and_then(|(globals, command)| run(&globals, command)) {
@@ -29,5 +30,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
     let file = globals.log.as_ref().map(open).transpose();
     let file = file.with_context(|| format!("--log {:?}", globals.log.as_deref().unwrap_or("".as_ref())))?;
     log::init(file, globals.log_format, globals.debug);
+    // Ignored, as a caller may leave it, the kernel would reap our children before we have their exit codes.
+    sys::signal::set_default(Signal::SIGCHLD).context("sigaction(SIGCHLD)")?;
     commands::run(globals, command)
 }
