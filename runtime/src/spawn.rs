@@ -98,7 +98,11 @@ impl Drop for AbortOnUnwind {
 /// The child's side, from the first instruction to the last.
 fn live(plan: &Plan<'_>, placed: bool, start: &Start, body: impl FnOnce(&Start) -> Result<Infallible>) -> ! {
     let _abort = AbortOnUnwind;
-    let shut = if plan.dumpable && plan.between.is_none() { Ok(()) } else { undumpable() };
+    let shut = if plan.dumpable && plan.between.is_none() {
+        Ok(())
+    } else {
+        undumpable()
+    };
     let Err(error) = shut
         .and_then(|()| if placed { Ok(()) } else { plan.cgroup.enter() })
         .and_then(|()| plan.between.map_or(Ok(()), |join| cross(start, plan.new, join)))
