@@ -84,7 +84,12 @@ impl Cgroup {
         let limits = linux.resources().as_ref().map(|resources| writes(resources, false));
         let limits = limits.transpose()?.unwrap_or_default();
         if let Some(limit) = limits.iter().find(|write| write.absent != Absent::Skip) {
-            bail!("linux.resources.{}: {} = {}: needs a cgroup", limit.field, limit.file, limit.value);
+            bail!(
+                "linux.resources.{}: {} = {}: needs a cgroup",
+                limit.field,
+                limit.file,
+                limit.value
+            );
         }
         Ok(Cgroup::open(CgroupPaths::V1(BTreeMap::new())))
     }
