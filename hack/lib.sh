@@ -59,8 +59,8 @@ install_packages() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# What building needs (a linker, libc for ring's C parts), and what running pods needs.
-BUILD_PACKAGES=(gcc libc6-dev)
+# What building needs (a linker, libc for ring's C parts, libseccomp for the runtime), and what running pods needs.
+BUILD_PACKAGES=(gcc libc6-dev libseccomp-dev)
 RUN_PACKAGES=(busybox-static ca-certificates containernetworking-plugins iproute2 iptables procps)
 
 # The directory of built binaries, for the target that .cargo/config.toml chooses.

@@ -96,14 +96,9 @@ impl Capabilities {
         set_keep_capabilities(true).context("prctl(PR_SET_KEEPCAPS, 1)")
     }
 
-    /// Sets the other four; after the user id has changed.
-    pub fn apply(&self) -> Result<()> {
-        let sets = CapabilitySets {
-            effective: self.effective,
-            permitted: self.permitted,
-            inheritable: self.inheritable,
-        };
-        set_capabilities(None, sets).with_context(|| format!("capset({sets:?})"))?;
+    /// Sets the other four; after the user id has changed. `beyond` stays effective until [`Capabilities::settle`].
+    pub fn apply(&self, beyond: CapabilitySet) -> Result<()> {
+        self.set(beyond)?;
         // The runtime's own ambient set; what is no longer inheritable has left it by itself.
         if !self.inheritable.is_empty() {
             clear_ambient_capability_set().context("prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)")?;
@@ -113,6 +108,20 @@ impl Capabilities {
                 .with_context(|| format!("prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, {one:?})"))?;
         }
         Ok(())
+    }
+
+    /// Gives up what was left beyond these sets.
+    pub fn settle(&self) -> Result<()> {
+        self.set(CapabilitySet::empty())
+    }
+
+    fn set(&self, beyond: CapabilitySet) -> Result<()> {
+        let sets = CapabilitySets {
+            effective: self.effective | beyond,
+            permitted: self.permitted | beyond,
+            inheritable: self.inheritable,
+        };
+        set_capabilities(None, sets).with_context(|| format!("capset({sets:?})"))
     }
 }
 

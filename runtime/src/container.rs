@@ -24,10 +24,11 @@ use crate::init::{Init, runtime_hooks};
 use crate::namespaces::{self, Namespaces};
 use crate::process::Terms;
 use crate::rootfs::Sources;
+use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan};
 use crate::state::{self, Directory, OCI_VERSION, State};
 use crate::sync::{FromChild, FromParent};
-use crate::{hooks, log, process, rootless, signal, time};
+use crate::{hooks, log, process, rootless, scheduling, signal, time};
 
 /// How long a killed process may take to be gone before delete gives up on it. One in uninterruptible sleep takes as
 /// long as its device.
@@ -71,6 +72,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     let spec = &bundle.spec;
     let linux = spec.linux().as_ref().context("linux: missing")?;
     let namespaces = Namespaces::open(spec)?;
+    let filter = Filter::prepare(root, spec)?;
     let planned = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id)?;
 
     let reserved = state::reserve(root, &request.id)?;
@@ -91,7 +93,15 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     state.own_cgroup = true;
     directory.write(&state)?;
     cgroup.apply(linux)?;
-    match launch(request, bundle, directory, &mut state, cgroup, &namespaces) {
+    match launch(
+        request,
+        bundle,
+        directory,
+        &mut state,
+        cgroup,
+        &namespaces,
+        filter.as_ref(),
+    ) {
         Ok(init) => {
             made.keep();
             Ok(Created {
@@ -118,6 +128,7 @@ fn launch(
     state: &mut State,
     cgroup: &Cgroup,
     namespaces: &Namespaces,
+    filter: Option<&Filter>,
 ) -> Result<OwnedFd> {
     let fifo = directory.make_fifo()?;
     let sources = open_sources(bundle, cgroup, namespaces)?;
@@ -130,15 +141,17 @@ fn launch(
         fifo: &fifo,
         console: request.console.as_ref(),
         terms,
+        filter,
         new_keyring: request.new_keyring,
     };
     let child = spawn_init(&init, cgroup)?;
     state.pid = child.pid;
-    serve(&child, bundle, state)?;
+    serve(&child, bundle, state, filter)?;
     state.start_time = state::process_start(child.pid).context("init has ended")?;
     if terms.limits_from_outside {
         process::set_rlimits(bundle.process()?, Some(child.pid))?;
     }
+    scheduling::set(bundle.process()?, child.pid)?;
     directory.write(state)?;
     if let Some(path) = &request.pid_file {
         state::write_pid_file(path, child.pid)?;
@@ -217,7 +230,7 @@ fn prepare(init: &Init<'_>, child: &Child, between: bool) -> Result<()> {
 }
 
 /// Answers init until it is ready.
-fn serve(child: &Child, bundle: &Bundle, state: &State) -> Result<()> {
+fn serve(child: &Child, bundle: &Bundle, state: &State, filter: Option<&Filter>) -> Result<()> {
     loop {
         match child.receive()? {
             Some(FromChild::RunHooks) => {
@@ -225,6 +238,9 @@ fn serve(child: &Child, bundle: &Bundle, state: &State) -> Result<()> {
                     run_hooks(name, hooks, state, ContainerState::Creating)?;
                 }
                 child.channel.send(&FromParent::HooksDone)?;
+            }
+            Some(FromChild::Listening { descriptor }) => {
+                seccomp::hand_over(filter, child, descriptor, state, ContainerState::Creating)?;
             }
             Some(FromChild::Ready) => return Ok(()),
             Some(message) => bail!("init: unexpected {message:?}"),

@@ -4,7 +4,7 @@
 //! that there is no moment in which it is in some of them only and no path of the container's is involved.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -16,13 +16,14 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::Cgroup;
 use crate::console::Terminal;
 use crate::error::Error;
-use crate::init::{become_program_user, execute, join_keyring};
+use crate::init::{adopt, become_program_user, execute, host_procfs, join_keyring};
 use crate::process::{Program, Terms};
 use crate::rootfs::resolve::Root;
+use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan, Start};
 use crate::state::{Directory, State};
 use crate::sync::{FromChild, FromParent};
-use crate::{log, namespaces, process, rootless, signal, state};
+use crate::{log, lsm, namespaces, process, rootless, scheduling, signal, state};
 
 /// What is to be executed, and how.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ pub struct Target {
     /// Its specification.
     pub spec: Spec,
     init: OwnedFd,
+    filter: Option<Filter>,
 }
 
 impl Target {
@@ -58,7 +60,13 @@ impl Target {
         }
         let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
         let spec = directory.spec()?;
-        Ok(Target { state, spec, init })
+        let filter = Filter::prepare(root, &spec)?;
+        Ok(Target {
+            state,
+            spec,
+            init,
+            filter,
+        })
     }
 }
 
@@ -68,6 +76,10 @@ impl Exec {
         let flags = namespaces::to_join(&target.spec, target.state.pid)?;
         let join =
             || setns(&target.init, flags).with_context(|| format!("setns(pidfd of {}, {flags:?})", target.state.pid));
+        scheduling::set_initial_affinity(&self.process)?;
+        // In the container /proc may be anything.
+        let proc = lsm::labels(&self.process).then(host_procfs).transpose()?;
+        let proc = proc.as_ref().map(AsFd::as_fd);
         let terms = Terms::new(flags.contains(CloneFlags::CLONE_NEWUSER), self.preserve_fds)?;
         let spawn = |cgroup: &Cgroup| {
             let plan = Plan {
@@ -76,7 +88,7 @@ impl Exec {
                 dumpable: false,
                 between: Some(&join),
             };
-            spawn::spawn(&plan, |start| self.run(start, target, terms))
+            spawn::spawn(&plan, |start| self.run(start, target, terms, proc))
         };
         let lent = rootless::lend_oom_score(&self.process)?;
         let child = match spawn(&Cgroup::open(target.state.cgroup.clone())) {
@@ -86,13 +98,14 @@ impl Exec {
             child => child?,
         };
         drop(lent);
-        self.prepare(&child, terms).map_err(|error| child.explain(error))?;
+        self.prepare(&child, target, terms)
+            .map_err(|error| child.explain(error))?;
         let pid = child.pid;
         Ok((pid, child.release()))
     }
 
     /// Does to the child what is to be done from outside, until the end of file that says its program runs.
-    fn prepare(&self, child: &Child, terms: Terms) -> Result<()> {
+    fn prepare(&self, child: &Child, target: &Target, terms: Terms) -> Result<()> {
         if !terms.unprivileged {
             process::set_oom_score_adj(&self.process, child.pid)?;
         }
@@ -100,12 +113,20 @@ impl Exec {
             process::give_stdio(&self.process, child.pid)?;
         }
         child.channel.send(&FromParent::Mapped)?;
-        let Some(FromChild::Ready) = child.receive()? else {
+        let mut message = child.receive()?;
+        if let Some(FromChild::Listening { descriptor }) = message {
+            let status = ContainerState::Running;
+            seccomp::hand_over(target.filter.as_ref(), child, descriptor, &target.state, status)?;
+            message = child.receive()?;
+        }
+        let Some(FromChild::Ready) = message else {
             bail!("the process ended before its program ran")
         };
         if terms.limits_from_outside {
             process::set_rlimits(&self.process, Some(child.pid))?;
         }
+        scheduling::set(&self.process, child.pid)?;
+        scheduling::set_final_affinity(&self.process, child.pid)?;
         if let Some(path) = &self.pid_file {
             state::write_pid_file(path, child.pid)?;
         }
@@ -117,29 +138,38 @@ impl Exec {
     }
 
     /// The child's life, in the container's namespaces from its first instruction.
-    fn run(&self, start: &Start, target: &Target, terms: Terms) -> Result<Infallible> {
+    fn run(&self, start: &Start, target: &Target, terms: Terms, proc: Option<BorrowedFd<'_>>) -> Result<Infallible> {
         nix::unistd::setsid().context("setsid")?;
         if terms.user_namespace {
             namespaces::become_root()?;
         }
-        join_keyring(&target.state.id, true)?;
+        lsm::label_keys(proc, &self.process, || join_keyring(&target.state.id, true))?;
+        adopt(&target.spec, &self.process, proc)?;
         let terminal = self
             .console
             .as_ref()
             .map(|socket| self.open_terminal(socket))
             .transpose()?;
-        let Err(error) = self.become_program(start, terminal, terms);
+        let Err(error) = self.become_program(start, target, terminal, terms);
         // Descriptors have been closed under their owners, whose destructors must not run.
         spawn::give_up(&start.channel, &error)
     }
 
-    fn become_program(&self, start: &Start, terminal: Option<Terminal>, terms: Terms) -> Result<Infallible> {
-        let keep = [start.channel.descriptor()];
-        become_program_user(&self.process, terminal, terms, &keep)?;
+    fn become_program(
+        &self,
+        start: &Start,
+        target: &Target,
+        terminal: Option<Terminal>,
+        terms: Terms,
+    ) -> Result<Infallible> {
+        let (keep, filter) = ([start.channel.descriptor()], target.filter.as_ref());
+        let mut confinement = become_program_user(&self.process, terminal, terms, &keep, filter)?;
         let program = Program::prepare(&self.process)?;
+        let listener = confinement.listen(&start.channel)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
-        execute(&program)
+        drop(listener);
+        execute(&program, confinement)
     }
 
     fn open_terminal(&self, socket: &OwnedFd) -> Result<Terminal> {
@@ -156,6 +186,27 @@ fn is_busy(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.and_then(std::io::Error::raw_os_error) == Some(libc::EBUSY)
         || error.downcast_ref() == Some(&rustix::io::Errno::BUSY)
+}
+
+/// A process with a document of its own is, where that says nothing, labelled and scheduled as the container's: leaving a
+/// field out is no way out of a profile. As with runc.
+pub fn inherit(process: &mut Process, container: &Process) {
+    let named = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if !named(process.apparmor_profile()) {
+        process.set_apparmor_profile(container.apparmor_profile().clone());
+    }
+    if !named(process.selinux_label()) {
+        process.set_selinux_label(container.selinux_label().clone());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(container.scheduler().clone());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*container.io_priority());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(container.exec_cpu_affinity().clone());
+    }
 }
 
 /// No exec gets inheritable capabilities beyond those that ambient ones need: programs with file capabilities would be

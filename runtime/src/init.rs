@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -20,11 +20,12 @@ use crate::console::Terminal;
 use crate::namespaces::{self, Namespaces};
 use crate::process::{self, Program, Terms};
 use crate::rootfs::{self, Rootfs, Sources, pivot};
+use crate::seccomp::{self, Confinement, Filter};
 use crate::spawn::Start;
 use crate::state::State;
 use crate::sync::{FromChild, FromParent};
 use crate::sys::clone::exit_now;
-use crate::{hooks, log, spawn, sys};
+use crate::{hooks, log, lsm, memory_policy, spawn, sys};
 
 /// What init needs, made by the parent and inherited as memory and descriptors.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ pub struct Init<'a> {
     pub console: Option<&'a OwnedFd>,
     /// What its process is to reckon with.
     pub terms: Terms,
+    /// The filter its program is to be under.
+    pub filter: Option<&'a Filter>,
     /// Whether the session gets a keyring of its own.
     pub new_keyring: bool,
 }
@@ -54,10 +57,11 @@ impl Init<'_> {
         let process = self.bundle.process()?;
         nix::unistd::setsid().context("setsid")?;
         self.enter_namespaces(start)?;
-        join_keyring(&self.state.id, self.new_keyring)?;
         // Before anything of the container's is mounted: nobody can have put anything over this procfs, ever. For the
-        // sysctls, and to open the fifo anew when /proc may be anything.
+        // sysctls and labels, and to open the fifo anew when /proc may be anything.
         let proc = own_procfs()?;
+        let join = || join_keyring(&self.state.id, self.new_keyring);
+        lsm::label_keys(Some(proc.as_fd()), process, join)?;
         let own = self.own_sources()?;
         let sources = self.sources.or(own.as_ref());
         let sources = sources.context("nobody has opened the root")?;
@@ -96,15 +100,18 @@ impl Init<'_> {
         terminal: Option<Terminal>,
         proc: &OwnedFd,
     ) -> Result<Infallible> {
+        adopt(&self.bundle.spec, process, Some(proc.as_fd()))?;
         // Nothing of the runtime's stays open while init waits, perhaps for long.
         let keep = [start.channel.descriptor(), self.fifo.as_raw_fd(), proc.as_raw_fd()];
-        become_program_user(process, terminal, self.terms, &keep)?;
+        let mut confinement = become_program_user(process, terminal, self.terms, &keep, self.filter)?;
         let program = Program::prepare(process)?;
+        let listener = confinement.listen(&start.channel)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
+        drop(listener);
         // From here on the parent is gone; whoever opens the fifo for reading hears of a failure.
         let mut fifo = wait_for_start(proc, self.fifo)?;
-        let Err(error) = self.start_hooks().and_then(|()| execute(&program));
+        let Err(error) = self.run_program(&program, confinement);
         log::best_effort(
             "tell of the failure",
             write!(fifo, "{error:#}").context("write to the exec fifo"),
@@ -170,16 +177,17 @@ impl Init<'_> {
         self.run_hooks("createContainer", create, ContainerState::Creating, cwd)
     }
 
-    fn start_hooks(&self) -> Result<()> {
-        let start = self
-            .bundle
-            .spec
-            .hooks()
-            .as_ref()
+    /// The startContainer hooks, which are the container's files and run under its filter, and the program.
+    fn run_program(&self, program: &Program, mut confinement: Confinement<'_>) -> Result<Infallible> {
+        let hooks = self.bundle.spec.hooks().as_ref();
+        let start = hooks
             .and_then(|hooks| hooks.start_container().as_deref())
             .unwrap_or_default();
-        let cwd = Path::new("/");
-        self.run_hooks("startContainer", start, ContainerState::Created, cwd)
+        if !start.is_empty() {
+            confinement.load()?;
+            self.run_hooks("startContainer", start, ContainerState::Created, Path::new("/"))?;
+        }
+        execute(program, confinement)
     }
 
     fn run_hooks(&self, what: &'static str, hooks: &[Hook], status: ContainerState, cwd: &Path) -> Result<()> {
@@ -227,6 +235,11 @@ fn own_procfs() -> Result<OwnedFd> {
         Err(error) => error,
     };
     log::debug(format_args!("the host's procfs is used: {refused:#}"));
+    host_procfs()
+}
+
+/// The procfs at /proc, in the host's mount namespace.
+pub(crate) fn host_procfs() -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open /proc")?;
     let kind = rustix::fs::fstatfs(&proc).context("fstatfs(/proc)")?.f_type;
@@ -237,14 +250,26 @@ fn own_procfs() -> Result<OwnedFd> {
     Ok(proc)
 }
 
+/// What outlives execve and has nothing to do with who the user is. Before the identity: labels are the runtime's to
+/// choose. `proc` is there where the process is to have labels.
+pub(crate) fn adopt(spec: &Spec, process: &Process, proc: Option<BorrowedFd<'_>>) -> Result<()> {
+    let linux = spec.linux().as_ref();
+    let personality = linux.and_then(|linux| linux.personality().as_ref());
+    personality.map_or(Ok(()), process::set_personality)?;
+    let policy = linux.and_then(|linux| linux.memory_policy().as_ref());
+    policy.map_or(Ok(()), memory_policy::set)?;
+    proc.map_or(Ok(()), |proc| lsm::label_exec(proc, process))
+}
+
 /// Standard streams, directory, descriptors, limits and identity of the program. `keep` is what the runtime itself still
-/// needs open.
-pub(crate) fn become_program_user(
+/// needs open. What is left to do is to load the filter.
+pub(crate) fn become_program_user<'f>(
     process: &Process,
     terminal: Option<Terminal>,
     terms: Terms,
     keep: &[RawFd],
-) -> Result<()> {
+    filter: Option<&'f Filter>,
+) -> Result<Confinement<'f>> {
     terminal.map_or(Ok(()), Terminal::take)?;
     process::own_stdio(process.user().uid())?;
     // As root first: the user may not be able to search the way there. As the user where root cannot (NFS).
@@ -255,8 +280,10 @@ pub(crate) fn become_program_user(
     if !terms.limits_from_outside {
         process::set_rlimits(process, None)?;
     }
-    process::become_user(process, terms.user_namespace)?;
-    entered.or_else(|_| process::enter(process.cwd()))
+    let keep_admin = seccomp::needs_admin(filter, process);
+    let settled = process::become_user(process, terms.user_namespace, keep_admin)?;
+    entered.or_else(|_| process::enter(process.cwd()))?;
+    Ok(Confinement::new(filter, settled))
 }
 
 /// Closes every descriptor the program does not get, but for `keep` and the log, which execve closes.
@@ -275,7 +302,8 @@ fn wait_for_start(proc: &OwnedFd, fifo: &OwnedFd) -> Result<File> {
 }
 
 /// Hands over to the program.
-pub(crate) fn execute(program: &Program) -> Result<Infallible> {
+pub(crate) fn execute(program: &Program, mut confinement: Confinement<'_>) -> Result<Infallible> {
     process::reset_signals()?;
+    confinement.load()?;
     program.execute()
 }

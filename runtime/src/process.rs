@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Gid, Uid};
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use oci_spec::runtime::{LinuxPersonality, LinuxPersonalityDomain, PosixRlimit, PosixRlimitType, Process};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
@@ -21,7 +21,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::capabilities::{self, Capabilities};
 use crate::rootfs::resolve::Root;
-use crate::{log, namespaces, rootless};
+use crate::{log, namespaces, rootless, sys};
 
 /// How much of a container's /etc/passwd is read, in bytes: it is the image's and may be anything (CVE-2026-47262).
 const MAX_PASSWD: u64 = 1024 * 1024;
@@ -210,8 +210,9 @@ pub fn give_stdio(process: &Process, pid: i32) -> Result<()> {
 }
 
 /// Takes on the user's identity and capabilities, for good. `own_user_namespace`: the process has all capabilities there
-/// are, in a namespace of its own.
-pub fn become_user(process: &Process, own_user_namespace: bool) -> Result<()> {
+/// are, in a namespace of its own. `keep_admin`: CAP_SYS_ADMIN stays until the sets that this answers with are settled,
+/// which it does where that makes a difference.
+pub fn become_user(process: &Process, own_user_namespace: bool, keep_admin: bool) -> Result<Option<Capabilities>> {
     let user = process.user();
     let grantable = capabilities::grantable(own_user_namespace)?;
     let (sets, warnings) = Capabilities::from_spec(process.capabilities().as_ref(), grantable);
@@ -230,14 +231,29 @@ pub fn become_user(process: &Process, own_user_namespace: bool) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     nix::unistd::setresgid(gid, gid, gid).with_context(|| format!("setresgid({gid})"))?;
     nix::unistd::setresuid(uid, uid, uid).with_context(|| format!("setresuid({uid})"))?;
-    sets.apply()?;
+    let admin = if keep_admin {
+        CapabilitySet::SYS_ADMIN & grantable
+    } else {
+        CapabilitySet::empty()
+    };
+    sets.apply(admin)?;
     if let Some(umask) = user.umask() {
         rustix::process::umask(Mode::from_raw_mode(umask));
     }
     if process.no_new_privileges() == Some(true) {
         nix::sys::prctl::set_no_new_privs().context("prctl(PR_SET_NO_NEW_PRIVS)")?;
     }
-    Ok(())
+    Ok((!sets.effective.contains(admin)).then_some(sets))
+}
+
+/// Sets `linux.personality`. PER_LINUX32 changes what uname says of the machine, and nothing else.
+pub fn set_personality(personality: &LinuxPersonality) -> Result<()> {
+    // linux/personality.h.
+    let domain = match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    };
+    sys::sched::personality(domain).with_context(|| format!("linux.personality: personality({})", personality.domain()))
 }
 
 /// Sets the supplementary groups. In a user namespace whose map an ordinary user has written there are none to be had,
@@ -251,7 +267,7 @@ fn set_groups(groups: &[Gid]) -> Result<()> {
 
 /// Undoes what the language's start-up (SIGPIPE ignored) and the caller (a signal mask) would hand down across execve.
 pub fn reset_signals() -> Result<()> {
-    crate::sys::signal::set_default(Signal::SIGPIPE).context("sigaction(SIGPIPE)")?;
+    sys::signal::set_default(Signal::SIGPIPE).context("sigaction(SIGPIPE)")?;
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("sigprocmask")
 }
 

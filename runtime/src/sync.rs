@@ -7,6 +7,8 @@
 //!                                       a process in between, or with a new user namespace
 //!   RunHooks           -->              namespaces and mounts exist: prestart and createRuntime; only if there are any
 //!                      <-- HooksDone
+//!   Listening { fd }   -->              under a seccomp filter that notifies; the parent takes that descriptor of the
+//!                                       child's and gives it to the agent before it answers anything else
 //!   Ready              -->              all is done but the last program: state.json says created
 //!                      <-- Proceed      init waits on the exec fifo; an exec executes its program, and the
 //!                                       socket's end of file is the news that it could
@@ -37,6 +39,11 @@ pub enum FromChild {
     },
     /// Time for the hooks of the runtime namespace.
     RunHooks,
+    /// The child is under a seccomp filter with a listener.
+    Listening {
+        /// The listener's number in the child.
+        descriptor: RawFd,
+    },
     /// Everything is done but the last program.
     Ready,
     /// The child gives up.
@@ -83,6 +90,19 @@ impl Channel {
             bytes.len()
         );
         send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL).context("send to the other half")?;
+        Ok(())
+    }
+
+    /// The same by write(2), the one system call no seccomp profile can make the child wait for an agent in. SIGPIPE is
+    /// ignored as long as there is a channel.
+    pub fn write(&self, message: &impl Serialize) -> Result<()> {
+        let bytes = serde_json::to_vec(message).context("encode a message")?;
+        let written = rustix::io::write(&self.0, &bytes).context("write to the other half")?;
+        ensure!(
+            written == bytes.len(),
+            "{written} of {} bytes were written",
+            bytes.len()
+        );
         Ok(())
     }
 

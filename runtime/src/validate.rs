@@ -14,6 +14,7 @@
 mod document;
 mod linux;
 mod process;
+mod spelling;
 mod sysctl;
 
 use std::path::{Component, Path};

@@ -52,6 +52,7 @@ mod errors;
 mod exec;
 mod files;
 mod hooks;
+mod labels;
 mod lifecycle;
 mod mounts;
 mod namespaces;
@@ -62,6 +63,8 @@ mod rootfs;
 mod rootless;
 mod run;
 mod same_result;
+mod scheduling;
+mod seccomp;
 mod sysctl;
 mod terminal;
 

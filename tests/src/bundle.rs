@@ -240,6 +240,14 @@ impl<'r> Bundle<'r> {
         self
     }
 
+    /// Puts a program of this workspace into the root, as `/NAME`.
+    ///
+    /// # Panics
+    /// Where it cannot be put there.
+    pub fn add_program(&self, name: &str) {
+        spec::link_program(&self.rootfs("/"), name).expect("put a program into the root");
+    }
+
     /// The mount entry for `destination`.
     ///
     /// # Panics

@@ -8,15 +8,13 @@ use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::Process;
 
 use super::create::console_socket;
-use crate::exec::{Exec, Target, add_capabilities, limit_inheritable};
+use crate::exec::{Exec, Target, add_capabilities, inherit, limit_inheritable};
 use crate::foreground::Foreground;
 use crate::{cli, log, validate};
 
 /// Executes a process in a container; without `--detach` until it ends.
 pub(super) fn exec(root: &Path, flags: cli::Exec) -> Result<ExitCode> {
     for (flag, given) in [
-        ("apparmor", flags.apparmor.is_some()),
-        ("process-label", flags.process_label.is_some()),
         ("cgroup", !flags.cgroup.is_empty()),
         ("ignore-paused", flags.ignore_paused),
         ("pidfd-socket", flags.pidfd_socket.is_some()),
@@ -54,7 +52,9 @@ fn process(flags: &cli::Exec, target: &Target) -> Result<Process> {
             let text = fs::read(path).with_context(|| format!("--process {}", path.display()))?;
             let parsed = validate::parse_process(&text).with_context(|| format!("--process {}", path.display()))?;
             parsed.warnings.iter().for_each(log::warn);
-            parsed.value
+            let mut process = parsed.value;
+            target.spec.process().iter().for_each(|own| inherit(&mut process, own));
+            process
         }
         None => changed(
             target.spec.process().clone().context("the container has no process")?,
@@ -89,6 +89,12 @@ fn changed(mut process: Process, flags: &cli::Exec) -> Process {
     }
     if let Some(cwd) = &flags.cwd {
         process.set_cwd(cwd.clone());
+    }
+    if let Some(profile) = &flags.apparmor {
+        process.set_apparmor_profile(Some(profile.clone()));
+    }
+    if let Some(label) = &flags.process_label {
+        process.set_selinux_label(Some(label.clone()));
     }
     if flags.no_new_privs {
         process.set_no_new_privileges(Some(true));

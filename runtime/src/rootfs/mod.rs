@@ -14,7 +14,7 @@
 //! Every mount is made detached and attached by descriptor; see [`mount`] and [`resolve`]. Nothing is ever mounted
 //! where the host could see it, so that there is nothing to unmount when a container ends or a create fails.
 //!
-//! Left out: idmapped mounts, `tmpcopyup`, mount labels. They are refused when the specification is checked.
+//! Left out: idmapped mounts, `tmpcopyup`. They are refused when the specification is checked.
 
 pub mod dev;
 pub mod mask;
@@ -35,6 +35,7 @@ use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup, CgroupPaths};
+use crate::lsm;
 use crate::namespaces::Namespaces;
 use options::{Bind, Options, Propagation};
 use resolve::Root;
@@ -331,7 +332,8 @@ impl<'a> Rootfs<'a> {
     }
 
     fn mount_filesystem(&mut self, mount: &Mount, kind: &str) -> Result<()> {
-        let options = mount_options(mount)?;
+        let mut options = mount_options(mount)?;
+        options.filesystem.extend(lsm::mount_option(linux(self.spec), kind));
         let source = mount.source().as_ref().map(|source| source.to_string_lossy());
         let made = match mount::filesystem(kind, source.as_deref(), &options.filesystem) {
             // Only the owner of the network namespace may; what the caller sees of it is then what there is to see.
@@ -340,6 +342,7 @@ impl<'a> Rootfs<'a> {
             }
             made => made?,
         };
+        lsm::label_mount(linux(self.spec), kind, made.as_fd())?;
         // Later mounts and devices may need directories in it.
         let later = if kind == "tmpfs" { libc::MOUNT_ATTR_RDONLY } else { 0 };
         mount::set_options(made.as_fd(), &options, later)?;

@@ -7,5 +7,7 @@ pub mod clone;
 pub mod fd;
 pub mod keyring;
 pub mod mount;
+pub mod sched;
+pub mod seccomp;
 pub mod signal;
 pub mod spawn;

@@ -6,6 +6,8 @@ use rustix::thread::CapabilitySet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::spelling;
+
 /// Something parsed, and what the user should hear about it.
 #[derive(Debug)]
 pub struct Parsed<T> {
@@ -19,21 +21,12 @@ pub struct Parsed<T> {
 /// every element of an array.
 ///
 /// By their path in the text, because the types lack some of them.
-const UNSUPPORTED: [(&str, &str); 25] = [
-    ("process.apparmorProfile", "AppArmor"),
-    ("process.selinuxLabel", "SELinux"),
-    ("process.scheduler", "scheduling policies"),
-    ("process.ioPriority", "IO priorities"),
-    ("process.execCPUAffinity", "CPU affinity"),
+const UNSUPPORTED: [(&str, &str); 16] = [
     ("process.commandLine", "Windows"),
     ("mounts[].uidMappings", "idmapped mounts"),
     ("mounts[].gidMappings", "idmapped mounts"),
-    ("linux.seccomp", "seccomp"),
-    ("linux.mountLabel", "SELinux"),
     ("linux.intelRdt", "Intel RDT"),
-    ("linux.personality", "personalities"),
     ("linux.timeOffsets", "time namespaces"),
-    ("linux.memoryPolicy", "memory policies"),
     ("linux.netDevices", "moving network devices"),
     ("solaris", "Solaris"),
     ("windows", "Windows"),
@@ -72,6 +65,7 @@ fn parse<T: DeserializeOwned>(json: &[u8], at: &str) -> Result<Parsed<T>> {
             bail!("{place}: {value}: {what}: not supported by this runtime");
         }
     }
+    spelling::settle(&mut document, at);
     let capabilities = match at {
         "" => document.pointer_mut("/process/capabilities"),
         _ => document.pointer_mut("/capabilities"),
@@ -276,9 +270,9 @@ mod tests {
 
     #[test]
     fn a_process_alone() {
-        let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "apparmorProfile": "x"});
+        let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "commandLine": "x"});
         let error = parse_process(process.to_string().as_bytes()).unwrap_err().to_string();
-        assert!(error.starts_with("process.apparmorProfile: \"x\": AppArmor"), "{error}");
+        assert!(error.starts_with("process.commandLine: \"x\": Windows"), "{error}");
         let error = parse_process(br#"{"cwd": 5}"#).unwrap_err().to_string();
         assert!(error.starts_with("process.cwd: invalid type: integer"), "{error}");
     }

@@ -41,6 +41,19 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
     if let Some(sysctls) = linux.sysctl() {
         sysctl::check(sysctls, |kind| private(linux, kind))?;
     }
+    if let Some(personality) = linux.personality() {
+        let flags = personality.flags().as_deref().unwrap_or_default();
+        ensure!(
+            flags.is_empty(),
+            "linux.personality.flags: {flags:?}: the specification has none yet"
+        );
+    }
+    linux
+        .memory_policy()
+        .as_ref()
+        .map_or(Ok(()), crate::memory_policy::check)?;
+    crate::lsm::check_mounts(linux)?;
+    linux.seccomp().as_ref().map_or(Ok(()), crate::seccomp::check)?;
     warnings.extend(crate::cgroup::check(linux)?);
     Ok(warnings)
 }

@@ -28,6 +28,8 @@ pub fn validate_process(process: &Process) -> Result<Vec<String>> {
             "process.oomScoreAdj: {adjustment}: must be -1000 to 1000"
         );
     }
+    crate::scheduling::check(process)?;
+    crate::lsm::check(process)?;
     let mut warnings = Vec::new();
     if let Some(size) = process.console_size() {
         if process.terminal() != Some(true) {
@@ -141,6 +143,26 @@ mod tests {
             /process/user/username       | "root"            | process.user.username      | Windows
             /process/oomScoreAdj         | 1001              | process.oomScoreAdj: 1001  | -1000 to 1000
             /process/oomScoreAdj         | -1001             | process.oomScoreAdj: -1001 | -1000 to 1000
+            /process/scheduler           | {"policy": "SCHED_X"} | process.scheduler.policy | unknown variant
+            /process/scheduler           | {"policy": "SCHED_ISO"} | process.scheduler.policy | no such policy
+            /process/scheduler           | {"nice": 1}       | process.scheduler          | missing field `policy`
+            /process/scheduler           | {"policy": "SCHED_OTHER", "nice": 20} | process.scheduler.nice: 20 | -20 to 19
+            /process/scheduler           | {"policy": "SCHED_BATCH", "nice": -21} | process.scheduler.nice | -20 to 19
+            /process/scheduler           | {"policy": "SCHED_IDLE", "priority": 1} | process.scheduler.priority: 1 | SCHED_FIFO
+            /process/scheduler           | {"policy": "SCHED_FIFO"} | process.scheduler.priority: 0 | 1 to 99
+            /process/scheduler           | {"policy": "SCHED_RR", "priority": 100} | process.scheduler.priority: 100 | 1 to 99
+            /process/scheduler           | {"policy": "SCHED_OTHER", "period": 1} | process.scheduler.period: 1 | SCHED_DEADLINE
+            /process/scheduler           | {"policy": "SCHED_DEADLINE", "runtime": 1023} | process.scheduler.runtime | 1024
+            /process/scheduler           | {"policy": "SCHED_DEADLINE", "runtime": 2000, "deadline": 1999} | process.scheduler.deadline | 2000
+            /process/scheduler           | {"policy": "SCHED_DEADLINE", "runtime": 2000, "deadline": 3000, "period": 2999} | process.scheduler.period | 3000
+            /process/scheduler           | {"policy": "SCHED_OTHER", "flags": ["X"]} | process.scheduler.flags[0] | unknown variant
+            /process/ioPriority          | {"class": "IOPRIO_CLASS_BE", "priority": 8} | process.ioPriority.priority: 8 | 0 to 7
+            /process/ioPriority          | {"class": "IOPRIO_CLASS_X"} | process.ioPriority.class | unknown variant
+            /process/execCPUAffinity     | {"initial": "1-"} | process.execCPUAffinity.initial | 1-
+            /process/execCPUAffinity     | {"final": "5-3"}  | process.execCPUAffinity.final: "5-3" | 0-3,7
+            /process/execCPUAffinity     | {"final": "1024"} | process.execCPUAffinity.final: "1024" | 1024
+            /process/apparmorProfile     | "no\nprofile"     | process.apparmorProfile    | newline
+            /process/selinuxLabel        | "no\u0000label"   | process.selinuxLabel       | NUL
             /process/consoleSize         | {"height": 65536} | process.consoleSize.height | 65535
             "#,
         );

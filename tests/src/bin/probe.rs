@@ -188,6 +188,9 @@ fn report(paths: &[&str]) -> Value {
         "ppid": stat.as_ref().map(|stat| stat.parent),
         "process_group": stat.as_ref().map(|stat| stat.group),
         "session": stat.as_ref().map(|stat| stat.session),
+        "scheduling": stat.as_ref().map(|stat| json!({
+            "policy": stat.policy, "nice": stat.nice, "priority": stat.priority,
+        })),
         "status": status(),
         "cwd": link("/proc/self/cwd"),
         "args": std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>(),
@@ -240,23 +243,32 @@ struct ProcessStat {
     parent: i32,
     group: i32,
     session: i32,
+    nice: i32,
+    /// Of the real-time policies.
+    priority: i32,
+    policy: i32,
 }
 
 fn process_stat() -> Option<ProcessStat> {
     let text = line("/proc/self/stat")?;
     // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
     let (_, rest) = text.rsplit_once(')')?;
-    let mut numbers = rest.split_whitespace().skip(1).map_while(|field| field.parse().ok());
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    // By the numbers of proc_pid_stat(5), of which the third is the first here.
+    let number = |field: usize| fields.get(field - 3)?.parse().ok();
     Some(ProcessStat {
-        parent: numbers.next()?,
-        group: numbers.next()?,
-        session: numbers.next()?,
+        parent: number(4)?,
+        group: number(5)?,
+        session: number(6)?,
+        nice: number(19)?,
+        priority: number(40)?,
+        policy: number(41)?,
     })
 }
 
 /// The lines of `/proc/self/status` a runtime has a say in, by the kernel's names.
 fn status() -> BTreeMap<String, String> {
-    const WANTED: [&str; 12] = [
+    const WANTED: [&str; 14] = [
         "Uid",
         "Gid",
         "Groups",
@@ -268,6 +280,8 @@ fn status() -> BTreeMap<String, String> {
         "CapAmb",
         "NoNewPrivs",
         "Seccomp",
+        "Seccomp_filters",
+        "Cpus_allowed_list",
         "NSpid",
     ];
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();

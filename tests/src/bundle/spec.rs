@@ -75,16 +75,22 @@ pub(super) fn make_rootfs(root: &Path) -> std::io::Result<()> {
         fs::create_dir_all(root.join(directory))?;
     }
     fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o1777))?;
-    let probe = crate::binary("probe");
-    // A link: the copy of a program would be open for writing while another test's thread forks, and could not be
-    // executed as long as that child has the descriptor (ETXTBSY).
-    if fs::hard_link(&probe, root.join("probe")).is_err() {
-        fs::copy(&probe, root.join("probe"))?;
-    }
+    link_program(root, "probe")?;
     symlink("/probe", root.join("usr/bin/probe"))?;
     fs::write(
         root.join("etc/passwd"),
         "root:x:0:0:root:/root:/bin/sh\ntester:x:1000:1000::/home/tester:/bin/sh\n",
     )?;
     fs::write(root.join("etc/group"), "root:x:0:\ntester:x:1000:\n")
+}
+
+/// Puts a binary of this workspace into a root.
+pub(super) fn link_program(root: &Path, name: &str) -> std::io::Result<()> {
+    let program = crate::binary(name);
+    // A link: the copy of a program would be open for writing while another test's thread forks, and could not be
+    // executed as long as that child has the descriptor (ETXTBSY).
+    if fs::hard_link(&program, root.join(name)).is_err() {
+        fs::copy(&program, root.join(name))?;
+    }
+    Ok(())
 }
