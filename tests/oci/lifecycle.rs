@@ -53,6 +53,9 @@ rootless! {
 
 corten_only! {
     a_killed_create_can_be_deleted: "runc 1.1 writes its state after the hooks, and leaves what nothing can delete",
+    one_of_many_starts_wins: "runc 1.1 takes no lock",
+    one_of_many_deletes_wins: "the same",
+    start_and_delete_take_turns: "the same",
     one_of_many_creates_with_one_id_wins: "runc 1.1 takes no lock: a create that loses now and then removes the winner's state",
 }
 
@@ -385,4 +388,50 @@ fn short_flags_are_understood(runtime: &Runtime) {
     let _deleted = runtime.call(["delete", "-f", &id]).success();
     assert_ended(&[pid]);
     bundle.assert_nothing_left();
+}
+
+/// The exit codes of so many commands on one container at once.
+fn at_once(bundle: &Bundle<'_>, commands: &[&str]) -> Vec<i32> {
+    let start = |command: &&str| {
+        let mut words = command.split(' ');
+        let mut command = bundle.command(words.next().expect("a command has a name"));
+        Running::start(command.args(words).arg(&bundle.id))
+    };
+    let running: Vec<Running> = commands.iter().map(start).collect();
+    running.into_iter().map(|running| running.wait().code).collect()
+}
+
+fn one_of_many_starts_wins(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let container = bundle.create();
+    let codes = at_once(&bundle, &["start"; 8]);
+    assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
+    assert_eq!(bundle.status(), "running");
+    let _killed = kill_with(&bundle, &["KILL"]).success();
+    container.wait();
+}
+
+fn one_of_many_deletes_wins(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["exit", "0"]);
+    let container = bundle.start();
+    container.wait();
+    bundle.wait_for_status("stopped");
+    let codes = at_once(&bundle, &["delete"; 8]);
+    assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
+    bundle.assert_nothing_left();
+}
+
+/// Whoever comes first, the container is gone afterwards, and neither is left half done.
+fn start_and_delete_take_turns(runtime: &Runtime) {
+    for _ in 0..10 {
+        let mut bundle = runtime.bundle();
+        bundle.probe(&["sleep"]);
+        let container = bundle.create();
+        let codes = at_once(&bundle, &["start", "delete --force", "start", "delete --force"]);
+        assert_eq!((codes[1], codes[3]), (0, 0), "{codes:?}");
+        assert_eq!(container.wait(), 128 + libc::SIGKILL);
+        bundle.assert_nothing_left();
+    }
 }

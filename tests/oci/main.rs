@@ -53,6 +53,7 @@ mod exec;
 mod files;
 mod hooks;
 mod labels;
+mod killed;
 mod lifecycle;
 mod mounts;
 mod namespaces;

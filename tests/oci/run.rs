@@ -1,8 +1,11 @@
 //! `run`: create, start, wait and delete in one command; its exit code, its signals, and that it never hangs.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 
-use corten_tests::bundle::{Running, Runtime, wait_until};
+use corten_tests::bundle::{Bundle, Output, Running, Runtime, finish, wait_until};
 use nix::sys::signal::{Signal, kill};
 
 each_runtime! {
@@ -14,6 +17,12 @@ each_runtime! {
     signals_are_passed_on,
     many_in_sequence,
     many_at_once,
+    an_ignored_sigchld_loses_no_exit,
+    thousands_of_runs_in_small,
+}
+
+corten_only! {
+    an_end_between_two_looks_is_no_failure: "runc 1.1 has no such pair of looks",
 }
 
 rootless! {
@@ -116,4 +125,66 @@ fn many_at_once(runtime: &Runtime) {
         }
     });
     assert!(runtime.list().is_empty());
+}
+
+/// The kernel reaps the children of a process that ignores SIGCHLD, which execve keeps.
+fn an_ignored_sigchld_loses_no_exit(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["exit", "42"]);
+    let run = bundle.command("run");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' CHLD; exec \"$@\"", "sh"])
+        .arg(run.get_program());
+    let output = finish(command.args(run.get_args()).arg(&bundle.id));
+    assert_eq!(output.code, 42, "{output:?}");
+}
+
+/// What `hack/stress-runtime.sh` does with thousands.
+fn thousands_of_runs_in_small(runtime: &Runtime) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hack/stress-runtime.sh");
+    let count = if runtime.is("runc") { "5" } else { "20" };
+    let program = runtime.program();
+    let mut command = Command::new(script);
+    command.arg("--runtime").arg(program.get_program());
+    let output = finish(command.args(["--count", count, "--workers", "4"]));
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(output.stdout.ends_with("left behind: 0\n"), "{output:?}");
+}
+
+/// `start` polls the exec fifo and init's pidfd, one after the other: a program may begin and end between the two looks.
+/// strace makes it so, by answering that poll after a while with the news of neither.
+fn an_end_between_two_looks_is_no_failure(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["exit", "173"]);
+    let log = bundle.path().join("trace");
+    let log = log.to_string_lossy();
+    let Some(output) = traced(&bundle, &["-e", "trace=poll", "-o", &log]) else {
+        return;
+    };
+    assert_eq!(output.code, 173, "{output:?}");
+    let polls = fs::read_to_string(&*log).expect("strace wrote a log");
+    // The first that waits, and for two descriptors.
+    let number = polls.lines().position(|line| line.contains("], 2, -1)"));
+    let number = number.unwrap_or_else(|| panic!("no such poll: {polls}")) + 1;
+    let inject = format!("inject=poll:retval=1:delay_enter=500000:when={number}");
+    let output = traced(&bundle, &["-e", "trace=poll", "-e", &inject, "-o", "/dev/null"]);
+    let output = output.expect("strace is there");
+    assert_eq!(output.code, 173, "{output:?}");
+}
+
+/// `run` under strace.
+fn traced(bundle: &Bundle<'_>, options: &[&str]) -> Option<Output> {
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("SKIP: strace is not installed");
+        return None;
+    }
+    let run = bundle.command("run");
+    let mut command = Command::new("strace");
+    command
+        .arg("-qq")
+        .args(options)
+        .arg(run.get_program())
+        .args(run.get_args());
+    Some(finish(command.arg(&bundle.id)))
 }

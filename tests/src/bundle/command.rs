@@ -89,6 +89,15 @@ impl Running {
         contents(&self.stdout)
     }
 
+    /// Whether it has come to its end.
+    ///
+    /// # Panics
+    /// Where it is no child.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("wait for a child").is_some()
+    }
+
     /// Waits for the end.
     ///
     /// # Panics
