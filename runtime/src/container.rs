@@ -17,7 +17,7 @@ use oci_spec::runtime::{ContainerState, Hook, Spec};
 use rustix::io::Errno;
 
 use crate::bundle::Bundle;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Driver};
 use crate::cli::Rootless;
 use crate::error::Error;
 use crate::init::{Init, runtime_hooks};
@@ -54,6 +54,8 @@ pub struct Create {
     pub new_keyring: bool,
     /// Whether it may go without a cgroup.
     pub rootless: Rootless,
+    /// Who makes its cgroups.
+    pub driver: Driver,
 }
 
 /// A container just created.
@@ -73,7 +75,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     let linux = spec.linux().as_ref().context("linux: missing")?;
     let namespaces = Namespaces::open(spec)?;
     let filter = Filter::prepare(root, spec)?;
-    let planned = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id)?;
+    let planned = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id, request.driver)?;
 
     let reserved = state::reserve(root, &request.id)?;
     let directory = reserved.directory();
@@ -82,12 +84,13 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     // Before the cgroup: delete must know where to look for it.
     directory.write(&state)?;
     let none;
-    let (cgroup, made) = match planned.create() {
+    let (cgroup, made) = match planned.create(spec) {
         Ok(made) => (&planned, made),
         Err(error) => {
             none = rootless::without_cgroup(error, linux, request.rootless).context("make the cgroup")?;
             state.cgroup = none.paths().clone();
-            (&none, none.create()?)
+            state.scope = None;
+            (&none, none.create(spec)?)
         }
     };
     state.own_cgroup = true;
@@ -187,6 +190,7 @@ fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup: cgroup.paths().clone(),
         own_cgroup: false,
+        scope: cgroup.scope().cloned(),
     }
 }
 
@@ -374,7 +378,7 @@ pub fn delete(root: &Path, id: &ContainerId, force: bool) -> Result<()> {
 /// The deletion proper, by whoever has the lock.
 pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
     end(state)?;
-    let cgroup = Cgroup::open(state.cgroup.clone());
+    let cgroup = Cgroup::open(state.cgroup.clone()).with_scope(state.scope.clone());
     if state.own_cgroup {
         cgroup.delete().context("remove the cgroup")?;
     } else {

@@ -181,11 +181,13 @@ impl Exec {
     }
 }
 
-/// The cause is EBUSY, whichever crate's type says so.
+/// The cause is EBUSY, or EOPNOTSUPP of a cgroup that has become a threaded one, whichever crate's type says so.
 fn is_busy(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
-    io.and_then(std::io::Error::raw_os_error) == Some(libc::EBUSY)
-        || error.downcast_ref() == Some(&rustix::io::Errno::BUSY)
+    let number = io.and_then(std::io::Error::raw_os_error).or(error
+        .downcast_ref::<rustix::io::Errno>()
+        .map(|errno| errno.raw_os_error()));
+    matches!(number, Some(libc::EBUSY | libc::EOPNOTSUPP))
 }
 
 /// A process with a document of its own is, where that says nothing, labelled and scheduled as the container's: leaving a

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod commands;
 pub mod console;
 pub mod container;
+pub mod dbus;
 pub mod error;
 pub mod exec;
 pub mod foreground;

@@ -25,7 +25,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::CgroupPaths;
+use crate::cgroup::{CgroupPaths, Scope};
 use crate::error::Error;
 use crate::rootless;
 
@@ -66,6 +66,9 @@ pub struct State {
     /// They have been found empty or made: what is in them is the container's. A create that is killed before may have
     /// been on its way to somebody else's.
     pub own_cgroup: bool,
+    /// The unit of systemd that they are, where systemd made them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
 }
 
 impl State {
@@ -219,10 +222,24 @@ impl Directory {
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
-    /// The specification as create got it.
+    /// Replaces the kept specification, for an update.
+    pub fn replace_spec(&self, text: &[u8]) -> Result<()> {
+        let temporary = self.path.join("config.json.new");
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, self.path.join("config.json")))
+            .with_context(|| format!("write {}", temporary.display()))
+    }
+
+    /// The text of the kept specification.
+    pub fn spec_text(&self) -> Result<Vec<u8>> {
+        let path = self.path.join("config.json");
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// The specification as create got it, or the last update left it.
     pub fn spec(&self) -> Result<Spec> {
         let path = self.path.join("config.json");
-        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = self.spec_text()?;
         // Its warnings were heard when the container was created.
         let parsed = crate::validate::parse_spec(&text);
         Ok(parsed.with_context(|| path.display().to_string())?.value)

@@ -49,6 +49,7 @@ macro_rules! rootless {
 mod attacks;
 mod cgroup;
 mod errors;
+mod events;
 mod exec;
 mod files;
 mod hooks;
@@ -68,6 +69,7 @@ mod scheduling;
 mod seccomp;
 mod sysctl;
 mod terminal;
+mod update;
 
 /// Runs one test with one runtime, and checks that nothing is left.
 fn on(name: &'static str, test: fn(&Runtime)) {

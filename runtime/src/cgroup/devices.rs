@@ -154,6 +154,18 @@ impl Policy {
         )
     }
 
+    /// What is allowed, as systemd names it: `("/dev/char/1:3", "rwm")`, `("char-pts", "rwm")`; and whether that is all.
+    /// `None` where all is allowed that is not denied, which systemd cannot say. `groups` is /proc/devices: what has no
+    /// minor number goes by its name there.
+    pub(super) fn allowed(&self, groups: &str) -> Option<(Vec<(String, String)>, bool)> {
+        if self.default_allow {
+            return None;
+        }
+        let named: Vec<_> = self.exceptions.iter().filter_map(|one| one.unit_rule(groups)).collect();
+        let all = named.len() == self.exceptions.len();
+        Some((named, all))
+    }
+
     /// The policy as a program of type BPF_PROG_TYPE_CGROUP_DEVICE: the kernel runs it at each use of a device and takes
     /// 0 for no.
     pub(super) fn program(&self) -> Vec<Instruction> {
@@ -201,12 +213,32 @@ impl Exception {
     fn line(&self) -> String {
         let kind = if self.kind == Kind::Block { 'b' } else { 'c' };
         let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
-        let access: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
+        format!(
+            "{kind} {}:{} {}",
+            number(self.major),
+            number(self.minor),
+            self.letters()
+        )
+    }
+
+    fn letters(&self) -> String {
+        [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
             .into_iter()
             .filter(|(bit, _)| self.access & bit != 0)
             .map(|(_, letter)| letter)
-            .collect();
-        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+            .collect()
+    }
+
+    /// As `DeviceAllow=` has it, systemd.resource-control(5).
+    fn unit_rule(&self, groups: &str) -> Option<(String, String)> {
+        let kind = if self.kind == Kind::Block { "block" } else { "char" };
+        let device = match (self.major, self.minor) {
+            (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
+            (Some(major), None) => format!("{kind}-{}", group_name(groups, self.kind, major)?),
+            (None, None) => format!("{kind}-*"),
+            (None, Some(_)) => return None,
+        };
+        Some((device, self.letters()))
     }
 
     /// The instructions that answer for this exception, or fall through to the next.
@@ -239,6 +271,15 @@ impl Exception {
         block.extend([I::set32(RESULT, i32::from(!default_allow)), I::exit()]);
         block
     }
+}
+
+/// What /proc/devices calls the devices with this major number.
+fn group_name(groups: &str, kind: Kind, major: u32) -> Option<&str> {
+    let (characters, blocks) = groups.split_once("Block devices:")?;
+    let part = if kind == Kind::Block { blocks } else { characters };
+    let mut lines = part.lines().filter_map(|line| line.trim().split_once(' '));
+    // Names like /dev/tty stand for one device more often than for the group.
+    lines.find_map(|(number, name)| (number.parse() == Ok(major) && !name.contains('/')).then_some(name))
 }
 
 /// A rule of the spec; `None` for one about every device, which the kernel knows only with every access.

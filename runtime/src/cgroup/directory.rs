@@ -111,6 +111,16 @@ impl Directory {
         Ok(children)
     }
 
+    /// The names of the control files.
+    pub(super) fn files(&self) -> Result<Vec<String>> {
+        let what = || format!("list {}", self.path.display());
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd).with_context(what)? {
+            names.push(entry.with_context(what)?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
     /// The processes of this cgroup and of those below it.
     pub(super) fn processes(&self) -> Result<Vec<i32>> {
         let mut pids = Vec::new();

@@ -41,6 +41,21 @@ const V2: Freezer = Freezer {
     frozen: "frozen 1",
 };
 
+impl Directory {
+    /// Whether whatever comes into this cgroup is held at once.
+    pub(super) fn is_frozen(&self) -> Result<bool> {
+        for (file, frozen) in [("cgroup.freeze", "1"), (V1.state_file, V1.frozen)] {
+            match self.try_read(file) {
+                Ok(text) => return Ok(text.trim() == frozen),
+                // Neither version has the other's file; and v1's is in the freezer's hierarchy alone.
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error).with_context(|| format!("read {}/{file}", self.path.display())),
+            }
+        }
+        Ok(false)
+    }
+}
+
 impl Cgroup {
     /// Stops every process until [`Cgroup::thaw`]. If they do not stop in time they run on, and it is an error.
     pub fn freeze(&self) -> Result<()> {

@@ -112,6 +112,10 @@ impl Cgroup {
         let layout = layout()?;
         check_controllers(resources, layout, &available_controllers(layout)?)?;
         resources::warnings(resources).iter().for_each(crate::log::warn);
+        // First, since it may be refused; and systemd writes files as well, less exactly than we do.
+        if let Some(scope) = self.scope() {
+            scope.update(resources, self.is_v2())?;
+        }
         self.set_limits(resources)
     }
 
@@ -220,7 +224,9 @@ impl Cgroup {
         };
         match directory.try_read(file) {
             Ok(text) => Ok(keyed_value(&text, "oom_kill").unwrap_or(0)),
+            // The latter: removed since it was opened.
             Err(Errno::NOENT) if self.is_v2() => Ok(0),
+            Err(Errno::NODEV) => Ok(0),
             Err(error) => Err(error).with_context(|| format!("read {}/{file}", directory.path.display())),
         }
     }

@@ -12,15 +12,22 @@
 //! it later is the container's, and `kill` and `delete` may take everything they find.
 //!
 //! `layout.rs` finds the hierarchies, `resources.rs` and `devices.rs` translate the spec (pure), `limits.rs` writes what they
-//! say, `place.rs` makes and removes directories, `freezer.rs` holds and signals processes. Left out: the systemd driver (`slice:prefix:name` is refused) and the v2 tree of a hybrid machine.
+//! say, `place.rs` makes and removes directories, `freezer.rs` holds and signals processes.
+//! `delegate.rs` gives a v2 cgroup to the container's user, `systemd.rs` has systemd make them, `stats.rs` and
+//! `oom.rs` tell of them. Left out: the v2 tree of a
+//! hybrid machine.
 
+mod delegate;
 mod devices;
 mod directory;
 mod freezer;
 mod layout;
 mod limits;
+mod oom;
 mod place;
 mod resources;
+mod stats;
+mod systemd;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -29,12 +36,16 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow, ensure};
 use corten_proto::id::ContainerId;
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use directory::Directory;
 pub use layout::{Hierarchy, Layout, layout, unified};
 pub use limits::check;
+pub use oom::OomWatch;
 pub use place::Created;
+pub use stats::{Event, Stats};
+pub use systemd::Scope;
 
 /// Where a container's cgroups are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,34 +72,70 @@ impl CgroupPaths {
     }
 }
 
+/// Who makes a container's cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// We do, below the hierarchies' roots.
+    Cgroupfs,
+    /// systemd does, as a scope.
+    Systemd,
+}
+
 /// The cgroups of one container.
 #[derive(Debug)]
 pub struct Cgroup {
     paths: CgroupPaths,
+    /// The unit of systemd that they are, if one is.
+    scope: Option<Scope>,
     /// Those that exist, held open from the first use on.
     open: OnceLock<Vec<(String, Directory)>>,
 }
 
 impl Cgroup {
     /// Where the container's cgroups are to be, from `linux.cgroupsPath`. No side effect.
-    pub fn plan(path: Option<&Path>, id: &ContainerId) -> Result<Cgroup> {
-        let below = place::location(path, id)?;
-        Ok(Cgroup::open(match layout()? {
-            Layout::V1(all) => CgroupPaths::V1(
-                all.iter()
-                    .map(|h| (h.name.clone(), h.mount_point.join(&below)))
-                    .collect(),
-            ),
-            Layout::V2(one) => CgroupPaths::V2(one.mount_point.join(&below)),
-        }))
+    pub fn plan(path: Option<&Path>, id: &ContainerId, driver: Driver) -> Result<Cgroup> {
+        let scope = match driver {
+            Driver::Cgroupfs => None,
+            Driver::Systemd => Some(Scope::plan(path, id, systemd::users_own()?)?),
+        };
+        let below = match &scope {
+            Some(scope) => scope.cgroup()?,
+            None => place::location(path, id)?,
+        };
+        let at = |hierarchy: &Hierarchy| match scope {
+            // As /proc/PID/cgroup has it, of which the mount may show a part.
+            Some(_) => hierarchy.directory(&below),
+            None => Some(hierarchy.mount_point.join(&below)),
+        };
+        let at = |hierarchy: &Hierarchy| {
+            at(hierarchy).ok_or_else(|| anyhow!("cgroup {}: outside of what is mounted here", below.display()))
+        };
+        let paths = match layout()? {
+            Layout::V1(all) => {
+                let paths = all.iter().map(|h| Ok((h.name.clone(), at(h)?)));
+                CgroupPaths::V1(paths.collect::<Result<_>>()?)
+            }
+            Layout::V2(one) => CgroupPaths::V2(at(one)?),
+        };
+        Ok(Cgroup {
+            scope,
+            ..Cgroup::open(paths)
+        })
     }
 
     /// The cgroups at `paths`, from a saved state. They need not exist any more.
     pub fn open(paths: CgroupPaths) -> Cgroup {
         Cgroup {
             paths,
+            scope: None,
             open: OnceLock::new(),
         }
+    }
+
+    /// The same, where systemd made them: to be asked to change or to remove them.
+    #[must_use]
+    pub fn with_scope(self, scope: Option<Scope>) -> Cgroup {
+        Cgroup { scope, ..self }
     }
 
     /// The cgroups that a process is in, for reading what they say. They may be more than that process's own: never to be
@@ -128,17 +175,33 @@ impl Cgroup {
         &self.paths
     }
 
-    /// Makes the directories. Those that were there already must be empty; the guard leaves them alone.
-    pub fn create(&self) -> Result<Created<'_>> {
+    /// The unit of systemd that they are, to be saved.
+    pub fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
+    }
+
+    /// Makes the directories, those of systemd's by systemd, and gives them to the container's user where that is due.
+    /// Those that were there already must be empty and not frozen; the guard leaves them alone.
+    pub fn create(&self, spec: &Spec) -> Result<Created<'_>> {
         let mut created = Created::new(self);
+        if let Some(scope) = &self.scope {
+            created.begin(scope.start(spec, self.is_v2())?);
+        }
         for (hierarchy, path) in self.paths.iter() {
-            created.make(path)?;
+            if self.scope.is_some() {
+                created.complete(path)?;
+            } else {
+                created.make(path)?;
+            }
             if layout::has_controller(hierarchy, "cpuset") {
                 place::inherit_cpuset(path)?;
             }
         }
         if let (CgroupPaths::V2(path), Layout::V2(hierarchy)) = (&self.paths, layout()?) {
             place::enable_controllers(&hierarchy.mount_point, path)?;
+            if let Some(owner) = delegate::owner(spec) {
+                delegate::give(&Directory::existing(path)?, owner)?;
+            }
         }
         Ok(created)
     }
@@ -163,7 +226,9 @@ impl Cgroup {
 
     /// The directory for `CLONE_INTO_CGROUP`, on v2.
     pub fn clone_fd(&self) -> Option<OwnedFd> {
-        let directory = self.is_v2().then(|| self.controller("").ok()?)??;
+        // A scope still has its first process in it: a clone would count against a limit of one, a move does not.
+        let direct = self.is_v2() && self.scope.is_none();
+        let directory = direct.then(|| self.controller("").ok()?)??;
         directory.descriptor().ok()
     }
 

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::Cgroup;
 use super::directory::{self, Directory};
 use super::freezer::signal_each;
+use super::systemd::Placeholder;
 
 /// The cgroup that those containers are in whose spec does not say where. It goes with the last of them.
 const OWN_PARENT: &str = "corten";
@@ -26,7 +27,7 @@ pub(super) fn location(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf>
 }
 
 /// What `linux.cgroupsPath` says of it; `None` where it is for us to choose.
-pub(super) fn asked(path: Option<&Path>) -> Result<Option<PathBuf>> {
+fn asked(path: Option<&Path>) -> Result<Option<PathBuf>> {
     // Go programs write an absent path as an empty one.
     let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
         return Ok(None);
@@ -39,7 +40,7 @@ pub(super) fn asked(path: Option<&Path>) -> Result<Option<PathBuf>> {
         .count();
     ensure!(
         path.is_absolute() || colons != 2,
-        "linux.cgroupsPath: {path:?}: slice:prefix:name needs the systemd cgroup driver, which is not built"
+        "linux.cgroupsPath: {path:?}: slice:prefix:name needs the systemd cgroup driver, --systemd-cgroup"
     );
     let mut location = PathBuf::from(if path.is_relative() { OWN_PARENT } else { "" });
     for component in path.components() {
@@ -63,6 +64,8 @@ pub struct Created<'a> {
     cgroup: &'a Cgroup,
     /// In the order they were made, parents first.
     made: Vec<PathBuf>,
+    /// What keeps systemd's scope alive until init is in.
+    placeholder: Option<Placeholder>,
 }
 
 impl<'a> Created<'a> {
@@ -70,12 +73,24 @@ impl<'a> Created<'a> {
         Created {
             cgroup,
             made: Vec::new(),
+            placeholder: None,
         }
+    }
+
+    /// The scope has begun, with this process in it.
+    pub(super) fn begin(&mut self, placeholder: Placeholder) {
+        self.placeholder = Some(placeholder);
     }
 
     /// The container is to have them.
     pub fn keep(mut self) {
         self.made.clear();
+        drop(self.placeholder.take());
+    }
+
+    /// Makes one directory of a scope's, if systemd has not made it.
+    pub(super) fn complete(&mut self, path: &Path) -> Result<()> {
+        self.make_all(path).map(drop)
     }
 
     /// Makes one directory with its parents, or takes one that has no processes.
@@ -83,7 +98,13 @@ impl<'a> Created<'a> {
         if self.make_all(path)? {
             return Ok(());
         }
-        let processes = Directory::existing(path)?.processes()?;
+        let directory = Directory::existing(path)?;
+        ensure!(
+            !directory.is_frozen()?,
+            "cgroup {} is there already, and frozen",
+            path.display()
+        );
+        let processes = directory.processes()?;
         ensure!(
             processes.is_empty(),
             "cgroup {} has processes already: {processes:?}",
@@ -119,10 +140,15 @@ impl<'a> Created<'a> {
 
 impl Drop for Created<'_> {
     fn drop(&mut self) {
-        if self.made.is_empty() {
+        let placeholder = self.placeholder.take();
+        if self.made.is_empty() && placeholder.is_none() {
             return;
         }
         crate::log::best_effort("empty the container's cgroups", self.cgroup.kill(libc::SIGKILL));
+        if let (Some(placeholder), Some(scope)) = (placeholder, &self.cgroup.scope) {
+            drop(placeholder);
+            crate::log::best_effort("undo a scope", scope.stop());
+        }
         let deadline = Instant::now() + REMOVAL_TIMEOUT;
         for path in self.made.iter().rev() {
             // A parent that somebody else uses by now stays.
@@ -227,6 +253,11 @@ impl Cgroup {
     /// Kills what is left in the container's cgroups and removes them, with those the container made below. What is gone
     /// already is fine.
     pub fn delete(&self) -> Result<()> {
+        if let Some(scope) = &self.scope {
+            // By ourselves first: systemd would ask them to end, and wait.
+            self.kill(libc::SIGKILL).context("empty the container's cgroups")?;
+            crate::log::best_effort("have systemd remove the cgroups", scope.stop());
+        }
         let busy: Vec<&Path> = self
             .paths
             .iter()
@@ -256,11 +287,9 @@ impl Cgroup {
             let parent = path
                 .parent()
                 .filter(|parent| parent.file_name().is_some_and(|name| name == OWN_PARENT));
-            if let Some(parent) = parent
-                && directory::remove(parent).is_err()
-            {
-                // It has others in it, then so it has in the other hierarchies.
-                return;
+            // In every hierarchy: one that has others in it here may be what a killed create left there.
+            if let Some(parent) = parent {
+                let _in_use = directory::remove(parent);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 
 use crate::bundle::Bundle;
+use crate::cgroup::Driver;
 use crate::cli::{self, Globals};
 use crate::console;
 use crate::container::{self, Create};
@@ -33,6 +34,11 @@ pub(super) fn request(globals: &Globals, flags: &cli::Create, console: Option<Ow
         preserve_fds: flags.preserve_fds,
         new_keyring: !flags.no_new_keyring,
         rootless: globals.rootless,
+        driver: if globals.systemd_cgroup {
+            Driver::Systemd
+        } else {
+            Driver::Cgroupfs
+        },
     })
 }
 

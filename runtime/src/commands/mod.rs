@@ -16,7 +16,7 @@ mod update;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::cli::{self, Command, Globals};
 use crate::state::OCI_VERSION;
@@ -25,10 +25,6 @@ use crate::{container, sealed};
 /// Carries out a command. The code is that of the container's program where the command waits for it.
 pub fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
     let root = std::path::absolute(&globals.root).context("--root")?;
-    ensure!(
-        !globals.systemd_cgroup,
-        "--systemd-cgroup: the systemd cgroup driver is not supported yet"
-    );
     // These put a process of ours into a container.
     if matches!(command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
         sealed::ensure()?;

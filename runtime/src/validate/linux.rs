@@ -453,8 +453,6 @@ mod tests {
             /linux/maskedPaths       | ["/a", "b"]              | linux.maskedPaths[1]: "b"            | absolute
             /linux/readonlyPaths     | ["../b"]                 | linux.readonlyPaths[0]               | absolute
             /linux/rootfsPropagation | "sideways"               | linux.rootfsPropagation: "sideways"  | slave
-            /linux/cgroupsPath       | "/a/../b"                | linux.cgroupsPath                    | ..
-            /linux/cgroupsPath       | "a:b:c"                  | linux.cgroupsPath                    | systemd
             /linux/resources/memory  | {"limit": 5, "swap": 4}  | linux.resources.memory.swap: 4       | less than
             /linux/resources/devices | [{"allow": true, "access": "x"}] | linux.resources.devices[0].access | 'x'
             "#,
