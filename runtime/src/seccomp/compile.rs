@@ -244,7 +244,7 @@ mod tests {
             ("SCMP_ACT_TRAP", None, 0x0003_0000),
             ("SCMP_ACT_ERRNO", None, errno(1)),
             ("SCMP_ACT_ERRNO", Some(0), errno(0)),
-            ("SCMP_ACT_ERRNO", Some(4095), errno(4095)),
+            ("SCMP_ACT_ERRNO", Some(4094), errno(4094)),
             ("SCMP_ACT_TRACE", None, 0x7ff0_0001),
             ("SCMP_ACT_TRACE", Some(77), 0x7ff0_004d),
             ("SCMP_ACT_LOG", None, 0x7ffc_0000),

@@ -71,8 +71,8 @@ pub const FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
-/// The largest errno the kernel passes on, MAX_ERRNO of linux/err.h.
-const MAX_ERRNO: u32 = 4095;
+/// The largest errno libseccomp takes; the kernel has one more, MAX_ERRNO of linux/err.h.
+const MAX_ERRNO: u32 = 4094;
 
 /// How many arguments a system call has.
 const MAX_ARGUMENTS: usize = 6;
@@ -327,9 +327,9 @@ mod tests {
                 "SCMP_ACT_KILL",
             ),
             (
-                json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4096}),
-                "linux.seccomp.defaultErrnoRet: 4096",
-                "4095",
+                json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4095}),
+                "linux.seccomp.defaultErrnoRet: 4095",
+                "4094",
             ),
             (
                 rule(json!({"names": [], "action": "SCMP_ACT_KILL"})),
