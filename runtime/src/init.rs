@@ -65,7 +65,8 @@ impl Init<'_> {
         let own = self.own_sources()?;
         let sources = self.sources.or(own.as_ref());
         let sources = sources.context("nobody has opened the root")?;
-        let mut root = Rootfs::attach(&self.bundle.spec, sources)?;
+        let own_path = (!self.create_container_hooks().is_empty()).then_some(self.bundle.rootfs.as_path());
+        let mut root = Rootfs::attach(&self.bundle.spec, sources, own_path)?;
         root.mount_all()?;
         root.furnish(process.cwd())?;
         let terminal = self.open_terminal(&root, process)?;
@@ -162,19 +163,20 @@ impl Init<'_> {
             start.channel.send(&FromChild::RunHooks)?;
             start.channel.expect(FromParent::HooksDone)?;
         }
-        let create = self
-            .bundle
-            .spec
-            .hooks()
-            .as_ref()
-            .and_then(|hooks| hooks.create_container().as_deref())
-            .unwrap_or_default();
+        let create = self.create_container_hooks();
         if create.is_empty() {
             return Ok(());
         }
-        root.show_at(&self.bundle.rootfs)?;
+        root.show()?;
         let cwd = &self.bundle.rootfs;
         self.run_hooks("createContainer", create, ContainerState::Creating, cwd)
+    }
+
+    fn create_container_hooks(&self) -> &[Hook] {
+        let hooks = self.bundle.spec.hooks().as_ref();
+        hooks
+            .and_then(|hooks| hooks.create_container().as_deref())
+            .unwrap_or_default()
     }
 
     /// The startContainer hooks, which are the container's files and run under its filter, and the program.

@@ -78,6 +78,27 @@ pub fn best_effort<T>(what: &str, result: anyhow::Result<T>) -> Option<T> {
     result.map_err(|error| warn(format_args!("{what}: {error:#}"))).ok()
 }
 
+/// The longest message, in bytes: values of the specification are quoted in errors and warnings, and may be megabytes.
+const MAX_MESSAGE: usize = 16 << 10;
+
+/// One line, whatever the values in it were: what would move a terminal's cursor, or begin a line in somebody's log, is
+/// written as an escape.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len().min(MAX_MESSAGE));
+    for character in text.chars() {
+        if line.len() >= MAX_MESSAGE {
+            line.push_str("...");
+            break;
+        }
+        match character {
+            '\n' => line.push(' '),
+            character if character.is_control() => line.extend(character.escape_default()),
+            character => line.push(character),
+        }
+    }
+    line
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     level: &'a str,
@@ -86,7 +107,7 @@ struct Line<'a> {
 }
 
 fn write(level: &str, message: &dyn Display) {
-    let (msg, time) = (message.to_string(), crate::time::rfc3339(SystemTime::now()));
+    let (msg, time) = (one_line(&message.to_string()), crate::time::rfc3339(SystemTime::now()));
     let log = LOG.get();
     let text = match log.map_or(Format::Text, |log| log.format) {
         Format::Text => format!("time={time:?} level={level} msg={msg:?}\n"),

@@ -16,8 +16,7 @@ fn main() -> ExitCode {
     match cli::parse().and_then(|(globals, command)| run(&globals, command)) {
         Ok(code) => code,
         Err(error) => {
-            // One line, whatever the values in it were.
-            let text = format!("{error:#}").replace('\n', " ");
+            let text = log::one_line(&format!("{error:#}"));
             log::error(&text);
             eprintln!("corten: {text}");
             ExitCode::FAILURE

@@ -14,7 +14,6 @@
 //! namespace of the host, whose root would be exchanged under everything, is refused.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -23,6 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use rustix::fs::{Mode, OFlags};
 
 use crate::id_map::{self, Kind};
 
@@ -161,18 +161,17 @@ impl Namespaces {
 
 impl Existing {
     fn open(flag: CloneFlags, path: PathBuf) -> Result<Existing> {
-        let file = File::open(&path).with_context(|| format!("open namespace {}", path.display()))?;
+        // Whatever is there: the writer of a fifo is not waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::empty())
+            .with_context(|| format!("open namespace {}", path.display()))?;
         let stat = rustix::fs::fstatfs(&file).with_context(|| format!("fstatfs({})", path.display()))?;
         ensure!(
             i128::from(stat.f_type) == i128::from(libc::NSFS_MAGIC),
             "linux.namespaces: {} is not a namespace",
             path.display()
         );
-        Ok(Existing {
-            flag,
-            path,
-            file: file.into(),
-        })
+        Ok(Existing { flag, path, file })
     }
 
     fn join(&self) -> Result<()> {

@@ -9,12 +9,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
 use crate::sys::fd::is_sealed;
+
+/// How often sealing is tried, and how long is waited in between; the kernel itself waits up to 150 ms each time.
+const SEAL_ATTEMPTS: usize = 20;
+const SEAL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Makes sure that this program runs from a sealed copy: returns if it does, else executes the copy.
 pub fn ensure() -> Result<()> {
@@ -48,6 +53,18 @@ fn copy(mut program: File) -> Result<OwnedFd> {
     let mut memory = File::from(memory.context("memfd_create")?);
     io::copy(&mut program, &mut memory).context("copy")?;
     let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&memory, all).context("fcntl(F_ADD_SEALS)")?;
+    seal(&memory, all).context("fcntl(F_ADD_SEALS)")?;
     Ok(memory.into())
+}
+
+/// Adds the seals. The kernel cannot tell a page that is only on its way to a list of its own, or being moved, from one
+/// that somebody could still write to: then it says, after a wait, that the file is busy, and is asked again.
+fn seal(memory: &File, seals: SealFlags) -> rustix::io::Result<()> {
+    for _ in 1..SEAL_ATTEMPTS {
+        match rustix::fs::fcntl_add_seals(memory, seals) {
+            Err(Errno::BUSY) => std::thread::sleep(SEAL_INTERVAL),
+            result => return result,
+        }
+    }
+    rustix::fs::fcntl_add_seals(memory, seals)
 }

@@ -330,7 +330,12 @@ pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
     };
     let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
     let write = || {
-        File::create(&temporary)?.write_all(pid.to_string().as_bytes())?;
+        // Left by a command that was killed, or a link somebody has put there: nothing that exists is written to.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        File::create_new(&temporary)?.write_all(pid.to_string().as_bytes())?;
         fs::rename(&temporary, path)
     };
     write().with_context(|| format!("write the pid file {}", path.display()))

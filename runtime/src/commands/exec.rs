@@ -1,6 +1,5 @@
 //! `corten exec`.
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::Process;
 
 use super::create::console_socket;
+use crate::bundle::read_document;
 use crate::exec::{Exec, Target, add_capabilities, inherit, limit_inheritable};
 use crate::foreground::Foreground;
 use crate::{cli, log, validate};
@@ -49,7 +49,7 @@ pub(super) fn exec(root: &Path, flags: cli::Exec) -> Result<ExitCode> {
 fn process(flags: &cli::Exec, target: &Target) -> Result<Process> {
     let mut process = match &flags.process {
         Some(path) => {
-            let text = fs::read(path).with_context(|| format!("--process {}", path.display()))?;
+            let text = read_document(path).with_context(|| format!("--process {}", path.display()))?;
             let parsed = validate::parse_process(&text).with_context(|| format!("--process {}", path.display()))?;
             parsed.warnings.iter().for_each(log::warn);
             let mut process = parsed.value;

@@ -3,12 +3,15 @@
 //! A node is made with mknod, or, in a user namespace, where that is forbidden, by binding the host's. What stands
 //! in the way at a node's path is not replaced: the same device is taken, anything else is an error.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, makedev, mknodat, openat, statat, symlinkat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::options::Bind;
@@ -118,7 +121,7 @@ impl Device {
 
     fn open_host(&self) -> Result<OwnedFd> {
         let host = mount::copy_path(&self.path, Bind::One)?;
-        let stat = rustix::fs::fstat(&host).with_context(|| format!("fstat({})", self.path.display()))?;
+        let stat = fstat(&host).with_context(|| format!("fstat({})", self.path.display()))?;
         ensure!(
             self.is(&stat),
             "{}: the host has another device there",
@@ -162,38 +165,40 @@ impl Device {
                 return Err(error).with_context(|| format!("mknodat({:#x})", self.number));
             }
         }
-        let (uid, gid) = self.owner;
-        if self.owner != (0, 0) {
-            chownat(
-                &parent,
-                name,
-                Some(Uid::from_raw(uid)),
-                Some(Gid::from_raw(gid)),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )
-            .with_context(|| format!("fchownat({uid}, {gid})"))?;
-            // A change of owner clears the set-id bits.
-            chmodat(&parent, name, mode, AtFlags::empty()).context("fchmodat")?;
+        if self.owner == (0, 0) {
+            return Ok(());
         }
-        Ok(())
+        self.give(&parent, name)
+    }
+
+    /// Gives the node just made to its owner: that very node, and nothing that has been put in its place meanwhile.
+    ///
+    /// This clears the set-id bits, which mean nothing for a device; there is no way to set a mode by descriptor that
+    /// does not follow what may now be a link.
+    fn give(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let node = openat(parent, name, flags, Mode::empty()).context("openat(O_PATH | O_NOFOLLOW)")?;
+        ensure!(self.is(&fstat(&node).context("fstat")?), "something else is there");
+        let (uid, gid) = self.owner;
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        chownat(&node, "", owner.0, owner.1, AtFlags::EMPTY_PATH).with_context(|| format!("fchownat({uid}, {gid})"))
     }
 }
 
 /// Makes the links; `ptmx` leads to the container's own devpts.
-pub fn make_links(root: &Root) -> Result<()> {
-    let dev = root.directory(Path::new("/dev"), false)?;
+pub fn make_links(dev: &OwnedFd) -> Result<()> {
     for (name, target) in LINKS {
-        link(&dev, name, target)?;
+        link(dev, name, target)?;
     }
     if Path::new("/proc/kcore").exists() {
-        link(&dev, "core", "/proc/kcore")?;
+        link(dev, "core", "/proc/kcore")?;
     }
     // An image may bring a node here that is the host's multiplexer.
-    match unlinkat(&dev, "ptmx", AtFlags::empty()) {
+    match unlinkat(dev, "ptmx", AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error).context("remove /dev/ptmx"),
     }
-    link(&dev, "ptmx", "pts/ptmx")
+    link(dev, "ptmx", "pts/ptmx")
 }
 
 /// Makes a link, where the same one is not there already. Whatever else an image has under that name stays.

@@ -270,13 +270,21 @@ pub struct Rootfs<'a> {
     sources: &'a Sources,
     /// For each mount of a [`Source::Path`] what is at that path, opened while paths still led to the host alone.
     places: Vec<Option<OwnedFd>>,
+    /// Where on the host the root comes from, opened as early for the same reason.
+    own_place: Option<OwnedFd>,
     /// Mounts to be made read-only once everything below them exists.
     readonly: Vec<OwnedFd>,
+    /// The root's mount and inode.
+    id: (u64, u64),
+    /// The ids of the mounts that are binds.
+    bound: Vec<u64>,
 }
 
 impl<'a> Rootfs<'a> {
     /// Cuts this mount namespace off from the host's and puts the container's root over `/`.
-    pub fn attach(spec: &'a Spec, sources: &'a Sources) -> Result<Rootfs<'a>> {
+    ///
+    /// `own_path`: where on the host the root is to be shown later.
+    pub fn attach(spec: &'a Spec, sources: &'a Sources, own_path: Option<&Path>) -> Result<Rootfs<'a>> {
         cut_propagation()?;
         let places = spec_mounts(spec).iter().zip(&sources.mounts);
         let places = places
@@ -285,14 +293,19 @@ impl<'a> Rootfs<'a> {
                 place.with_context(|| format!("mount on {}", mount.destination().display()))
             })
             .collect::<Result<_>>()?;
+        let own_place = own_path.map(mount::open_path).transpose()?;
         let root = sources.root.try_clone().context("dup the root")?;
         put_over_root(&root)?;
+        let id = mount::id(&root)?;
         Ok(Rootfs {
             root: Root::new(root),
             spec,
             sources,
             places,
+            own_place,
             readonly: Vec::new(),
+            id,
+            bound: Vec::new(),
         })
     }
 
@@ -318,7 +331,7 @@ impl<'a> Rootfs<'a> {
         }
     }
 
-    fn mount_bind(&self, mount: &Mount, copy: &OwnedFd) -> Result<()> {
+    fn mount_bind(&mut self, mount: &Mount, copy: &OwnedFd) -> Result<()> {
         let stat = fstat(copy).context("fstat of the source")?;
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let destination = destination(mount);
@@ -327,8 +340,11 @@ impl<'a> Rootfs<'a> {
         } else {
             self.root.file(&destination)?
         };
+        self.check_not_root(&place)?;
         check_proc(copy, &place, &destination)?;
-        mount::attach(copy, place)
+        mount::attach(copy, place)?;
+        self.bound.push(mount::id(copy)?.0);
+        Ok(())
     }
 
     fn mount_filesystem(&mut self, mount: &Mount, kind: &str) -> Result<()> {
@@ -349,11 +365,19 @@ impl<'a> Rootfs<'a> {
         let destination = destination(mount);
         let links = !matches!(kind, "proc" | "sysfs") && destination != Path::new("/dev");
         let place = self.root.directory(&destination, links)?;
+        self.check_not_root(&place)?;
         check_proc(&made, &place, &destination)?;
         mount::attach(&made, place)?;
         if options.attributes.set & later != 0 {
             self.readonly.push(made);
         }
+        Ok(())
+    }
+
+    /// A mount over the root would be the root for whoever enters this mount namespace later, as exec does, but not for
+    /// init.
+    fn check_not_root(&self, place: &OwnedFd) -> Result<()> {
+        ensure!(mount::id(place)? != self.id, "a link leads to the root itself");
         Ok(())
     }
 
@@ -365,6 +389,7 @@ impl<'a> Rootfs<'a> {
         mount::set_options(made.as_fd(), &options, libc::MOUNT_ATTR_RDONLY)?;
         let destination = destination(mount);
         let place = self.root.directory(&destination, true)?;
+        self.check_not_root(&place)?;
         check_proc(&made, &place, &destination)?;
         mount::attach(&made, place)?;
         let tmpfs = Root::new(made);
@@ -385,15 +410,23 @@ impl<'a> Rootfs<'a> {
     pub fn furnish(&self, cwd: &Path) -> Result<()> {
         // Modes are as given, whatever the caller's umask.
         let umask = rustix::process::umask(Mode::empty());
+        let dev = dev::furnished(self.spec).then(|| self.dev()).transpose()?;
         for device in &self.sources.devices {
             device.make(&self.root)?;
         }
         rustix::process::umask(umask);
-        if dev::furnished(self.spec) {
-            dev::make_links(&self.root)?;
-        }
+        dev.as_ref().map_or(Ok(()), dev::make_links)?;
         self.root.directory(cwd, true).context("process.cwd")?;
         Ok(())
+    }
+
+    /// The /dev to be furnished. It is the root's or a filesystem of its own: a bind that an image's link has led there
+    /// holds files of somebody else, whose `ptmx` would be replaced and who would get our links (CVE-2026-41579).
+    fn dev(&self) -> Result<OwnedFd> {
+        let dev = self.root.directory(Path::new("/dev"), false)?;
+        let bound = !self.bound.is_empty() && self.bound.contains(&mount::id(&dev)?.0);
+        ensure!(!bound, "/dev: a link has led the bind of another destination there");
+        Ok(dev)
     }
 
     /// Masks and makes read-only: from here on nothing more can be put into the root.
@@ -414,10 +447,13 @@ impl<'a> Rootfs<'a> {
         Ok(())
     }
 
-    /// Moves the root to its own path, for hooks that look for it there. The path is the host's, until then.
-    pub fn show_at(&self, path: &Path) -> Result<()> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-        move_mount(&self.root, "", CWD, path, flags).with_context(|| format!("move_mount to {}", path.display()))
+    /// Moves the root to its own path, for hooks that look for it there.
+    pub fn show(&self) -> Result<()> {
+        let place = self
+            .own_place
+            .as_ref()
+            .context("nobody has opened the root's own path")?;
+        mount::attach(&self.root, place).context("show the root at its own path")
     }
 
     /// Takes the finished root along into the mount namespace that `enter` enters, over its `/`.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -92,6 +92,13 @@ pub fn copy_as_peer(place: impl AsFd, bind: Bind) -> Result<OwnedFd> {
 /// A copy of the mount beneath an open file or directory, detached; with everything mounted below.
 pub fn copy(place: impl AsFd) -> Result<OwnedFd> {
     copy_as_peer(place, Bind::Recursive)
+}
+
+/// The id of the mount that `place` is in, and its inode's number there. Linux 5.8.
+pub fn id(place: impl AsFd) -> Result<(u64, u64)> {
+    let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
+    let stat = statx(place, "", AtFlags::EMPTY_PATH, wanted).context("statx(fd, STATX_MNT_ID)")?;
+    Ok((stat.stx_mnt_id, stat.stx_ino))
 }
 
 /// Puts a detached mount in place. Its descriptor names the mount as before.

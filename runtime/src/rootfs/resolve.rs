@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
 /// How many links a path may have that leads to what does not exist yet; the kernel's limit for one that does.
@@ -139,7 +139,10 @@ impl Root {
             }
             // Anew from the name and without following it: a link put there meanwhile is an error.
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            return openat(&parent, name, flags, Mode::empty()).context("openat(O_NOFOLLOW)");
+            let file = openat(&parent, name, flags, Mode::empty()).context("openat(O_PATH | O_NOFOLLOW)")?;
+            let kind = FileType::from_raw_mode(fstat(&file).context("fstat")?.st_mode);
+            ensure!(kind != FileType::Symlink, "a link has been put there");
+            return Ok(file);
         }
         bail!("too many links")
     }

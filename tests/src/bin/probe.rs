@@ -20,8 +20,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::stat::{major, minor};
+use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -59,6 +61,8 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["allocate", mib] => allocate(mib.parse().context("allocate: not a number of MiB")?)?,
         ["snoop", seconds] => say(&snoop(seconds.parse().context("snoop: not a number of seconds")?).to_string())?,
         ["hook", path, label] => hook(path, label)?,
+        ["exchange", one, other] => exchange(one, other)?,
+        ["devices", directory] => say(&devices(directory).to_string())?,
         _ => {
             eprintln!("probe: unknown command {words:?}");
             return Ok(ExitCode::from(2));
@@ -157,6 +161,32 @@ fn snoop(seconds: u64) -> Value {
     json!({ "programs": programs, "writable": writable, "files": files })
 }
 
+/// Exchanges two names for ever, as fast as it can. One of them may be missing at times; somebody else works there too.
+fn exchange(one: &str, other: &str) -> Result<()> {
+    say("ready")?;
+    loop {
+        match renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) | Err(Errno::ENOENT | Errno::EBUSY) => {}
+            Err(error) => return Err(error).with_context(|| format!("renameat2({one}, {other}, RENAME_EXCHANGE)")),
+        }
+    }
+}
+
+/// Makes a node of every major number in `directory` and opens it: the error of each, `null` for none.
+fn devices(directory: &str) -> Value {
+    let path = format!("{directory}/node");
+    let mut outcomes = BTreeMap::new();
+    for (letter, kind) in [("b", SFlag::S_IFBLK), ("c", SFlag::S_IFCHR)] {
+        for number in 1..=255 {
+            let made = mknod(path.as_str(), kind, Mode::S_IRUSR | Mode::S_IWUSR, makedev(number, 0));
+            let opened = made.map_err(io::Error::from).and_then(|()| readable(&path, false));
+            fs::remove_file(&path).ok();
+            outcomes.insert(format!("{letter} {number}:0"), outcome(opened));
+        }
+    }
+    json!(outcomes)
+}
+
 /// As a hook: appends one JSON line with the label, the state that stood on stdin, and what a hook process is given.
 fn hook(path: &str, label: &str) -> Result<()> {
     let mut state = String::new();
@@ -166,6 +196,7 @@ fn hook(path: &str, label: &str) -> Result<()> {
     let line = json!({
         "hook": label,
         "state": serde_json::from_str::<Value>(&state).unwrap_or(Value::Null),
+        "args": std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>(),
         "env": environment(),
         "cwd": link("/proc/self/cwd"),
         "fds": open_files(),

@@ -25,6 +25,13 @@ impl Report {
         &self.0["paths"][path]
     }
 
+    /// Whether a path it was asked about is there and can be written to.
+    #[must_use]
+    pub fn is_writable(&self, path: &str) -> bool {
+        let path = self.path(path);
+        path.get("error").is_none() && path["write"].is_null()
+    }
+
     /// The last mount on `destination`: the one that is seen there.
     ///
     /// # Panics

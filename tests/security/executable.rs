@@ -1,0 +1,124 @@
+//! The runtime's own program, of which a container sees a process now and then: it is a sealed copy in memory, whose
+//! pages are not the host's file's, and which nobody can change (CVE-2019-5736, CVE-2022-0847).
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use corten_tests::bundle::{Bundle, Runtime, wait_for};
+use rustix::fs::{SealFlags, fcntl_get_seals};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+tests! {
+    a_created_container_shows_a_sealed_copy,
+    a_program_that_is_the_runtime_itself_is_harmless,
+    a_container_that_may_trace_finds_no_file_of_the_host_s,
+}
+
+fn runtime_binary(runtime: &Runtime) -> PathBuf {
+    PathBuf::from(runtime.command().get_program())
+}
+
+/// Everything about the binary on the host that a change shows in.
+fn fingerprint(runtime: &Runtime) -> (u64, i64, i64, u32, Vec<u8>) {
+    let path = runtime_binary(runtime);
+    let meta = fs::metadata(&path).expect("stat the runtime");
+    let digest = Sha256::digest(fs::read(&path).expect("read the runtime"));
+    (
+        meta.ino(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+        meta.mode(),
+        digest.to_vec(),
+    )
+}
+
+fn a_created_container_shows_a_sealed_copy(runtime: &Runtime) {
+    let before = fingerprint(runtime);
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["exit", "0"]);
+    let container = bundle.create();
+    let program = PathBuf::from(format!("/proc/{}/exe", container.pid));
+    let name = fs::read_link(&program).expect("init runs");
+    assert!(name.to_string_lossy().starts_with("/memfd:"), "{}", name.display());
+    let host = fs::metadata(runtime_binary(runtime)).expect("stat the runtime");
+    let shown = fs::metadata(&program).expect("init runs");
+    assert_ne!((shown.dev(), shown.ino()), (host.dev(), host.ino()));
+    let file = fs::File::open(&program).expect("root may read it");
+    let seals = fcntl_get_seals(&file).expect("a memory file has seals");
+    let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    assert!(seals.contains(all), "{seals:?}");
+    assert!(
+        fs::OpenOptions::new().write(true).open(&program).is_err(),
+        "it cannot be opened for writing as it runs"
+    );
+    // Not dumpable: all that is in its directory of /proc is root's and out of reach from the container.
+    let owner = fs::metadata(format!("/proc/{}/fd", container.pid)).expect("init runs");
+    assert_eq!(owner.uid(), 0);
+    drop(file);
+    assert_eq!(fingerprint(runtime), before);
+}
+
+/// The attack of CVE-2019-5736: the program to be executed is, or asks for, /proc/self/exe.
+fn a_program_that_is_the_runtime_itself_is_harmless(runtime: &Runtime) {
+    let before = fingerprint(runtime);
+    let running = snooping(runtime, &[]);
+    let container = running.start();
+    let script = |bundle: &Bundle<'_>| {
+        let path = bundle.rootfs("script");
+        fs::write(&path, "#!/proc/self/exe\n").expect("write a file of the image");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    };
+    script(&running);
+    for program in ["/proc/self/exe", "/script"] {
+        let mut bundle = runtime.bundle();
+        script(&bundle);
+        bundle.spec["process"]["args"] = json!([program, "--version"]);
+        let _either = bundle.run();
+        for _ in 0..10 {
+            let _either = running.exec(&[], &[program, "--version"]);
+        }
+    }
+    container.wait();
+    assert_harmless(&container.stdout());
+    assert_eq!(fingerprint(runtime), before);
+}
+
+/// With CAP_SYS_PTRACE, in the host's user namespace, not even non-dumpable processes are closed to it.
+fn a_container_that_may_trace_finds_no_file_of_the_host_s(runtime: &Runtime) {
+    let before = fingerprint(runtime);
+    let bundle = snooping(runtime, &["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
+    let container = bundle.start();
+    let sleeper = bundle.exec_detached(&[], &["/probe", "sleep"]);
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        let _output = bundle.exec(&[], &["/probe", "exit", "0"]).success();
+    }
+    nix::sys::signal::kill(sleeper, nix::sys::signal::Signal::SIGKILL).expect("kill a process of this test");
+    wait_for(sleeper);
+    container.wait();
+    assert_harmless(&container.stdout());
+    assert_eq!(fingerprint(runtime), before);
+}
+
+/// A container that looks at all its other processes for some seconds.
+fn snooping<'r>(runtime: &'r Runtime, capabilities: &[&str]) -> Bundle<'r> {
+    let mut bundle = runtime.bundle();
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.spec["process"]["capabilities"][set] = json!(capabilities);
+    }
+    bundle.probe(&["snoop", "5"]);
+    bundle
+}
+
+fn assert_harmless(stdout: &str) {
+    let seen: Value = serde_json::from_str(stdout).expect("the probe prints JSON");
+    let own = |path: &Value| path == "/probe" || path.as_str().is_some_and(|path| path.starts_with("/memfd:"));
+    let programs = seen["programs"].as_array().expect("programs are a list");
+    assert!(programs.iter().all(own), "{seen}");
+    let writable = seen["writable"].as_array().expect("programs are a list");
+    // The image's own programs are the container's to write.
+    assert!(writable.iter().all(own), "{seen}");
+}
