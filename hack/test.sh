@@ -13,7 +13,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 # What the tests need beside what pods need: the OCI runtime that is the control, and tools of ours here.
-TEST_PACKAGES=(jq runc shellcheck strace uidmap util-linux)
+TEST_PACKAGES=(groff-base jq runc shellcheck strace uidmap util-linux)
 
 suites=("$@")
 failed=()
@@ -32,7 +32,7 @@ check() {
 
 # Prints `CRATE-DIRECTORY NAME EXECUTABLE` of every test executable that cargo has built.
 test_executables() {
-    (cd "$REPO" && as_caller cargo test --quiet --workspace --lib --bins --tests --no-run --message-format=json) |
+    (cd "$REPO" && as_caller cargo test --quiet --workspace --lib --bins --tests --examples --no-run --message-format=json) |
         jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null)
                | [(.manifest_path | sub("/Cargo.toml$"; "")), (.target.kind[0] + ":" + .target.name), .executable] | @tsv'
 }

@@ -1,4 +1,4 @@
-//! The parent's half of a container's life: create, start, kill, delete.
+//! The parent's half of a container's life: create, start, pause, resume, kill, delete.
 //!
 //! [`create`] is the list of steps; each one that leaves something behind holds a guard that takes it away again, until
 //! the last step lets go of them all. The order of the guards is the reverse of the undoing: init is killed, then its
@@ -17,7 +17,7 @@ use oci_spec::runtime::{ContainerState, Hook, Spec};
 use rustix::io::Errno;
 
 use crate::bundle::Bundle;
-use crate::cgroup::{Cgroup, Driver};
+use crate::cgroup::{self, Cgroup, Driver};
 use crate::cli::Rootless;
 use crate::error::Error;
 use crate::init::{Init, runtime_hooks};
@@ -26,7 +26,7 @@ use crate::process::Terms;
 use crate::rootfs::Sources;
 use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan};
-use crate::state::{self, Directory, OCI_VERSION, State};
+use crate::state::{self, Directory, OCI_VERSION, State, Status};
 use crate::sync::{FromChild, FromParent};
 use crate::{hooks, log, process, rootless, scheduling, signal, time};
 
@@ -270,13 +270,7 @@ fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: Cont
 
 /// Starts a container that is created: returns when its program runs, or could not.
 pub fn start(root: &Path, id: &ContainerId) -> Result<()> {
-    let directory = Directory::open(root, id)?;
-    directory.lock()?;
-    let state = directory.state()?;
-    let status = directory.status(&state);
-    if status != ContainerState::Created {
-        bail!("cannot start container {id}: it is {status}");
-    }
+    let (directory, state) = locked_in(root, id, "start", &[Status::Created])?;
     let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
     start_created(&Created { directory, state, init })
 }
@@ -333,6 +327,30 @@ fn is_readable(fifo: &std::fs::File) -> Result<bool> {
     Ok(descriptors[0].any() == Some(true))
 }
 
+/// Suspends every process of a container that is created or running.
+pub fn pause(root: &Path, id: &ContainerId) -> Result<()> {
+    let (_locked, state) = locked_in(root, id, "pause", &[Status::Running, Status::Created])?;
+    Cgroup::open(state.cgroup).freeze()
+}
+
+/// Lets the processes of a paused container run on.
+pub fn resume(root: &Path, id: &ContainerId) -> Result<()> {
+    let (_locked, state) = locked_in(root, id, "resume", &[Status::Paused])?;
+    Cgroup::open(state.cgroup).thaw()
+}
+
+/// A container that is in one of these states, which is what it takes to `act` on it, and locked.
+fn locked_in(root: &Path, id: &ContainerId, act: &str, states: &[Status]) -> Result<(Directory, State)> {
+    let directory = Directory::open(root, id)?;
+    directory.lock()?;
+    let state = directory.state()?;
+    let status = directory.status(&state);
+    if !states.contains(&status) {
+        bail!("cannot {act} container {id}: it is {status}");
+    }
+    Ok((directory, state))
+}
+
 /// Sends a signal to init, or to every process of the container.
 pub fn kill(root: &Path, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
     let directory = Directory::open(root, id)?;
@@ -349,9 +367,21 @@ pub fn kill(root: &Path, id: &ContainerId, signal: i32, all: bool) -> Result<()>
     if !signal::send(&init, signal)? {
         return Err(Error::NotRunning.into());
     }
+    if signal != libc::SIGKILL {
+        return Ok(());
+    }
+    thaw_killed(&state)?;
     // Where init's end does not end the others, nobody would.
-    if signal == libc::SIGKILL && !state.own_pid_namespace {
+    if !state.own_pid_namespace {
         cgroup().kill(signal)?;
+    }
+    Ok(())
+}
+
+/// Lets the processes of a paused container die: on cgroup v1 one that is frozen does so only when it is thawed.
+fn thaw_killed(state: &State) -> Result<()> {
+    if cgroup::is_frozen(&state.cgroup) {
+        Cgroup::open(state.cgroup.clone()).thaw()?;
     }
     Ok(())
 }
@@ -369,7 +399,7 @@ pub fn delete(root: &Path, id: &ContainerId, force: bool) -> Result<()> {
         return directory.remove();
     };
     let status = directory.status(&state);
-    if status == ContainerState::Running && !force {
+    if matches!(status, Status::Running | Status::Paused) && !force {
         bail!("cannot delete container {id} that is not stopped: it is {status}");
     }
     delete_opened(&directory, &state)
@@ -404,6 +434,7 @@ fn end(state: &State) -> Result<()> {
         return Ok(());
     };
     signal::send(&init, libc::SIGKILL)?;
+    thaw_killed(state)?;
     let deadline = Instant::now() + KILL_TIMEOUT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -21,7 +21,7 @@ use crate::process::{Program, Terms};
 use crate::rootfs::resolve::Root;
 use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan, Start};
-use crate::state::{Directory, State};
+use crate::state::{Directory, State, Status};
 use crate::sync::{FromChild, FromParent};
 use crate::{log, lsm, namespaces, process, rootless, scheduling, signal, state};
 
@@ -50,13 +50,16 @@ pub struct Target {
 }
 
 impl Target {
-    /// Finds the container. It may be created only: its namespaces exist.
-    pub fn open(root: &Path, id: &ContainerId) -> Result<Target> {
+    /// Finds the container. It may be created only: its namespaces exist. In a paused one the process is frozen as soon
+    /// as it is in the cgroup, which is before it has joined anything: with `ignore_paused` an exec waits for the resume.
+    pub fn open(root: &Path, id: &ContainerId, ignore_paused: bool) -> Result<Target> {
         let directory = Directory::open(root, id)?;
         let state = directory.state()?;
         let status = directory.status(&state);
-        if !matches!(status, ContainerState::Running | ContainerState::Created) {
-            bail!("exec in container {id}: it is {status}");
+        match status {
+            Status::Running | Status::Created => {}
+            Status::Paused if ignore_paused => {}
+            status => bail!("exec in container {id}: it is {status}"),
         }
         let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
         let spec = directory.spec()?;

@@ -6,11 +6,12 @@
 //!   config.json        the specification as create read it: exec and the hooks of delete need it
 //!   exec.fifo          exists until start: init waits for somebody to open it for reading
 //! ```
-//! The status is not stored, it is read off: no pid yet is `creating`, a process that is gone is `stopped`, a fifo
-//! is `created`, else `running`. state.json is written before the cgroup is made, so that whatever a killed create leaves
+//! The status is not stored, it is read off: no pid yet is `creating`, a process that is gone is `stopped`, a frozen cgroup
+//! is `paused`, a fifo is `created`, else `running`. state.json is written before the cgroup is made, so that whatever a killed create leaves
 //! can be found and removed by `delete --force`.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -25,7 +26,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::{CgroupPaths, Scope};
+use crate::cgroup::{self, CgroupPaths, Scope};
 use crate::error::Error;
 use crate::rootless;
 
@@ -82,6 +83,34 @@ impl State {
         state.set_bundle(self.bundle.clone());
         state.set_annotations(Some(self.annotations.clone()));
         state
+    }
+}
+
+/// What a container is doing: the states of the specification (runtime.md, State), and `paused`, which runc adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// There is no process yet, or nobody has recorded it.
+    Creating,
+    /// Its process waits to be started.
+    Created,
+    /// Its process runs.
+    Running,
+    /// All its processes are suspended; they may be started yet or not.
+    Paused,
+    /// Its process has ended.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
     }
 }
 
@@ -268,18 +297,21 @@ impl Directory {
         Ok(fifo.into())
     }
 
-    /// The container's status, as its process and its fifo show it.
-    pub fn status(&self, state: &State) -> ContainerState {
+    /// The container's status, as its process, its cgroup and its fifo show it.
+    pub fn status(&self, state: &State) -> Status {
         if state.pid == 0 {
-            return ContainerState::Creating;
+            return Status::Creating;
         }
         // The process first: a container that is started between the two looks is then created, which it just was.
         if process_start(state.pid) != Some(state.start_time) {
-            return ContainerState::Stopped;
+            return Status::Stopped;
+        }
+        if cgroup::is_frozen(&state.cgroup) {
+            return Status::Paused;
         }
         match rustix::fs::statat(&self.fd, EXEC_FIFO, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => ContainerState::Created,
-            Err(_gone) => ContainerState::Running,
+            Ok(_) => Status::Created,
+            Err(_gone) => Status::Running,
         }
     }
 

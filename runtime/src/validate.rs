@@ -24,7 +24,7 @@ use oci_spec::runtime::{Hook, Hooks, Mount, Spec};
 
 use crate::id_map::Ids;
 use crate::rootless;
-pub use document::{Parsed, parse_process, parse_spec};
+pub use document::{Parsed, is_supported, parse_process, parse_spec};
 pub use process::validate_process;
 
 /// Every check of a spec that needs no side effect. Answers with warnings.

@@ -1,5 +1,6 @@
 //! Holding every process of a container, and signals to all of them.
 
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -7,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::Cgroup;
 use super::directory::Directory;
+use super::{Cgroup, CgroupPaths, layout};
 
 /// How long processes may take to stop. One in an uninterruptible system call stops when that ends.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,6 +55,20 @@ impl Directory {
         }
         Ok(false)
     }
+}
+
+/// Whether somebody has stopped the processes of the cgroup at `paths`, and not only those of one above it. A cgroup that is
+/// gone is not.
+///
+/// One file by its path and no [`Cgroup`]: every command asks that looks at a container.
+pub fn is_frozen(paths: &CgroupPaths) -> bool {
+    let asked = |(hierarchy, directory): (&str, &Path)| match paths {
+        CgroupPaths::V1(_) if !layout::has_controller(hierarchy, "freezer") => None,
+        CgroupPaths::V1(_) => Some(directory.join("freezer.self_freezing")),
+        CgroupPaths::V2(_) => Some(directory.join(V2.file)),
+    };
+    let text = paths.iter().find_map(asked).map(std::fs::read_to_string);
+    matches!(text, Some(Ok(text)) if text.trim_end() == "1")
 }
 
 impl Cgroup {
@@ -112,11 +127,16 @@ impl Cgroup {
         if directory.processes()?.is_empty() {
             return Ok(());
         }
-        // Held while they are counted: one that forks would else leave a child behind the list.
-        let held = Held::hold(self);
+        // Held while they are counted: one that forks would else leave a child behind the list. Paused ones are, and stay so
+        // unless they are to die, which no frozen process does on v1.
+        let paused = is_frozen(&self.paths);
+        let held = if paused { Held(None) } else { Held::hold(self) };
         let sent = directory.processes().and_then(|pids| signal_each(&pids, signal));
         held.release()?;
         if signal == libc::SIGKILL && !self.is_v2() {
+            if paused {
+                self.thaw()?;
+            }
             thaw_below(directory)?;
         }
         sent

@@ -40,6 +40,7 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use directory::Directory;
+pub use freezer::is_frozen;
 pub use layout::{Hierarchy, Layout, layout, unified};
 pub use limits::check;
 pub use oom::OomWatch;

@@ -10,12 +10,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use oci_spec::runtime::ContainerState;
 
 use super::print;
 use crate::cgroup::{Cgroup, Event};
 use crate::error::Error;
-use crate::state::Directory;
+use crate::state::{Directory, Status};
 use crate::{cli, signal};
 
 /// Prints statistics, once or until the container ends.
@@ -23,7 +22,7 @@ pub(super) fn events(root: &Path, flags: &cli::Events) -> Result<()> {
     let directory = Directory::open(root, &flags.id)?;
     let state = directory.state()?;
     let status = directory.status(&state);
-    if matches!(status, ContainerState::Stopped | ContainerState::Creating) {
+    if matches!(status, Status::Stopped | Status::Creating) {
         bail!("container {} is not running", flags.id);
     }
     let cgroup = Cgroup::open(state.cgroup.clone());

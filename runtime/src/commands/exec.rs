@@ -16,12 +16,11 @@ use crate::{cli, log, validate};
 pub(super) fn exec(root: &Path, flags: cli::Exec) -> Result<ExitCode> {
     for (flag, given) in [
         ("cgroup", !flags.cgroup.is_empty()),
-        ("ignore-paused", flags.ignore_paused),
         ("pidfd-socket", flags.pidfd_socket.is_some()),
     ] {
         ensure!(!given, "--{flag}: not supported yet");
     }
-    let target = Target::open(root, &flags.id)?;
+    let target = Target::open(root, &flags.id, flags.ignore_paused)?;
     let process = process(&flags, &target)?;
     let terminal = process.terminal() == Some(true);
     let served_elsewhere = flags.detach || flags.console_socket.is_some();

@@ -1,18 +1,18 @@
 //! `corten state` and `corten list`: what containers there are, in runc's form.
 
 use std::collections::HashMap;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
-use oci_spec::runtime::ContainerState;
 use serde::Serialize;
 
 use super::print;
 use crate::cli::List;
 use crate::log;
-use crate::state::{self, Directory};
+use crate::state::{self, Directory, Status};
 
 /// The OCI state, and what runc adds to it.
 #[derive(Debug, Serialize)]
@@ -22,12 +22,13 @@ struct Shown {
     id: String,
     /// 0 where there is no process.
     pid: i32,
-    status: ContainerState,
+    status: Status,
     bundle: String,
     rootfs: String,
     created: String,
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     annotations: HashMap<String, String>,
+    /// Whose the container's directory is: whoever created it.
     owner: String,
 }
 
@@ -57,8 +58,8 @@ fn look(root: &Path, id: &ContainerId) -> Result<Shown> {
     let directory = Directory::open(root, id)?;
     let state = directory.state()?;
     let status = directory.status(&state);
-    let owner = std::fs::metadata(root.join(id.as_str())).context("stat")?.uid();
-    let has_process = matches!(status, ContainerState::Created | ContainerState::Running);
+    let uid = fs::metadata(root.join(id.as_str())).context("stat")?.uid();
+    let has_process = !matches!(status, Status::Creating | Status::Stopped);
     Ok(Shown {
         oci_version: state.oci_version,
         id: state.id.to_string(),
@@ -68,13 +69,26 @@ fn look(root: &Path, id: &ContainerId) -> Result<Shown> {
         rootfs: state.rootfs.display().to_string(),
         created: state.created,
         annotations: state.annotations,
-        // A name other than root's would need the host's user database.
-        owner: if owner == 0 {
-            "root".to_owned()
-        } else {
-            format!("#{owner}")
-        },
+        owner: user_name(uid),
     })
+}
+
+/// The name of a user of the host; `#UID` for one that /etc/passwd does not have. A statically linked program has no other
+/// user database.
+fn user_name(uid: u32) -> String {
+    let number = || format!("#{uid}");
+    // Nearly always; and the file may be large.
+    if uid == 0 {
+        return "root".to_owned();
+    }
+    fs::read_to_string("/etc/passwd").map_or_else(|_| number(), |passwd| name_in(&passwd, uid).unwrap_or_else(number))
+}
+
+/// The first field of the first line whose third is `uid`.
+fn name_in(passwd: &str, uid: u32) -> Option<String> {
+    let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let line = lines.find(|fields| fields.get(2).is_some_and(|field| field.parse() == Ok(uid)))?;
+    Some(line[0].to_owned())
 }
 
 /// Columns as wide as their widest cell, three blanks between them.
@@ -102,4 +116,18 @@ fn table(shown: &[Shown]) -> String {
         format!("{}\n", cells.trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_owners() {
+        let passwd = "root:x:0:0::/:\n\nbad\nadm:x:3:4::/:\nalso:x:3:5::/:\nodd:x:x:1::/:\n";
+        for (uid, name) in [(0, Some("root")), (3, Some("adm")), (4, None)] {
+            assert_eq!(name_in(passwd, uid).as_deref(), name, "{uid}");
+        }
+        assert_eq!(user_name(u32::MAX - 7), format!("#{}", u32::MAX - 7));
+    }
 }

@@ -6,7 +6,6 @@ mod events;
 mod exec;
 mod features;
 mod list;
-mod pause;
 mod ps;
 mod restore;
 mod run;
@@ -36,11 +35,11 @@ pub fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
         Command::Exec(flags) => return exec::exec(&root, flags),
         Command::State(id) => list::state(&root, &id)?,
         Command::List(list) => list::list(&root, &list)?,
-        Command::Ps(flags) => ps::ps(&flags)?,
+        Command::Ps(flags) => ps::ps(&root, &flags)?,
         Command::Events(flags) => events::events(&root, &flags)?,
         Command::Kill(kill) => container::kill(&root, &kill.id, kill.signal, kill.all)?,
-        Command::Pause(id) => pause::pause(&root, &id)?,
-        Command::Resume(id) => pause::resume(&root, &id)?,
+        Command::Pause(id) => container::pause(&root, &id)?,
+        Command::Resume(id) => container::resume(&root, &id)?,
         Command::Update(flags) => update::update(&root, &flags)?,
         Command::Checkpoint(flags) => checkpoint::checkpoint(&root, globals, &flags)?,
         Command::Restore(flags) => return restore::restore(&root, globals, &flags),

@@ -11,13 +11,13 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use oci_spec::runtime::{ContainerState, LinuxResources};
+use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
 use crate::bundle::read_document;
 use crate::cgroup::Cgroup;
 use crate::error::Error;
-use crate::state::Directory;
+use crate::state::{Directory, Status};
 use crate::{cli, log};
 
 /// The longest document that is read from standard input, in bytes.
@@ -28,10 +28,7 @@ pub(super) fn update(root: &Path, flags: &cli::Update) -> Result<()> {
     let directory = Directory::open(root, &flags.id)?;
     directory.lock()?;
     let state = directory.state()?;
-    if matches!(
-        directory.status(&state),
-        ContainerState::Stopped | ContainerState::Creating
-    ) {
+    if matches!(directory.status(&state), Status::Stopped | Status::Creating) {
         return Err(Error::NotRunning.into());
     }
     let mut change = match &flags.resources {

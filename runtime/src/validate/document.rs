@@ -42,6 +42,11 @@ const UNSUPPORTED: [(&str, &str); 16] = [
     ("linux.rlimits", "limits outside of process"),
 ];
 
+/// Whether a field of the specification is implemented, by its path.
+pub fn is_supported(field: &str) -> bool {
+    UNSUPPORTED.iter().all(|(path, _)| *path != field)
+}
+
 /// Parses config.json. Refuses every field this runtime does not implement.
 pub fn parse_spec(json: &[u8]) -> Result<Parsed<Spec>> {
     parse(json, "")

@@ -48,6 +48,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         }
         ["say", text @ ..] => say(&text.join(" "))?,
         ["sleep", ..] => sleep_for_ever(),
+        ["spin"] => spin(),
         ["signal-wait"] => signal_wait()?,
         ["write", path, text] => fs::write(path, text).with_context(|| format!("write {path}"))?,
         ["cat"] => copy(&mut io::stdin().lock())?,
@@ -78,6 +79,13 @@ fn say(line: &str) -> Result<()> {
 fn sleep_for_ever() -> ! {
     loop {
         thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// Uses the processor without end.
+fn spin() -> ! {
+    loop {
+        std::hint::spin_loop();
     }
 }
 
