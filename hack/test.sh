@@ -73,7 +73,7 @@ run_virtual_machine() {
     if "$REPO/hack/test-vm.sh" >"$log" 2>&1; then
         grep -E '^(== |test result|   |SKIP)' "$log"
     else
-        grep -vE '^PASS' "$log"
+        grep -vE '^PASS|^test .* ok$' "$log"
         failed+=("virtual machine")
     fi
 }
