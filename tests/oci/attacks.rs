@@ -27,17 +27,19 @@ corten_only! {
 /// runtime's code with the runtime's files, in the container's pid namespace. Nothing of it may be looked at.
 fn a_container_sees_nothing_of_the_runtime_that_enters_it(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
-    bundle.probe(&["snoop", "6"]);
+    // Far longer than it takes; it ends when it is told to, however slow this machine is.
+    bundle.probe(&["snoop", "300"]);
     let container = bundle.start();
     // One that stays, so that there is something to be seen.
     let sleeper = bundle.exec_detached(&[], &["/probe", "sleep"]);
-    // All of them end well before the container does: an exec cut off by its end may leave runc's processes behind.
+    // All of them end before the container does: an exec cut off by its end may leave runc's processes behind.
     let end = Instant::now() + Duration::from_secs(2);
     while Instant::now() < end {
         let _output = bundle.exec(&[], &["/probe", "exit", "0"]).success();
     }
     kill(sleeper, Signal::SIGKILL).expect("kill a process of this test");
     assert_eq!(wait_for(sleeper), 128 + libc::SIGKILL);
+    kill(container.pid, Signal::SIGTERM).expect("the container waits for it");
     assert_eq!(container.wait(), 0);
     let seen: Value = serde_json::from_str(&container.stdout()).expect("the probe prints JSON");
     let programs = seen["programs"].as_array().expect("programs are a list");

@@ -28,7 +28,7 @@ succeeds "run without a profile" runtime run --bundle "$BUNDLE" confined
 equal "label and writable files without a profile" "unconfined;one;two" "${output//$'\n'/;}"
 
 configure "sleep 1000" '.process.apparmorProfile = "vm-denies-one"'
-detached run --detach --bundle "$BUNDLE" confined
+succeeds "run confined" runtime run --detach --bundle "$BUNDLE" confined
 equal "label of init" "vm-denies-one (enforce)" "$(cat "/proc/$(pid_of confined)/attr/apparmor/current")"
 equal "exec has the container's profile" "vm-denies-one (enforce)" "$(runtime exec confined sh -c "$LABEL")"
 equal "exec with one of its own" "vm-denies-two (enforce)" "$(runtime exec --apparmor vm-denies-two confined sh -c "$LABEL")"

@@ -20,7 +20,7 @@ show_log() {
 
 configure 'exec </dev/null >/dev/null 2>&1; n=0; while :; do n=$((n + 1)); echo $n >/tmp/count; sleep 0.2; done' \
     '.linux.cgroupsPath = "/checkpoint-test/counter" | .linux.resources = { memory: { limit: 67108864 }, pids: { limit: 20 } }'
-detached run --detach --bundle "$BUNDLE" counter
+succeeds "run counter" runtime run --detach --bundle "$BUNDLE" counter
 within 20 counted_beyond 3
 
 before=$failed
@@ -41,7 +41,7 @@ equal "the counter stands still" "$count" "$(cat "$COUNT")"
 gone "$CGROUPS/checkpoint-test/counter"
 
 before=$failed
-detached restore --detach --image-path "$IMAGES/stopped" --work-path "$WORK" --bundle "$BUNDLE" counter
+succeeds "restore counter" runtime restore --detach --image-path "$IMAGES/stopped" --work-path "$WORK" --bundle "$BUNDLE" counter
 show_log "$before"
 equal "state after restore" running "$(status_of counter)"
 within 20 counted_beyond "$count"

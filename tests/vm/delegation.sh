@@ -18,7 +18,7 @@ owner() {
 configure 'cd /sys/fs/cgroup && mkdir -p inner/deeper && echo 0 >inner/deeper/cgroup.procs &&
     echo +memory >cgroup.subtree_control && echo 16777216 >inner/memory.max && touch /tmp/made; sleep 1000' \
     ".linux.cgroupsPath = \"/delegation/nested\" | $WRITABLE"
-detached run --detach --bundle "$BUNDLE" nested
+succeeds "run nested" runtime run --detach --bundle "$BUNDLE" nested
 within 20 test -e "$BUNDLE/rootfs/tmp/made"
 file_is "$GROUP/inner/memory.max" 16777216
 equal "the cgroup of init" 0::/delegation/nested/inner/deeper "$(cat "/proc/$(pid_of nested)/cgroup")"
@@ -35,7 +35,7 @@ rm -f "$BUNDLE/rootfs/tmp/made"
 # A user namespace's root is nobody on the host: what /sys/kernel/cgroup/delegate lists is made its own, limits are not.
 configure 'cd /sys/fs/cgroup && mkdir inner && echo 0 >inner/cgroup.procs && echo made >/tmp/made; sleep 1000' \
     ".linux.cgroupsPath = \"/delegation/nested\" | .linux.resources.memory.limit = 67108864 | $WRITABLE | $MAPPED"
-detached run --detach --bundle "$BUNDLE" nested
+succeeds "run nested" runtime run --detach --bundle "$BUNDLE" nested
 within 20 test -e "$BUNDLE/rootfs/tmp/made"
 like "a cgroup made in a user namespace" "0::/delegation/nested/inner" "$(cat "/proc/$(pid_of nested)/cgroup")"
 equal "owner of the cgroup" 100000 "$(owner "$GROUP")"
@@ -48,7 +48,7 @@ gone "$GROUP"
 
 # Read-only cgroups are nobody's to divide.
 configure "sleep 1000" ".linux.cgroupsPath = \"/delegation/nested\" | $MAPPED"
-detached run --detach --bundle "$BUNDLE" nested
+succeeds "run nested" runtime run --detach --bundle "$BUNDLE" nested
 equal "owner of the cgroup where the mount is read-only" 0 "$(owner "$GROUP")"
 refused "a cgroup made there" "*Read-only*" runtime exec nested mkdir /sys/fs/cgroup/inner
 runtime delete --force nested

@@ -30,7 +30,7 @@ equal "default devices" "null zero full random urandom written" "$(runtime run -
 
 # The program must bind whoever enters later, too.
 configure "mknod /dev/k c 10 200; sleep 1000" ".linux.resources.devices = [$DENY]"
-detached run --detach --bundle "$BUNDLE" entered
+succeeds "run entered" runtime run --detach --bundle "$BUNDLE" entered
 within 10 test -e "/proc/$(pid_of entered)/root/dev/k"
 refused "exec in the same cgroup" "*not permitted*" runtime exec entered sh -c ': </dev/k'
 runtime delete --force entered

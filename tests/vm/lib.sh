@@ -53,12 +53,18 @@ gone() {
     if [[ ! -e $1 ]]; then pass "$1 is gone" yes; else fail "$1 is gone" yes no; fi
 }
 
+# Runs a command; sets $output and $code. Through a file: a container that outlives the command would keep a pipe open.
+call() {
+    "$@" >"$BUNDLE/output" 2>&1 </dev/null
+    code=$?
+    output=$(<"$BUNDLE/output")
+}
+
 # succeeds WHAT COMMAND [ARG..]; its output is in $output afterwards
 succeeds() {
     local what=$1 code
     shift
-    output=$("$@" 2>&1 </dev/null)
-    code=$?
+    call "$@"
     if [[ $code == 0 ]]; then pass "$what" "${output:-no output}"; else fail "$what" "exit code 0" "$code: $output"; fi
 }
 
@@ -66,8 +72,7 @@ succeeds() {
 refused() {
     local what=$1 pattern=$2 code
     shift 2
-    output=$("$@" 2>&1 </dev/null)
-    code=$?
+    call "$@"
     # shellcheck disable=SC2053
     if [[ $code != 0 && $output == $pattern ]]; then
         pass "$what" "$output"
@@ -88,12 +93,6 @@ within() {
 
 runtime() {
     "$RUNTIME" --root "$STATE" "$@"
-}
-
-# Runs the runtime detached, so that nothing waits for what the container holds open.
-detached() {
-    local log=$BUNDLE/log
-    if "$RUNTIME" --root "$STATE" "$@" >"$log" 2>&1 </dev/null; then pass "$1 ${*: -1}" ok; else fail "$1 ${*: -1}" "exit code 0" "$(cat "$log")"; fi
 }
 
 status_of() {

@@ -9,7 +9,7 @@ disk=$(cat "$(dirname -- "$(grep -lx root /sys/block/vd*/serial)")/dev")
 
 # Without a value every file still holds what a new cgroup has.
 configure "sleep 1000" '.linux.cgroupsPath = "/limits/none"'
-detached run --detach --bundle "$BUNDLE" none
+succeeds "run none" runtime run --detach --bundle "$BUNDLE" none
 for file in memory.max memory.swap.max pids.max; do file_is "$CGROUPS/limits/none/$file" max; done
 file_is "$CGROUPS/limits/none/cpu.weight" 100
 file_is "$CGROUPS/limits/none/cpu.max" "max 100000"
@@ -22,7 +22,7 @@ configure "sleep 1000" '.linux.cgroupsPath = "/limits/all" | .linux.resources = 
     hugepageLimits: [{ pageSize: "2MB", limit: 4194304 }],
     unified: { "memory.high": "50331648" }
 }'
-detached run --detach --bundle "$BUNDLE" all
+succeeds "run all" runtime run --detach --bundle "$BUNDLE" all
 file_is "$GROUP/memory.max" 67108864
 # The specification limits memory and swap together, v2 swap alone.
 file_is "$GROUP/memory.swap.max" 33554432
@@ -48,7 +48,7 @@ gone "$GROUP"
 device='major: '${disk%:*}', minor: '${disk#*:}
 configure "sleep 1000" ".linux.cgroupsPath = \"/limits/io\" | .linux.resources.blockIO = {
     throttleReadBpsDevice: [{ $device, rate: 1048576 }], throttleWriteIOPSDevice: [{ $device, rate: 100 }] }"
-detached run --detach --bundle "$BUNDLE" io
+succeeds "run io" runtime run --detach --bundle "$BUNDLE" io
 file_is "$CGROUPS/limits/io/io.max" "$disk rbps=1048576 wbps=max riops=max wiops=100"
 runtime delete --force io
 
@@ -57,7 +57,7 @@ scheduler=/sys/dev/block/$disk/queue/scheduler
 modprobe bfq 2>/dev/null
 if echo bfq >"$scheduler" 2>/dev/null; then
     configure "sleep 1000" '.linux.cgroupsPath = "/limits/weight" | .linux.resources.blockIO = { weight: 500 }'
-    detached run --detach --bundle "$BUNDLE" weight
+    succeeds "run weight" runtime run --detach --bundle "$BUNDLE" weight
     like "io.bfq.weight" "*500*" "$(cat "$CGROUPS/limits/weight/io.bfq.weight")"
     runtime delete --force weight
 else
@@ -68,7 +68,7 @@ fi
 modprobe rdma_rxe 2>/dev/null && ip link add rdma0 type dummy && ip link set rdma0 up
 if rdma link add test0 type rxe netdev rdma0 2>/dev/null; then
     configure "sleep 1000" '.linux.cgroupsPath = "/limits/rdma" | .linux.resources.rdma = { test0: { hcaHandles: 3, hcaObjects: 1000 } }'
-    detached run --detach --bundle "$BUNDLE" rdma
+    succeeds "run rdma" runtime run --detach --bundle "$BUNDLE" rdma
     like "rdma.max" "*test0 hca_handle=3 hca_object=1000*" "$(cat "$CGROUPS/limits/rdma/rdma.max")"
     runtime delete --force rdma
     rdma link delete test0
@@ -86,7 +86,7 @@ gone "$CGROUPS/limits/misc"
 # Felt: memory, with the verdict; processes; processor time.
 configure 'dd if=/dev/zero of=/dev/null bs=64M count=1' \
     '.linux.cgroupsPath = "/limits/oom" | .linux.resources.memory = { limit: 33554432, swap: 33554432 }'
-runtime create --bundle "$BUNDLE" oom </dev/null >/dev/null 2>&1
+succeeds "create oom" runtime create --bundle "$BUNDLE" oom
 runtime start oom
 within 20 grep -qx 'oom_kill 1' "$CGROUPS/limits/oom/memory.events"
 like "memory.events of an allocation beyond memory.max" "*oom_kill 1"* "$(cat "$CGROUPS/limits/oom/memory.events")"

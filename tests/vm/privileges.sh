@@ -12,7 +12,7 @@ succeeds "a hard limit above the runtime's, an OOM score below its own" runtime 
 equal "what the container has" "65536;131072;-900" "${output//$'\n'/;}"
 
 configure 'sleep 1000' '.process.rlimits = [{ type: "RLIMIT_NOFILE", soft: 65536, hard: 131072 }] | .process.oomScoreAdj = -900'
-detached run --detach --bundle "$BUNDLE" held
+succeeds "run held" runtime run --detach --bundle "$BUNDLE" held
 equal "the same in exec" "131072" "$(runtime exec held sh -c 'ulimit -Hn')"
 equal "OOM score of init" -900 "$(cat "/proc/$(pid_of held)/oom_score_adj")"
 equal "OOM score of this script" 0 "$(cat /proc/$$/oom_score_adj)"

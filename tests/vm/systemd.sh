@@ -100,7 +100,7 @@ unit_gone $SCOPE
 gone "$GROUP"
 
 # Whoever stops the scope stops the container.
-detached --systemd-cgroup run --detach --bundle "$BUNDLE" driven
+succeeds "run driven" driven run --detach --bundle "$BUNDLE" driven
 succeeds "systemctl stop" systemctl stop $SCOPE
 within 10 eval '[[ $(status_of driven) == stopped ]]'
 equal "state after systemctl stop" stopped "$(status_of driven)"
@@ -109,7 +109,7 @@ unit_gone $SCOPE
 
 # Without a path: the slice of system services, and the runtime's own name.
 configure "sleep 1000"
-detached --systemd-cgroup run --detach --bundle "$BUNDLE" nameless
+succeeds "run nameless" driven run --detach --bundle "$BUNDLE" nameless
 equal "the cgroup without a path" "0::/system.slice/$RUNTIME_NAME-nameless.scope" "$(cat "/proc/$(pid_of nameless)/cgroup")"
 succeeds "delete --force" driven delete --force nameless
 unit_gone "$RUNTIME_NAME-nameless.scope"
@@ -117,14 +117,14 @@ unit_gone "$RUNTIME_NAME-nameless.scope"
 # Properties by annotation.
 configure "sleep 1000" '.linux.cgroupsPath = "system.slice:test:annotated" | .annotations = {
     "org.systemd.property.TimeoutStopUSec": "uint64 7000000", "org.systemd.property.CollectMode": "\"inactive-or-failed\"" }'
-detached --systemd-cgroup run --detach --bundle "$BUNDLE" annotated
+succeeds "run annotated" driven run --detach --bundle "$BUNDLE" annotated
 property_is test-annotated.scope TimeoutStopUSec 7s
 property_is test-annotated.scope CollectMode inactive-or-failed
 driven delete --force annotated
 
 # A container in systemd's and one in its own way know nothing of each other.
 configure "sleep 1000" '.linux.cgroupsPath = "/systemd-test/plain"'
-detached run --detach --bundle "$BUNDLE" plain
+succeeds "run plain" runtime run --detach --bundle "$BUNDLE" plain
 file_is "$CGROUPS/systemd-test/plain/pids.max" max
 runtime delete --force plain
 rmdir "$CGROUPS/systemd-test"

@@ -23,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use serde_json::{Value, json};
 
@@ -60,7 +61,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         }
         ["spawn", count] => spawn(count.parse().context("spawn: not a count")?)?,
         ["allocate", mib] => allocate(mib.parse().context("allocate: not a number of MiB")?)?,
-        ["snoop", seconds] => say(&snoop(seconds.parse().context("snoop: not a number of seconds")?).to_string())?,
+        ["snoop", seconds] => say(&snoop(seconds.parse().context("snoop: not a number of seconds")?)?.to_string())?,
         ["hook", path, label] => hook(path, label)?,
         ["exchange", one, other] => exchange(one, other)?,
         ["devices", directory] => say(&devices(directory).to_string())?,
@@ -142,13 +143,17 @@ fn allocate(mib: usize) -> Result<()> {
     say(&held.len().to_string())
 }
 
-/// For some seconds looks at every other process it can see, as fast as it can, and reports what it got hold of: links
-/// to programs, programs it could open for writing, and links to open files.
-fn snoop(seconds: u64) -> Value {
+/// For some seconds, or until SIGTERM, looks at every other process it can see, as fast as it can, and reports what it
+/// got hold of: links to programs, programs it could open for writing, and links to open files.
+fn snoop(seconds: u64) -> Result<Value> {
+    let mut term = SigSet::empty();
+    term.add(Signal::SIGTERM);
+    term.thread_block().context("block SIGTERM")?;
+    let terminated = SignalFd::with_flags(&term, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
     let own = std::process::id().to_string();
     let (mut programs, mut writable, mut files) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let end = Instant::now() + Duration::from_secs(seconds);
-    while Instant::now() < end {
+    while Instant::now() < end && terminated.read_signal().context("read the signalfd")?.is_none() {
         let others = names_in("/proc")
             .into_iter()
             .filter(|name| name.parse::<u32>().is_ok() && *name != own);
@@ -166,7 +171,7 @@ fn snoop(seconds: u64) -> Value {
             );
         }
     }
-    json!({ "programs": programs, "writable": writable, "files": files })
+    Ok(json!({ "programs": programs, "writable": writable, "files": files }))
 }
 
 /// Exchanges two names for ever, as fast as it can. One of them may be missing at times; somebody else works there too.
