@@ -28,15 +28,14 @@ OLD_ROUND=(devices.sh "suite.sh mounts::corten rootfs::corten")
 
 # Puts what the guest runs into $stage, without debug information: an input beyond 64 MiB costs a boot.
 stage_binaries() {
-    local bin suite
+    local bin suite program
     say "build for the virtual machine"
     bin=$(binaries)
     (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-tests --bins)
     suite=$(cd "$REPO" && as_caller cargo test --quiet -p corten-tests --test oci --no-run --message-format=json |
         jq -r 'select(.profile.test and .target.name == "oci").executable // empty')
     mkdir -p "$stage/debug/deps"
-    strip -o "$stage/debug/corten" "$bin/corten"
-    strip -o "$stage/debug/probe" "$bin/probe"
+    for program in corten probe as-user; do strip -o "$stage/debug/$program" "$bin/$program"; done
     strip -o "$stage/debug/deps/oci" "$suite"
 }
 
