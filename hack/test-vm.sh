@@ -15,7 +15,7 @@ PROFILE=dev
 
 # With systemd: cgroups by both drivers, AppArmor, capabilities; and of the suite what v2 makes different.
 ROUND=(
-    devices.sh privileges.sh
+    limits.sh devices.sh delegation.sh systemd.sh apparmor.sh privileges.sh
     "suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten"
 )
 
