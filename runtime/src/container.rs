@@ -24,11 +24,12 @@ use crate::init::{Init, runtime_hooks};
 use crate::namespaces::{self, Namespaces};
 use crate::process::Terms;
 use crate::rootfs::Sources;
+use crate::rootfs::idmap::Idmaps;
 use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan};
 use crate::state::{self, Directory, OCI_VERSION, State, Status};
 use crate::sync::{FromChild, FromParent};
-use crate::{hooks, log, process, rootless, scheduling, signal, time};
+use crate::{hooks, log, netdev, process, rdt, rootless, scheduling, signal, time};
 
 /// How long a killed process may take to be gone before delete gives up on it. One in uninterruptible sleep takes as
 /// long as its device.
@@ -73,13 +74,13 @@ pub struct Created {
 pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created> {
     let spec = &bundle.spec;
     let linux = spec.linux().as_ref().context("linux: missing")?;
-    let namespaces = Namespaces::open(spec)?;
-    let filter = Filter::prepare(root, spec)?;
+    let prepared = Prepared::new(root, spec, &request.id)?;
     let planned = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id, request.driver)?;
 
     let reserved = state::reserve(root, &request.id)?;
     let directory = reserved.directory();
     let mut state = first_state(request, bundle, &planned);
+    state.rdt = prepared.rdt.as_ref().map(|plan| plan.groups().clone());
     directory.write_spec(&bundle.text)?;
     // Before the cgroup: delete must know where to look for it.
     directory.write(&state)?;
@@ -96,15 +97,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     state.own_cgroup = true;
     directory.write(&state)?;
     cgroup.apply(linux)?;
-    match launch(
-        request,
-        bundle,
-        directory,
-        &mut state,
-        cgroup,
-        &namespaces,
-        filter.as_ref(),
-    ) {
+    match launch(request, bundle, directory, &mut state, cgroup, &prepared) {
         Ok(init) => {
             made.keep();
             Ok(Created {
@@ -114,6 +107,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
             })
         }
         Err(error) => {
+            remove_rdt(&state);
             // Hooks may have run: the last ones run after everything is undone (runtime.md, "Lifecycle").
             drop(made);
             drop(reserved);
@@ -130,15 +124,17 @@ fn launch(
     directory: &Directory,
     state: &mut State,
     cgroup: &Cgroup,
-    namespaces: &Namespaces,
-    filter: Option<&Filter>,
+    prepared: &Prepared,
 ) -> Result<OwnedFd> {
+    let (namespaces, idmaps) = (&prepared.namespaces, &prepared.idmaps);
     let fifo = directory.make_fifo()?;
-    let sources = open_sources(bundle, cgroup, namespaces)?;
+    let filter = prepared.filter.as_ref();
+    let sources = open_sources(bundle, cgroup, namespaces, idmaps)?;
     let terms = Terms::new(namespaces.user(), request.preserve_fds)?;
     let init = Init {
         bundle,
         namespaces,
+        idmaps,
         sources: sources.as_ref(),
         state,
         fifo: &fifo,
@@ -148,6 +144,10 @@ fn launch(
         new_keyring: request.new_keyring,
     };
     let child = spawn_init(&init, cgroup)?;
+    let network = || namespaces.network(child.pid);
+    // Before the hooks, which may look at its network.
+    let moved = netdev::take(&bundle.spec, directory, state, network).map_err(|error| child.explain(error))?;
+    prepared.rdt.as_ref().map_or(Ok(()), |plan| plan.apply(child.pid))?;
     state.pid = child.pid;
     serve(&child, bundle, state, filter)?;
     state.start_time = state::process_start(child.pid).context("init has ended")?;
@@ -161,19 +161,50 @@ fn launch(
     }
     // The last step that can fail; init has everything it needs.
     child.channel.send(&FromParent::Proceed)?;
+    moved.keep();
     Ok(child.release())
 }
 
 /// Opens everything that has a path on the host; `None` where that is for init to do, in the mount namespace it joins or
 /// with the rights it has in its own.
-fn open_sources(bundle: &Bundle, cgroup: &Cgroup, namespaces: &Namespaces) -> Result<Option<Sources>> {
+fn open_sources(bundle: &Bundle, cgroup: &Cgroup, namespaces: &Namespaces, idmaps: &Idmaps) -> Result<Option<Sources>> {
     if namespaces.joins_mount() || rootless::unprivileged() {
         return Ok(None);
     }
-    match Sources::open(bundle, cgroup.paths(), namespaces) {
+    match Sources::open(bundle, cgroup.paths(), namespaces, idmaps) {
         // Root of a user namespace has no right to the mounts of an older one.
         Err(error) if error.downcast_ref() == Some(&Errno::PERM) && rootless::in_user_namespace() => Ok(None),
         sources => sources.map(Some),
+    }
+}
+
+/// What is opened and checked before there is anything to undo.
+struct Prepared {
+    namespaces: Namespaces,
+    idmaps: Idmaps,
+    filter: Option<Filter>,
+    rdt: Option<rdt::Plan>,
+}
+
+impl Prepared {
+    fn new(root: &Path, spec: &Spec, id: &ContainerId) -> Result<Prepared> {
+        let namespaces = Namespaces::open(spec)?;
+        let idmaps = Idmaps::open(spec, &namespaces)?;
+        let wanted = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
+        let plan = |rdt| rdt::Plan::new(rdt, id.as_str(), &rdt::mounted()?);
+        Ok(Prepared {
+            namespaces,
+            idmaps,
+            filter: Filter::prepare(root, spec)?,
+            rdt: wanted.map(plan).transpose()?,
+        })
+    }
+}
+
+/// Once none of its processes is left.
+fn remove_rdt(state: &State) {
+    if let Some(groups) = &state.rdt {
+        log::best_effort("remove the resctrl groups", rdt::remove(groups));
     }
 }
 
@@ -191,6 +222,8 @@ fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
         cgroup: cgroup.paths().clone(),
         own_cgroup: false,
         scope: cgroup.scope().cloned(),
+        net_devices: Vec::new(),
+        rdt: None,
     }
 }
 
@@ -207,6 +240,7 @@ fn spawn_init(init: &Init<'_>, cgroup: &Cgroup) -> Result<Child> {
         cgroup,
         dumpable: init.terms.unprivileged,
         between,
+        time_offsets: init.namespaces.time_offsets.as_deref(),
     };
     let lent = rootless::lend_oom_score(init.bundle.process()?)?;
     let child = spawn::spawn(&plan, |start| init.run(start))?;
@@ -414,6 +448,8 @@ pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
     } else {
         cgroup.remove_empty();
     }
+    netdev::give_back(directory, &state.net_devices);
+    remove_rdt(state);
     let spec = directory.spec();
     directory.remove()?;
     let Some(spec) = log::best_effort("poststop hooks", spec) else {

@@ -90,6 +90,7 @@ impl Exec {
                 cgroup,
                 dumpable: false,
                 between: Some(&join),
+                time_offsets: None,
             };
             spawn::spawn(&plan, |start| self.run(start, target, terms, proc))
         };

@@ -19,6 +19,7 @@ use crate::bundle::Bundle;
 use crate::console::Terminal;
 use crate::namespaces::{self, Namespaces};
 use crate::process::{self, Program, Terms};
+use crate::rootfs::idmap::Idmaps;
 use crate::rootfs::{self, Rootfs, Sources, pivot};
 use crate::seccomp::{self, Confinement, Filter};
 use crate::spawn::Start;
@@ -34,6 +35,8 @@ pub struct Init<'a> {
     pub bundle: &'a Bundle,
     /// The namespaces to be in.
     pub namespaces: &'a Namespaces,
+    /// The user namespaces of its idmapped mounts.
+    pub idmaps: &'a Idmaps,
     /// Everything that has a path on the host, open; none where the paths are those of a mount namespace to be joined, or
     /// where only init has the right to copy mounts.
     pub sources: Option<&'a Sources>,
@@ -139,7 +142,7 @@ impl Init<'_> {
             return Ok(None);
         }
         let cgroup = &self.state.cgroup;
-        Sources::open(self.bundle, cgroup, self.namespaces).map(Some)
+        Sources::open(self.bundle, cgroup, self.namespaces, self.idmaps).map(Some)
     }
 
     fn open_terminal(&self, root: &Rootfs<'_>, process: &Process) -> Result<Option<Terminal>> {

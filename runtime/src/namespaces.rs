@@ -14,17 +14,21 @@
 //! namespace of the host, whose root would be exchanged under everything, is refused.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::id_map::{self, Kind};
+
+/// Linux 5.6. The signal mask of clone(2) has this bit, so that only clone3, unshare and setns take it.
+pub const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
 
 /// The namespaces of one container.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub struct Namespaces {
     join: Vec<Existing>,
     /// A mount namespace to be joined, before the others.
     mount: Option<Existing>,
+    /// What the clocks of a new time namespace are ahead by, as its `timens_offsets` takes it.
+    pub time_offsets: Option<String>,
 }
 
 /// A namespace that exists, held open.
@@ -52,6 +58,7 @@ impl Namespaces {
             new: CloneFlags::empty(),
             join: Vec::new(),
             mount: None,
+            time_offsets: time_offsets(spec),
         };
         for namespace in declared(spec) {
             let flag = clone_flag(namespace.typ())?;
@@ -81,7 +88,13 @@ impl Namespaces {
     /// so that init makes it once it is in the container's. Nor is, with a user namespace, the ipc namespace: its
     /// message queue filesystem belongs to the user who makes it, who has no id in there before the mappings exist.
     pub fn cloned(&self) -> CloneFlags {
-        self.new.difference(CloneFlags::CLONE_NEWCGROUP | self.after_mapping())
+        let offset = if self.time_offsets.is_some() {
+            CLONE_NEWTIME
+        } else {
+            CloneFlags::empty()
+        };
+        self.new
+            .difference(CloneFlags::CLONE_NEWCGROUP | self.after_mapping() | offset)
     }
 
     /// What is made once init is a user of the user namespace.
@@ -96,6 +109,29 @@ impl Namespaces {
     /// The container has a user namespace that is not the runtime's.
     pub fn user(&self) -> bool {
         self.new.contains(CloneFlags::CLONE_NEWUSER) || self.joins(CloneFlags::CLONE_NEWUSER)
+    }
+
+    /// The user namespace that exists and is joined.
+    pub fn joined_user(&self) -> Option<BorrowedFd<'_>> {
+        let user = self
+            .join
+            .iter()
+            .find(|existing| existing.flag == CloneFlags::CLONE_NEWUSER);
+        user.map(|existing| existing.file.as_fd())
+    }
+
+    /// The network namespace that the container's init, whose pid this is, is in or is about to join.
+    pub fn network(&self, pid: i32) -> Result<OwnedFd> {
+        if let Some(joined) = self
+            .join
+            .iter()
+            .find(|existing| existing.flag == CloneFlags::CLONE_NEWNET)
+        {
+            return joined.file.try_clone().context("dup the network namespace");
+        }
+        let path = format!("/proc/{pid}/ns/net");
+        let file = File::open(&path).with_context(|| format!("open {path}"))?;
+        Ok(file.into())
     }
 
     /// Something has to be joined before init is cloned.
@@ -265,9 +301,14 @@ fn map_id(map: &str, id: u32) -> Option<u32> {
 /// Writes a new user namespace's id mappings, from outside.
 pub fn write_mappings(spec: &Spec, pid: i32) -> Result<()> {
     let linux = spec.linux().as_ref().context("linux: missing")?;
+    write_maps(pid, Kind::Uid.mappings(linux), Kind::Gid.mappings(linux))
+}
+
+/// Writes the id maps of the user namespace that process `pid` is the first of.
+pub fn write_maps(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
     // The groups first: while they can still be given up.
-    for kind in [Kind::Gid, Kind::Uid] {
-        id_map::write(pid, kind, kind.mappings(linux))?;
+    for (kind, mappings) in [(Kind::Gid, gids), (Kind::Uid, uids)] {
+        id_map::write(pid, kind, mappings)?;
     }
     Ok(())
 }
@@ -281,8 +322,45 @@ fn clone_flag(kind: LinuxNamespaceType) -> Result<CloneFlags> {
         LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
         LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
         LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-        LinuxNamespaceType::Time => bail!("linux.namespaces: type \"time\" is not supported"),
+        LinuxNamespaceType::Time => CLONE_NEWTIME,
     })
+}
+
+/// The lines of `linux.timeOffsets`.
+fn time_offsets(spec: &Spec) -> Option<String> {
+    let offsets = spec.linux().as_ref()?.time_offsets().as_ref()?;
+    let line = |(clock, offset): (&String, &LinuxTimeOffset)| {
+        let (seconds, nanoseconds) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        format!("{clock} {seconds} {nanoseconds}\n")
+    };
+    let lines: String = offsets.iter().map(line).collect();
+    (!lines.is_empty()).then_some(lines)
+}
+
+/// Makes a time namespace with these offsets and enters it.
+///
+/// They can be set until the first process is in it, which a clone would be at once. So it is made for the children of
+/// the caller, given its offsets, and entered like one that exists; execve alone does that from Linux 6.0 on only. The
+/// caller must not have made itself undumpable, or /proc/self would not be its own any more.
+pub fn enter_new_time(offsets: &str) -> Result<()> {
+    unshare(CLONE_NEWTIME).context("unshare(CLONE_NEWTIME)")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open /proc")?;
+    let kind = rustix::fs::fstatfs(&proc).context("fstatfs(/proc)")?.f_type;
+    ensure!(
+        i128::from(kind) == i128::from(libc::PROC_SUPER_MAGIC),
+        "/proc is not a procfs"
+    );
+    let open = |path: &str, flags| {
+        rustix::fs::openat(&proc, path, flags | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("open /proc/{path}"))
+    };
+    let file = open("self/timens_offsets", OFlags::WRONLY)?;
+    // One write: the kernel takes all the lines of it or none.
+    rustix::io::write(&file, offsets.as_bytes())
+        .with_context(|| format!("linux.timeOffsets: write {offsets:?} to /proc/self/timens_offsets"))?;
+    let namespace = open("self/ns/time_for_children", OFlags::RDONLY)?;
+    setns(namespace, CLONE_NEWTIME).context("setns(CLONE_NEWTIME)")
 }
 
 fn proc_name(kind: LinuxNamespaceType) -> &'static str {
@@ -363,7 +441,6 @@ mod tests {
             r#"[{"type":"pid"}]"#,
             r#"[{"type":"mount","path":"/proc/self/ns/mnt"}]"#,
             r#"[{"type":"mount","path":"/proc/1/ns/mnt"}]"#,
-            r#"[{"type":"mount"},{"type":"time"}]"#,
             r#"[{"type":"mount"},{"type":"network","path":"/proc/self/status"}]"#,
             r#"[{"type":"mount"},{"type":"network","path":"/nonexistent"}]"#,
         ] {

@@ -21,6 +21,7 @@ use nix::sched::CloneFlags;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 use crate::cgroup::Cgroup;
+use crate::namespaces;
 use crate::sync::{self, Channel, FromChild, FromParent};
 use crate::sys::clone::{Cloned, clone3, exit_now};
 
@@ -54,6 +55,10 @@ pub struct Plan<'a> {
     pub dumpable: bool,
     /// What a process between has to do before the child is cloned.
     pub between: Option<&'a dyn Fn() -> Result<()>>,
+    /// The offsets of a new time namespace, which the first process enters before anything else: its files in /proc are
+    /// its own only as long as it is dumpable. With a user namespace that is joined, that is before it; the time
+    /// namespace then belongs to the runtime's.
+    pub time_offsets: Option<&'a str>,
 }
 
 /// Makes the child. `body` is its life: it ends in `execve` or in an error, which the parent is told.
@@ -98,12 +103,16 @@ impl Drop for AbortOnUnwind {
 /// The child's side, from the first instruction to the last.
 fn live(plan: &Plan<'_>, placed: bool, start: &Start, body: impl FnOnce(&Start) -> Result<Infallible>) -> ! {
     let _abort = AbortOnUnwind;
-    let shut = if plan.dumpable && plan.between.is_none() {
-        Ok(())
-    } else {
-        undumpable()
+    let time = plan.time_offsets.map_or(Ok(()), namespaces::enter_new_time);
+    let shut = || {
+        if plan.dumpable && plan.between.is_none() {
+            Ok(())
+        } else {
+            undumpable()
+        }
     };
-    let Err(error) = shut
+    let Err(error) = time
+        .and_then(|()| shut())
         .and_then(|()| if placed { Ok(()) } else { plan.cgroup.enter() })
         .and_then(|()| plan.between.map_or(Ok(()), |join| cross(start, plan.new, join)))
         .and_then(|()| body(start));

@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, CgroupPaths, Scope};
 use crate::error::Error;
+use crate::netdev::NetDevice;
+use crate::rdt;
 use crate::rootless;
 
 /// The version of the OCI runtime specification this runtime follows.
@@ -70,6 +72,12 @@ pub struct State {
     /// The unit of systemd that they are, where systemd made them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
+    /// The host's network devices that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net_devices: Vec<NetDevice>,
+    /// Its resctrl groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdt: Option<rdt::Groups>,
 }
 
 impl State {
@@ -205,6 +213,11 @@ impl Directory {
         } else {
             Err(Error::NotFound(self.id.clone()).into())
         }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The directory that is open is the one at the path.

@@ -20,9 +20,10 @@ mod sysctl;
 use std::path::{Component, Path};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use oci_spec::runtime::{Hook, Hooks, Mount, Spec};
+use oci_spec::runtime::{Hook, Hooks, Linux, Mount, Spec};
 
 use crate::id_map::Ids;
+use crate::rootfs::options::Options;
 use crate::rootless;
 pub use document::{Parsed, is_supported, parse_process, parse_spec};
 pub use process::validate_process;
@@ -43,7 +44,7 @@ pub fn validate(spec: &Spec, bundle: &Path) -> Result<Vec<String>> {
     linux::names(spec, linux)?;
     linux::process_ids(process, linux)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        warnings.extend(check_mount(mount, &format!("mounts[{index}]"))?);
+        warnings.extend(check_mount(mount, linux, &format!("mounts[{index}]"))?);
     }
     spec.hooks().as_ref().map_or(Ok(()), hooks)?;
     let annotated = spec.annotations().iter().flatten().all(|(key, _)| !key.is_empty());
@@ -78,20 +79,24 @@ fn root(spec: &Spec, bundle: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_mount(mount: &Mount, at: &str) -> Result<Option<String>> {
+fn check_mount(mount: &Mount, linux: &Linux, at: &str) -> Result<Option<String>> {
     let destination = mount.destination();
     ensure!(!destination.as_os_str().is_empty(), "{at}.destination: missing");
     without_nul(&destination.to_string_lossy(), &format!("{at}.destination"))?;
     let options = mount.options().as_deref().unwrap_or_default();
-    let bind = crate::rootfs::options::Options::parse(options)
-        .with_context(|| format!("{at}.options"))?
-        .bind;
+    let options = Options::parse(options).with_context(|| format!("{at}.options"))?;
     let kind = mount.typ().as_deref().unwrap_or_default();
+    let bind = options.bind.is_some() || kind == "bind";
     ensure!(
-        bind.is_some() || !kind.is_empty(),
+        bind || options.remount || !kind.is_empty(),
         "{at}.type: missing, and no bind or rbind among {at}.options"
     );
-    if bind.is_some() || kind == "bind" {
+    ensure!(
+        !options.copy_up || (kind == "tmpfs" && !bind && !options.remount),
+        "{at}.options: tmpcopyup: needs a new mount of type tmpfs"
+    );
+    linux::idmap(mount, &options, linux, at)?;
+    if bind && !options.remount {
         let source = mount
             .source()
             .as_ref()
@@ -299,14 +304,61 @@ mod tests {
                 "missing",
             ),
             (
-                json!({"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}),
+                json!({"destination": "/a", "source": "/b", "options": ["bind", "tmpcopyup"]}),
                 "mounts[0].options",
-                "tmpcopyup",
+                "tmpfs",
+            ),
+            (
+                json!({"destination": "/a", "type": "proc", "options": ["tmpcopyup"]}),
+                "mounts[0].options",
+                "tmpfs",
             ),
             (json!({"type": "tmpfs"}), "mounts[0]", "missing field `destination`"),
         ] {
             let error = check(&[mounts(mount.clone())]).unwrap_err();
             assert!(error.starts_with(path) && error.contains(rule), "{mount}: {error}");
+        }
+    }
+
+    #[test]
+    fn idmapped_mounts() {
+        let map = json!([{"containerID": 0, "hostID": 5, "size": 10}]);
+        let with = |options: &[&str], uids: &Value, gids: &Value, user: bool| {
+            let mount = json!({"destination": "/a", "source": "/b", "type": "none", "options": options,
+                "uidMappings": uids, "gidMappings": gids});
+            let mut changes = vec![("/mounts", json!([mount]))];
+            if user {
+                changes.push(("/linux/namespaces", json!([{"type": "mount"}, {"type": "user"}])));
+                changes.push(("/linux/uidMappings", map.clone()));
+                changes.push(("/linux/gidMappings", map.clone()));
+            }
+            check(&changes)
+        };
+        let (none, empty) = (Value::Null, json!([{"containerID": 0, "hostID": 5, "size": 0}]));
+        assert_eq!(with(&["bind", "idmap"], &map, &map, false), Ok(vec![]));
+        assert_eq!(with(&["rbind", "ridmap"], &none, &none, true), Ok(vec![]));
+        assert_eq!(with(&["bind"], &map, &map, false), Ok(vec![]));
+        for (options, uids, gids, user, words) in [
+            (
+                &["bind", "idmap"][..],
+                &none,
+                &none,
+                false,
+                "mounts[0].options: idmap: needs",
+            ),
+            (&["bind", "idmap"], &map, &none, false, "mounts[0].gidMappings: missing"),
+            (&["bind"], &none, &map, true, "mounts[0].uidMappings: missing"),
+            (
+                &["bind", "idmap"],
+                &map,
+                &empty,
+                false,
+                "mounts[0].gidMappings[0].size: 0",
+            ),
+            (&["idmap"], &map, &map, false, "mounts[0].options: idmap: only a bind"),
+        ] {
+            let error = with(options, uids, gids, user).unwrap_err();
+            assert!(error.starts_with(words), "{options:?}: {error}");
         }
     }
 

@@ -48,20 +48,25 @@ macro_rules! rootless {
 
 mod attacks;
 mod cgroup;
+mod copy_up;
 mod errors;
 mod events;
 mod exec;
 mod features;
 mod files;
 mod hooks;
+mod idmap;
 mod killed;
 mod labels;
 mod lifecycle;
+mod mount_options;
 mod mounts;
 mod namespaces;
+mod netdev;
 mod pause;
 mod process;
 mod ps;
+mod rdt;
 mod recovery;
 mod resources;
 mod rootfs;
@@ -74,6 +79,7 @@ mod spec;
 mod state;
 mod sysctl;
 mod terminal;
+mod time;
 mod update;
 
 /// Runs one test with one runtime, and checks that nothing is left.

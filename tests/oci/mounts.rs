@@ -1,10 +1,10 @@
 //! The mounts of config.json: order, types, options, propagation, and what a destination may resolve to.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use corten_tests::bundle::{Bundle, Report, Runtime, finish};
+use corten_tests::bundle::{Bundle, Output, Report, Runtime, finish};
 use corten_tests::cgroup;
 use serde_json::json;
 
@@ -30,6 +30,9 @@ each_runtime! {
     a_directory_cannot_be_bound_onto_a_file,
     an_unknown_filesystem_is_refused,
     cgroups_are_mounted_read_only,
+    a_socket_is_bound,
+    a_tmpfs_has_the_mode_of_the_directory_it_covers,
+    sysfs_and_mqueue_need_namespaces_of_their_own,
 }
 
 rootless! {
@@ -46,21 +49,24 @@ rootless! {
 }
 
 corten_only! {
+    without_its_network_a_user_namespace_gets_the_host_s_sysfs: "runc 1.1 fails where crun binds the host's",
+    a_slave_root_is_told_of_the_host_s_mounts: "runc 1.1 leaves the root a slave whatever rootfsPropagation says",
+    binds_are_contained_whatever_the_root_is: "runc 1.1 leaves them shared with the host for all but rslave",
     rootfs_propagation_is_taken: "runc 1.1 sets it on the mount the root filesystem is made from, not on the root itself",
 }
 
-fn bind(source: &str, destination: &str, options: &[&str]) -> serde_json::Value {
+pub(crate) fn bind(source: &str, destination: &str, options: &[&str]) -> serde_json::Value {
     json!({ "destination": destination, "type": "bind", "source": source, "options": options })
 }
 
 /// A file or directory of the host, inside the bundle directory but outside its root filesystem.
-fn host_file(bundle: &Bundle<'_>, name: &str, text: &str) -> String {
+pub(crate) fn host_file(bundle: &Bundle<'_>, name: &str, text: &str) -> String {
     let path = bundle.path().join(name);
     fs::write(&path, text).expect("write a file of the test");
     path.to_string_lossy().into_owned()
 }
 
-fn host_directory(bundle: &Bundle<'_>, name: &str) -> String {
+pub(crate) fn host_directory(bundle: &Bundle<'_>, name: &str) -> String {
     let path = bundle.path().join(name);
     fs::create_dir_all(&path).expect("make a directory of the test");
     fs::write(path.join("inside"), "from the host").expect("write a file of the test");
@@ -174,6 +180,20 @@ fn atime_options_are_taken(runtime: &Runtime) {
     );
 }
 
+/// Runs the container from a mount namespace that stands for the host's: its mounts spread as `propagation` says, and
+/// a line of shell has prepared it.
+pub(crate) fn run_in_mounts(bundle: &Bundle<'_>, propagation: &str, script: &str) -> Output {
+    let run = bundle.command("run");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", propagation, "sh", "-ec"])
+        .arg(format!("{script}\nexec \"$@\""))
+        .arg("sh")
+        .arg(run.get_program())
+        .args(run.get_args());
+    finish(command.arg(&bundle.id))
+}
+
 // The host's /dev has mounts below it (/dev/pts, /dev/shm), so no test needs to make any on the host.
 
 fn bind_leaves_submounts_out_and_rbind_takes_them(runtime: &Runtime) {
@@ -225,14 +245,7 @@ fn propagation_options_are_taken(runtime: &Runtime) {
 fn nothing_spreads_to_a_host_whose_mounts_are_shared(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     bundle.probe(&["report"]);
-    let run = bundle.command("run");
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "--propagation", "shared"])
-        .arg(run.get_program())
-        .args(run.get_args())
-        .arg(&bundle.id);
-    let report = Report::parse(&finish(&mut command).success().stdout);
+    let report = Report::parse(&run_in_mounts(&bundle, "shared", "").success().stdout);
     let mounts = report["mounts"].as_array().expect("a list of mounts");
     assert!(
         mounts.iter().any(|mount| mount["root"] == "/null"),
@@ -245,7 +258,16 @@ fn nothing_spreads_to_a_host_whose_mounts_are_shared(runtime: &Runtime) {
 }
 
 fn rootfs_propagation_is_taken(runtime: &Runtime) {
-    for (value, tag) in [("shared", "shared:"), ("private", "[]"), ("unbindable", "unbindable")] {
+    for (value, tag) in [
+        ("shared", "shared:"),
+        ("rshared", "shared:"),
+        ("slave", "[]"),
+        ("rslave", "[]"),
+        ("private", "[]"),
+        ("rprivate", "[]"),
+        ("unbindable", "unbindable"),
+        ("runbindable", "unbindable"),
+    ] {
         let mut bundle = runtime.bundle();
         bundle.spec["linux"]["rootfsPropagation"] = json!(value);
         let tags = bundle.report(&[]).mount("/")["propagation"].to_string();
@@ -383,5 +405,82 @@ fn v1_controllers_are_mounted_read_only(runtime: &Runtime) {
             root.ends_with(&bundle.id),
             "only the container's own cgroup is mounted: {mount}"
         );
+    }
+}
+
+fn a_socket_is_bound(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let socket = bundle.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("make a socket");
+    bundle.add_mount(bind(&socket.to_string_lossy(), "/run/service.sock", &["bind"]));
+    let report = bundle.report(&["/run/service.sock"]);
+    assert_eq!(report.path("/run/service.sock")["type"], "socket");
+    assert!(
+        bundle.rootfs("/run/service.sock").is_file(),
+        "its mount point is a file"
+    );
+}
+
+fn a_tmpfs_has_the_mode_of_the_directory_it_covers(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    fs::set_permissions(bundle.rootfs("/home"), fs::Permissions::from_mode(0o2750)).expect("chmod a directory");
+    for destination in ["/home", "/new"] {
+        bundle.add_mount(json!({ "destination": destination, "type": "tmpfs", "source": "tmpfs" }));
+    }
+    let report = bundle.report(&["/home", "/new"]);
+    assert_eq!(report.path("/home")["mode"], "2750");
+    assert_eq!(report.path("/new")["mode"], "1777", "the default of a tmpfs");
+}
+
+/// Without a user namespace the host's instance is what is mounted.
+fn sysfs_and_mqueue_need_namespaces_of_their_own(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let report = bundle.report(&[]);
+    assert_eq!(report.mount("/sys")["type"], "sysfs");
+    assert_eq!(report.mount("/dev/mqueue")["type"], "mqueue");
+}
+
+/// The kernel lets a user namespace mount a sysfs only of a network namespace that belongs to it.
+fn without_its_network_a_user_namespace_gets_the_host_s_sysfs(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    crate::namespaces::map_ids(&mut bundle);
+    bundle.remove_namespace("network");
+    let report = bundle.report(&["/sys/class/net"]);
+    assert_eq!(report.mount("/sys")["type"], "sysfs");
+    for option in ["ro", "nosuid", "nodev", "noexec"] {
+        assert!(report.has_option("/sys", option), "{option}");
+    }
+    assert_eq!(report.path("/sys/class/net")["write"], "EROFS");
+}
+
+fn a_slave_root_is_told_of_the_host_s_mounts(runtime: &Runtime) {
+    for (value, told) in [("rslave", true), ("slave", true), ("private", false)] {
+        let mut bundle = runtime.bundle();
+        bundle.spec["linux"]["rootfsPropagation"] = json!(value);
+        bundle.probe(&["report"]);
+        let report = Report::parse(&run_in_mounts(&bundle, "shared", "").success().stdout);
+        let tags = report.mount("/")["propagation"].to_string();
+        assert_eq!(tags.contains("master:"), told, "{value}: {tags}");
+        assert!(!tags.contains("shared:"), "{value}: {tags}");
+    }
+}
+
+/// What the container mounts in a bind must not appear on the host, whatever is said of the root alone.
+fn binds_are_contained_whatever_the_root_is(runtime: &Runtime) {
+    for (value, tag) in [("slave", "master:"), ("private", "[]"), ("rprivate", "[]")] {
+        let mut bundle = runtime.bundle();
+        let source = host_directory(&bundle, "data");
+        bundle.spec["linux"]["rootfsPropagation"] = json!(value);
+        bundle.add_mount(bind(&source, "/tmp", &["rbind"]));
+        bundle.probe(&["report"]);
+        let script = format!("mount -t tmpfs x {source}; mkdir {source}/sub; mount -t tmpfs y {source}/sub");
+        let report = Report::parse(&run_in_mounts(&bundle, "shared", &script).success().stdout);
+        for destination in ["/tmp", "/tmp/sub"] {
+            let tags = report.mount(destination)["propagation"].to_string();
+            assert!(
+                tags.contains(tag) && !tags.contains("shared:"),
+                "{value} {destination}: {tags}"
+            );
+        }
     }
 }

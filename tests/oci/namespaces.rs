@@ -128,7 +128,7 @@ fn cgroup_namespace_hides_the_path(runtime: &Runtime) {
     assert_eq!(report.cgroup("memory"), Some("/"));
 }
 
-fn map_ids(bundle: &mut corten_tests::bundle::Bundle<'_>) {
+pub(crate) fn map_ids(bundle: &mut corten_tests::bundle::Bundle<'_>) {
     bundle.namespace("user", None);
     for field in ["uidMappings", "gidMappings"] {
         bundle.spec["linux"][field] = json!([{ "containerID": 0, "hostID": 200_000, "size": 65536 }]);
@@ -199,11 +199,11 @@ fn hostname_and_domainname_are_set(runtime: &Runtime) {
 }
 
 /// A process in a mount namespace of its own.
-struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
     /// Sets the namespace up with a line of shell; its mounts spread as `propagation` says.
-    fn new(propagation: &str, script: &str) -> Holder {
+    pub(crate) fn new(propagation: &str, script: &str) -> Holder {
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", propagation, "sh", "-ec"])
@@ -222,7 +222,7 @@ impl Holder {
         format!("/proc/{}/{name}", self.0.id()).into()
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.proc("ns/mnt").to_string_lossy().into_owned()
     }
 

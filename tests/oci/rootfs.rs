@@ -1,5 +1,6 @@
 //! The root filesystem: what is in its place, what is hidden, what is read-only, and the devices a container has.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -39,6 +40,8 @@ rootless! {
 }
 
 corten_only! {
+    readonly_paths_keep_what_is_mounted_below_read_only: "runc 1.1 makes the mount itself read-only and none below",
+    masked_directories_share_one_filesystem: "runc 1.1 mounts a tmpfs for each",
     a_false_null_device_masks_nothing: "CVE-2025-31133: runc 1.1.5 binds whatever the image put at /dev/null",
 }
 
@@ -128,6 +131,32 @@ fn masked_directories_are_empty_and_read_only(runtime: &Runtime) {
     let report = bundle.report(&["/etc", "/sys/firmware"]);
     for path in ["/etc", "/sys/firmware"] {
         assert_eq!(report.path(path)["entries"], json!([]), "{path}");
+        assert_eq!(report.path(path)["write"], "EROFS", "{path}");
+    }
+}
+
+/// Two mounts of a filesystem have its number.
+fn masked_directories_share_one_filesystem(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    let paths = ["/etc", "/home", "/usr", "/tmp", "/run"];
+    bundle.spec["linux"]["maskedPaths"] = json!(paths);
+    bundle.spec["process"]["cwd"] = json!("/");
+    let report = bundle.report(&[]);
+    let numbers: BTreeSet<_> = paths.map(|path| report.mount(path)["device"].to_string()).into();
+    assert_eq!(numbers.len(), 1, "{numbers:?}");
+    let mounts = report["mounts"].as_array().expect("mounts are a list");
+    let masks = mounts
+        .iter()
+        .filter(|mount| numbers.contains(&mount["device"].to_string()));
+    assert_eq!(masks.count(), paths.len(), "one mount for each path, and no more");
+}
+
+fn readonly_paths_keep_what_is_mounted_below_read_only(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.add_mount(json!({ "destination": "/home/tester", "type": "tmpfs", "source": "tmpfs" }));
+    bundle.spec["linux"]["readonlyPaths"] = json!(["/home"]);
+    let report = bundle.report(&["/home", "/home/tester"]);
+    for path in ["/home", "/home/tester"] {
         assert_eq!(report.path(path)["write"], "EROFS", "{path}");
     }
 }

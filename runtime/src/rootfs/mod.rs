@@ -14,16 +14,23 @@
 //! Every mount is made detached and attached by descriptor; see [`mount`] and [`resolve`]. Nothing is ever mounted
 //! where the host could see it, so that there is nothing to unmount when a container ends or a create fails.
 //!
-//! Left out: idmapped mounts, `tmpcopyup`. They are refused when the specification is checked.
+//! Where the specification is silent we do as runc does: mount points that are missing are made in the root filesystem and
+//! stay there; a tmpfs keeps the mode of the directory it covers; a bind that names no propagation is a slave. Where we
+//! differ, on a host whose mounts are shared: runc makes private whichever mount holds the root filesystem, and with it,
+//! by chance, binds from that one mount; or, as 1.1.5 does, leaves the root a slave. Here the root is private
+//! and every bind a slave, wherever the two lie. `rootfsPropagation` is for all binds that name none, in its recursive
+//! form: runc leaves them shared with the host, so that what the container mounts there appears outside.
 
+pub mod copy_up;
 pub mod dev;
+pub mod idmap;
 pub mod mask;
 pub mod mount;
 pub mod options;
 pub mod pivot;
 pub mod resolve;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -35,8 +42,10 @@ use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup, CgroupPaths};
+use crate::log;
 use crate::lsm;
 use crate::namespaces::Namespaces;
+use idmap::Idmaps;
 use options::{Bind, Options, Propagation};
 use resolve::Root;
 
@@ -67,6 +76,7 @@ pub struct Sources {
     mounts: Vec<Source>,
     devices: Vec<dev::Device>,
     null: OwnedFd,
+    user_namespace: bool,
 }
 
 /// Where a mount comes from.
@@ -80,15 +90,17 @@ enum Source {
     Bind(OwnedFd),
     /// The container's own cgroups of the v1 hierarchies: a directory name and a detached copy each.
     Cgroups(Vec<(String, OwnedFd)>),
+    /// What is mounted at the destination already.
+    Remount(Options),
 }
 
 impl Sources {
     /// Opens the root and every source of a bind.
-    pub fn open(bundle: &Bundle, cgroup: &CgroupPaths, namespaces: &Namespaces) -> Result<Sources> {
+    pub fn open(bundle: &Bundle, cgroup: &CgroupPaths, namespaces: &Namespaces, idmaps: &Idmaps) -> Result<Sources> {
         let user_namespace = namespaces.user();
         // It shows the container its own cgroup as the root of the hierarchy.
         let cgroup_namespace = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
-        let root = mount::copy_path(&bundle.rootfs, Bind::Recursive).context("the root filesystem")?;
+        let root = copy_root(bundle).context("the root filesystem")?;
         let kind = FileType::from_raw_mode(fstat(&root).context("fstat of the root")?.st_mode);
         ensure!(
             kind == FileType::Directory,
@@ -96,10 +108,13 @@ impl Sources {
             bundle.rootfs.display()
         );
         let mut mounts = Vec::new();
-        for mount in spec_mounts(&bundle.spec) {
-            let source = Source::open(mount, bundle, cgroup, user_namespace, cgroup_namespace)
-                .with_context(|| format!("mount on {}", mount.destination().display()))?;
-            mounts.push(source);
+        for (index, mount) in spec_mounts(&bundle.spec).iter().enumerate() {
+            let source = if idmaps.maps(index) {
+                Source::open_idmapped(mount, bundle, |copy| idmaps.apply(index, copy))
+            } else {
+                Source::open(mount, bundle, cgroup, user_namespace, cgroup_namespace)
+            };
+            mounts.push(source.with_context(|| format!("mount on {}", mount.destination().display()))?);
         }
         let devices = dev::devices(&bundle.spec, user_namespace)?;
         Ok(Sources {
@@ -107,7 +122,20 @@ impl Sources {
             mounts,
             devices,
             null: mask::null_device()?,
+            user_namespace,
         })
+    }
+}
+
+/// A copy of the root filesystem, private, or, where it is to be told of what the host mounts in it, a slave.
+fn copy_root(bundle: &Bundle) -> Result<OwnedFd> {
+    match root_propagation(&bundle.spec) {
+        Some(propagation) if propagation.kind == libc::MS_SLAVE => {
+            let copy = mount::copy_path_as_peer(&bundle.rootfs, Bind::Recursive)?;
+            mount::set_propagation(copy.as_fd(), contained(propagation))?;
+            Ok(copy)
+        }
+        _ => mount::copy_path(&bundle.rootfs, Bind::Recursive),
     }
 }
 
@@ -119,15 +147,13 @@ impl Source {
         user_namespace: bool,
         cgroup_namespace: bool,
     ) -> Result<Source> {
-        let mut options = mount_options(mount)?;
-        let kind = mount.typ().as_deref().unwrap_or_default();
-        if options.bind.is_none() && kind == "bind" {
-            options.bind = Some(Bind::One);
+        let options = mount_options(mount)?;
+        if options.remount {
+            return Ok(Source::Remount(options));
         }
-        if let Some(bind) = options.bind {
-            let source = mount.source().as_ref().context("a bind needs a source")?;
-            let path = bundle.path.join(source);
-            options.propagation = options.propagation.or(default_propagation(&bundle.spec));
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        if let Some(bind) = bind(mount, &options) {
+            let (path, options) = bind_source(mount, bundle, options)?;
             let shared = options
                 .propagation
                 .is_some_and(|propagation| propagation.kind == libc::MS_SHARED);
@@ -162,6 +188,40 @@ impl Source {
             (kind, _) => Ok(Source::Filesystem(kind.to_owned())),
         }
     }
+
+    /// A bind whose ids `map` maps: before its options, which may say that nothing of it changes any more.
+    fn open_idmapped(mount: &Mount, bundle: &Bundle, map: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<Source> {
+        let options = mount_options(mount)?;
+        let bind = bind(mount, &options).context("only a bind can be idmapped")?;
+        let (path, options) = bind_source(mount, bundle, options)?;
+        let copy = mount::copy_path_as_peer(&path, bind)?;
+        map(copy.as_fd()).with_context(|| format!("map the ids of {}", path.display()))?;
+        mount::set_options(copy.as_fd(), &options, 0)?;
+        Ok(Source::Bind(copy))
+    }
+}
+
+/// Whether a mount is a bind, and what it takes along: an option says so, or the type does.
+fn bind(mount: &Mount, options: &Options) -> Option<Bind> {
+    let by_type = mount.typ().as_deref() == Some("bind");
+    options.bind.or(by_type.then_some(Bind::One))
+}
+
+/// The path of the host that a bind is from, and its options with the propagation it gets.
+fn bind_source(mount: &Mount, bundle: &Bundle, mut options: Options) -> Result<(PathBuf, Options)> {
+    let source = mount.source().as_ref().context("a bind needs a source")?;
+    options.propagation = options.propagation.or(default_propagation(&bundle.spec));
+    Ok((bundle.path.join(source), options))
+}
+
+/// Where the host has the one instance of a filesystem that only the owner of the network or ipc namespace it shows may
+/// mount.
+fn host_instance(kind: &str) -> Option<&'static Path> {
+    match kind {
+        "sysfs" => Some(Path::new("/sys")),
+        "mqueue" => Some(Path::new("/dev/mqueue")),
+        _ => None,
+    }
 }
 
 impl Source {
@@ -173,7 +233,7 @@ impl Source {
     fn place(&self) -> Result<Option<OwnedFd>> {
         match self {
             Source::Path(path, ..) => mount::open_path(path).map(Some),
-            Source::Filesystem(_) | Source::Bind(_) | Source::Cgroups(_) => Ok(None),
+            Source::Filesystem(_) | Source::Bind(_) | Source::Cgroups(_) | Source::Remount(_) => Ok(None),
         }
     }
 }
@@ -198,13 +258,6 @@ fn bind_place(place: &OwnedFd, bind: Bind, options: &Options) -> Result<OwnedFd>
     let copy = mount::copy_as_peer(place, bind)?;
     mount::set_options(copy.as_fd(), options, 0)?;
     Ok(copy)
-}
-
-/// The host's /sys, with all that is mounted below, which must not be less read-only than itself: there are cgroups
-/// (CVE-2023-25809).
-fn host_sysfs(mut options: Options) -> Result<OwnedFd> {
-    options.recursive = options.attributes;
-    bind_path(Path::new("/sys"), Bind::Recursive, &options)
 }
 
 /// Where a mount goes, as a path of the container; one that is not absolute is taken as from its root.
@@ -255,10 +308,21 @@ fn root_propagation(spec: &Spec) -> Option<Propagation> {
 /// The propagation of a bind that names none: that of the root; else a slave, so that what the host unmounts is
 /// unmounted here too and does not stay busy.
 fn default_propagation(spec: &Spec) -> Option<Propagation> {
-    Some(root_propagation(spec).unwrap_or(Propagation {
-        kind: libc::MS_SLAVE,
+    Some(root_propagation(spec).map_or(
+        Propagation {
+            kind: libc::MS_SLAVE,
+            recursive: true,
+        },
+        contained,
+    ))
+}
+
+/// The same for the mounts below too: one of them that stayed the host's peer would carry mounts out of the container.
+fn contained(propagation: Propagation) -> Propagation {
+    Propagation {
         recursive: true,
-    }))
+        ..propagation
+    }
 }
 
 /// The root under construction, in init.
@@ -328,6 +392,7 @@ impl<'a> Rootfs<'a> {
             Source::Bind(copy) => self.mount_bind(mount, copy),
             Source::Filesystem(kind) => self.mount_filesystem(mount, kind),
             Source::Cgroups(directories) => self.mount_cgroups(mount, directories),
+            Source::Remount(options) => self.remount(mount, options),
         }
     }
 
@@ -350,23 +415,27 @@ impl<'a> Rootfs<'a> {
     fn mount_filesystem(&mut self, mount: &Mount, kind: &str) -> Result<()> {
         let mut options = mount_options(mount)?;
         options.filesystem.extend(lsm::mount_option(linux(self.spec), kind));
-        let source = mount.source().as_ref().map(|source| source.to_string_lossy());
-        let made = match mount::filesystem(kind, source.as_deref(), &options.filesystem) {
-            // Only the owner of the network namespace may; what the caller sees of it is then what there is to see.
-            Err(error) if kind == "sysfs" && error.downcast_ref() == Some(&Errno::PERM) => {
-                return self.mount_bind(mount, &host_sysfs(options)?);
-            }
-            made => made?,
-        };
+        let destination = destination(mount);
+        // The root of a tmpfs whose owner or mode is named is not to look like the directory it covers.
+        let named = options
+            .filesystem
+            .iter()
+            .any(|(key, _)| matches!(key.as_str(), "mode" | "uid" | "gid"));
+        if kind == "tmpfs" {
+            self.keep_mode(&destination, &mut options)?;
+        }
+        let made = self.make_filesystem(mount, kind, &mut options)?;
         lsm::label_mount(linux(self.spec), kind, made.as_fd())?;
         // Later mounts and devices may need directories in it.
         let later = if kind == "tmpfs" { libc::MOUNT_ATTR_RDONLY } else { 0 };
         mount::set_options(made.as_fd(), &options, later)?;
-        let destination = destination(mount);
         let links = !matches!(kind, "proc" | "sysfs") && destination != Path::new("/dev");
         let place = self.root.directory(&destination, links)?;
         self.check_not_root(&place)?;
         check_proc(&made, &place, &destination)?;
+        if options.copy_up {
+            copy_up::copy_up(&place, &made, !named, self.sources.user_namespace)?;
+        }
         mount::attach(&made, place)?;
         if options.attributes.set & later != 0 {
             self.readonly.push(made);
@@ -378,6 +447,48 @@ impl<'a> Rootfs<'a> {
     /// init.
     fn check_not_root(&self, place: &OwnedFd) -> Result<()> {
         ensure!(mount::id(place)? != self.id, "a link leads to the root itself");
+        Ok(())
+    }
+
+    /// Makes a filesystem, or, where that is refused, takes the host's instance of it.
+    fn make_filesystem(&self, mount: &Mount, kind: &str, options: &mut Options) -> Result<OwnedFd> {
+        let source = mount.source().as_ref().map(|source| source.to_string_lossy());
+        let refused = match mount::filesystem(kind, source.as_deref(), &options.filesystem) {
+            Err(error) if error.downcast_ref() == Some(&Errno::PERM) => error,
+            made => return made,
+        };
+        match host_instance(kind) {
+            Some(path) => {
+                log::debug(format_args!("{} is bound from the host: {refused:#}", path.display()));
+                // With all that is mounted below, which must not be less read-only: there are cgroups (CVE-2023-25809).
+                options.recursive = options.attributes;
+                mount::copy_path(path, Bind::Recursive)
+            }
+            _ => Err(refused),
+        }
+    }
+
+    /// A tmpfs that is not given a mode has that of the directory it covers, as with runc. Its own default is 1777.
+    fn keep_mode(&self, destination: &Path, options: &mut Options) -> Result<()> {
+        if options.filesystem.iter().any(|(key, _)| key == "mode") {
+            return Ok(());
+        }
+        if let Some(covered) = self.root.find(destination)? {
+            let mode = fstat(&covered).context("fstat")?.st_mode & 0o7777;
+            options.filesystem.push(("mode".to_owned(), Some(format!("{mode:o}"))));
+        }
+        Ok(())
+    }
+
+    /// Changes what an earlier mount of the specification, or the image's mount, has put at the destination.
+    fn remount(&mut self, mount: &Mount, options: &Options) -> Result<()> {
+        let place = self.root.find(&destination(mount))?;
+        let place = place.context("remount: nothing is there")?;
+        self.check_not_root(&place)?;
+        mount::remount(&place, options)?;
+        if options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0 {
+            self.readonly.push(place);
+        }
         Ok(())
     }
 

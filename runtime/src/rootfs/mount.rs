@@ -6,11 +6,11 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount, open_tree,
 };
 
 use super::options::{Bind, Options, Propagation};
@@ -19,21 +19,15 @@ use crate::sys::mount::{Attributes, mount_setattr};
 /// A filesystem of its own, detached: mounted nowhere yet. Attributes are not yet applied.
 pub fn filesystem(kind: &str, source: Option<&str>, options: &[(String, Option<String>)]) -> Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen({kind:?})"))?;
-    let configure = || -> Result<OwnedFd> {
+    let make = || -> Result<OwnedFd> {
         if let Some(source) = source {
             fsconfig_set_string(&context, "source", source).with_context(|| format!("source={source}"))?;
         }
-        for (key, value) in options {
-            match value {
-                Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str()),
-                None => fsconfig_set_flag(&context, key.as_str()),
-            }
-            .with_context(|| format!("fsconfig({key}={})", value.as_deref().unwrap_or_default()))?;
-        }
+        configure(context.as_fd(), options)?;
         fsconfig_create(&context).context("fsconfig(CMD_CREATE)")?;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("fsmount")
     };
-    configure()
+    make()
         .map_err(|error| explain(context.as_fd(), error))
         .with_context(|| format!("make a {kind} filesystem"))
 }
@@ -52,6 +46,36 @@ fn explain(context: BorrowedFd<'_>, error: anyhow::Error) -> anyhow::Error {
         return error;
     }
     error.context(format!("kernel: {}", told.join("; ")))
+}
+
+/// Changes the mount that `place` is the root of, and, where options of the filesystem itself are given, that. Options
+/// that are not named stay as they are, as with mount(8).
+pub fn remount(place: &OwnedFd, options: &Options) -> Result<()> {
+    let flags = AtFlags::EMPTY_PATH;
+    let stat = statx(place, "", flags, StatxFlags::empty()).context("statx")?;
+    ensure!(
+        stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        "remount: nothing is mounted there"
+    );
+    if !options.filesystem.is_empty() {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let context = fspick(place, "", flags).context("fspick")?;
+        configure(context.as_fd(), &options.filesystem)
+            .and_then(|()| fsconfig_reconfigure(&context).context("fsconfig(CMD_RECONFIGURE)"))
+            .map_err(|error| explain(context.as_fd(), error))?;
+    }
+    set_options(place.as_fd(), options, libc::MOUNT_ATTR_RDONLY)
+}
+
+fn configure(context: BorrowedFd<'_>, options: &[(String, Option<String>)]) -> Result<()> {
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(context, key.as_str(), value.as_str()),
+            None => fsconfig_set_flag(context, key.as_str()),
+        }
+        .with_context(|| format!("fsconfig({key}={})", value.as_deref().unwrap_or_default()))?;
+    }
+    Ok(())
 }
 
 /// A copy of the mount at `path` of the host, detached and private: a copy begins as the peer of what it was made from,

@@ -29,6 +29,12 @@ pub struct Options {
     pub propagation: Option<Propagation>,
     /// Flags of the filesystem itself, and its own options with their values.
     pub filesystem: Vec<(String, Option<String>)>,
+    /// `idmap` or `ridmap`: the ids of the files are mapped, with the second on all mounts below too.
+    pub idmap: Option<Bind>,
+    /// `tmpcopyup`: what the image has at the destination is copied into the new tmpfs.
+    pub copy_up: bool,
+    /// `remount`: nothing is mounted; what is mounted at the destination is changed.
+    pub remount: bool,
 }
 
 /// Which mounts a bind takes along.
@@ -99,13 +105,20 @@ impl Options {
         match option {
             "bind" => self.bind = Some(Bind::One),
             "rbind" => self.bind = Some(Bind::Recursive),
-            // Every mount is new and made once: nothing to remount, nothing that fstab decides. A devpts is always a
-            // new instance (Linux 4.7).
-            "defaults" | "remount" | "newinstance" | "auto" | "noauto" | "user" | "nouser" | "_netdev" => {}
-            "async" | "loud" | "nolazytime" | "nomand" | "noiversion" => {}
-            "tmpcopyup" | "idmap" | "ridmap" | "copy-symlink" => {
-                bail!("option {option:?} is not supported")
+            "idmap" => self.idmap = Some(Bind::One),
+            "ridmap" => self.idmap = Some(Bind::Recursive),
+            "tmpcopyup" => self.copy_up = true,
+            "remount" => self.remount = true,
+            "copy-symlink" => bail!("option {option:?} is not supported"),
+            // crun's own form, with the mappings in the option; a bind would pass over it like any filesystem's option.
+            _ if option.starts_with("idmap=") || option.starts_with("ridmap=") => {
+                bail!("option {option:?} is not supported: the mappings are the mount's uidMappings and gidMappings")
             }
+            // Nothing that fstab decides. A devpts is always a new instance (Linux 4.7).
+            "defaults" | "newinstance" | "auto" | "noauto" | "user" | "nouser" | "_netdev" => {}
+            // Flags of mount(2) that say nothing to the filesystems of today: how much is logged, ACLs, and the version
+            // of an inode, which whoever keeps one keeps always. The mount API by descriptor does not have them.
+            "silent" | "loud" | "acl" | "noacl" | "iversion" | "noiversion" => {}
             option => {
                 let (key, value) = match option.split_once('=') {
                     Some((key, value)) => (key, Some(value.to_owned())),
@@ -212,8 +225,41 @@ mod tests {
             .collect();
         assert_eq!(text, [r#"mode:Some("755")"#, r#"size:Some("65536k")"#, "sync:None"]);
         assert!(parse("bind,mode=755").filesystem.is_empty());
-        for bad in ["tmpcopyup", "idmap", "=x", "a\0b"] {
+        assert!(
+            parse("silent,loud,iversion,noiversion,acl,defaults")
+                .filesystem
+                .is_empty()
+        );
+        for bad in ["copy-symlink", "idmap=uids=0-1-1", "ridmap=", "=x", "a\0b"] {
             assert!(Options::parse(&[bad]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_done_beside_mounting() {
+        assert_eq!(parse("bind,idmap").idmap, Some(Bind::One));
+        assert_eq!(parse("rbind,idmap,ridmap").idmap, Some(Bind::Recursive));
+        assert!(parse("tmpcopyup").copy_up && !parse("").copy_up);
+        assert!(parse("remount,ro").remount);
+        assert!(parse("tmpcopyup,remount,idmap").filesystem.is_empty());
+    }
+
+    /// Every option of config.md, "Linux mount options" (1.3), is known to be one, so that none of them reaches a
+    /// filesystem that does not have it; the last five are the filesystem's (or the superblock's) to take.
+    #[test]
+    fn every_option_of_the_specification() {
+        let ours = "atime bind defaults dev diratime exec idmap iversion loud noatime nodev nodiratime noexec \
+            noiversion norelatime nostrictatime nosuid nosymfollow private ratime rbind rdev rdiratime relatime remount \
+            rexec ridmap rnoatime rnodev rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro rprivate \
+            rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared silent slave \
+            strictatime suid symfollow tmpcopyup unbindable";
+        for option in ours.split_whitespace() {
+            assert!(parse(option).filesystem.is_empty(), "{option}");
+            let named = matches!(option, "defaults" | "iversion" | "loud" | "noiversion" | "silent");
+            assert_eq!(parse(option) == Options::default(), named, "{option}");
+        }
+        for option in "async dirsync lazytime mand nolazytime nomand sync".split_whitespace() {
+            assert_eq!(parse(option).filesystem, [(option.to_owned(), None)], "{option}");
         }
     }
 }

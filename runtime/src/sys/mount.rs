@@ -31,6 +31,22 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attrib
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    set(mount, recursive, &attr)
+}
+
+/// Maps the ids of a detached mount's files by a user namespace: what the disk has as an id in there is seen as the id
+/// that it has outside. With `recursive` of every mount beneath it too, or of none of them. Linux 5.12.
+pub fn map_ids(mount: BorrowedFd<'_>, recursive: bool, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(user_namespace.as_raw_fd().cast_unsigned()),
+    };
+    set(mount, recursive, &attr)
+}
+
+fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty NUL-terminated string and `attr` a whole mount_attr; both outlive the call.
     let result = unsafe {
@@ -39,7 +55,7 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attrib
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };

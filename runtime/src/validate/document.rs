@@ -21,13 +21,8 @@ pub struct Parsed<T> {
 /// every element of an array.
 ///
 /// By their path in the text, because the types lack some of them.
-const UNSUPPORTED: [(&str, &str); 16] = [
+const UNSUPPORTED: [(&str, &str); 11] = [
     ("process.commandLine", "Windows"),
-    ("mounts[].uidMappings", "idmapped mounts"),
-    ("mounts[].gidMappings", "idmapped mounts"),
-    ("linux.intelRdt", "Intel RDT"),
-    ("linux.timeOffsets", "time namespaces"),
-    ("linux.netDevices", "moving network devices"),
     ("solaris", "Solaris"),
     ("windows", "Windows"),
     ("freebsd", "FreeBSD"),
@@ -117,7 +112,7 @@ fn find<'v>(value: &'v Value, path: &str, at: &str) -> Option<(String, &'v Value
         format!("{at}.{name}")
     };
     match rest {
-        None => asks(field, name).then_some((place, field)),
+        None => asks(field).then_some((place, field)),
         Some(rest) if each => {
             let elements = field.as_array()?.iter().enumerate();
             elements
@@ -129,15 +124,14 @@ fn find<'v>(value: &'v Value, path: &str, at: &str) -> Option<(String, &'v Value
 }
 
 /// Whether a field wants something done. Programs in Go write many fields they leave unset as empty ones.
-fn asks(value: &Value, name: &str) -> bool {
+fn asks(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(value) => *value,
         Value::Number(number) => number.as_f64() != Some(0.0),
         Value::String(text) => !text.is_empty(),
         Value::Array(array) => !array.is_empty(),
-        // An empty intelRdt makes a group named after the container.
-        Value::Object(object) => !object.is_empty() || name == "intelRdt",
+        Value::Object(object) => !object.is_empty(),
     }
 }
 
@@ -188,10 +182,6 @@ mod tests {
                 (json!([]), false),
             ] {
                 let mut document = minimal();
-                if path.starts_with("mounts") {
-                    document["mounts"] =
-                        json!([{"destination": "/a", "type": "tmpfs"}, {"destination": "/b", "type": "tmpfs"}]);
-                }
                 set(&mut document, &pointer, value.clone());
                 let asked = parse_spec(document.to_string().as_bytes()).map_err(|error| format!("{error:#}"));
                 let refusal = asked
@@ -201,8 +191,6 @@ mod tests {
                 assert_eq!(refusal, refused, "{path} {value}: {:?}", asked.err());
             }
         }
-        let rdt = check(&[("/linux/intelRdt", json!({}))]).unwrap_err();
-        assert!(rdt.starts_with("linux.intelRdt: {}"), "{rdt}");
     }
 
     #[test]

@@ -5,14 +5,21 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Process, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec,
 };
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::{absolute, sysctl};
-use crate::rootfs::options::Propagation;
+use crate::rootfs;
+use crate::rootfs::options::{Options, Propagation};
 
 /// How many lines the kernel takes for a map, user_namespaces(7); 5 before Linux 4.15.
 const MAX_MAPPINGS: usize = 340;
+
+/// The latest time that a clock of a time namespace may show, in seconds: half of what the kernel's count of nanoseconds
+/// holds, `KTIME_SEC_MAX / 2`.
+const MAX_CLOCK: i64 = i64::MAX / 1_000_000_000 / 2;
 
 /// The longest name of a host or a domain, `__NEW_UTS_LEN`.
 const MAX_NAME: usize = 64;
@@ -54,8 +61,68 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
         .map_or(Ok(()), crate::memory_policy::check)?;
     crate::lsm::check_mounts(linux)?;
     linux.seccomp().as_ref().map_or(Ok(()), crate::seccomp::check)?;
+    time_offsets(linux)?;
+    net_devices(linux)?;
+    if linux.intel_rdt().is_some() {
+        crate::rdt::mounted()?;
+    }
     warnings.extend(crate::cgroup::check(linux)?);
     Ok(warnings)
+}
+
+/// The offsets of the clocks: in a time namespace that is made here, because one that exists has its own, and such that
+/// no clock is before its beginning or beyond the kernel's half of what a clock can show.
+fn time_offsets(linux: &Linux) -> Result<()> {
+    for (clock, offset) in linux.time_offsets().iter().flatten() {
+        let at = format!("linux.timeOffsets.{clock}");
+        let now = match clock.as_str() {
+            "monotonic" => clock_gettime(ClockId::Monotonic),
+            "boottime" => clock_gettime(ClockId::Boottime),
+            _ => bail!("{at}: must be monotonic or boottime"),
+        };
+        let new = find(linux, LinuxNamespaceType::Time).is_some_and(|(_, namespace)| path(namespace).is_none());
+        ensure!(new, "{at}: needs a time namespace that is new");
+        let nanoseconds = offset.nanosecs().unwrap_or(0);
+        ensure!(
+            nanoseconds < 1_000_000_000,
+            "{at}.nanosecs: {nanoseconds}: must be less than a second"
+        );
+        let seconds = offset.secs().unwrap_or(0);
+        let shown = now.tv_sec.checked_add(seconds);
+        ensure!(
+            shown.is_some_and(|shown| (0..=MAX_CLOCK).contains(&shown)),
+            "{at}.secs: {seconds}: the clock, at {} now, must stay from 0 to {MAX_CLOCK}",
+            now.tv_sec
+        );
+    }
+    Ok(())
+}
+
+/// The host's network devices: they exist, and their new names can be those of devices in the new namespace.
+fn net_devices(linux: &Linux) -> Result<()> {
+    let wanted = crate::netdev::wanted(linux);
+    for (index, &(host, name)) in wanted.iter().enumerate() {
+        let at = format!("linux.netDevices.{host:?}");
+        for name in [host, name] {
+            ensure!(device_name(name), "{at}: {name:?}: is not the name of a network device");
+        }
+        let twice = wanted[..index].iter().any(|(_, other)| *other == name);
+        ensure!(
+            !twice && name != "lo",
+            "{at}.name: {name:?}: the namespace has another device of this name"
+        );
+        let own = private(linux, LinuxNamespaceType::Network)?;
+        ensure!(own, "{at}: needs a network namespace that is not the host's");
+        let there = crate::netlink::Socket::open()?.link(host)?;
+        ensure!(there.is_some(), "{at}: the host has no such network device");
+    }
+    Ok(())
+}
+
+/// What the kernel takes, `dev_valid_name`; and no `%`, for which it would put a number.
+fn device_name(name: &str) -> bool {
+    let legal = |byte: u8| !byte.is_ascii_whitespace() && !matches!(byte, b'/' | b':' | b'%' | 0 | 0x0b);
+    (1..16).contains(&name.len()) && !matches!(name, "." | "..") && name.bytes().all(legal)
 }
 
 /// A namespace of this kind, if the container is to have one, with its place in the document.
@@ -80,8 +147,8 @@ fn namespaces(linux: &Linux) -> Result<()> {
         let earlier = all[..index].iter().any(|other| other.typ() == kind);
         ensure!(!earlier, "{at}.type: {kind}: must not appear twice");
         ensure!(
-            kind != LinuxNamespaceType::Time,
-            "{at}.type: time: not supported by this runtime"
+            kind != LinuxNamespaceType::Time || Path::new("/proc/self/ns/time").exists(),
+            "{at}.type: time: this kernel has no time namespaces"
         );
         path(namespace).map_or(Ok(()), |path| absolute(path, &format!("{at}.path")))?;
     }
@@ -175,7 +242,7 @@ fn mappings(linux: &Linux) -> Result<Option<String>> {
             !list.is_empty() || path(user).is_some(),
             "linux.{field}: missing: a new user namespace needs mappings"
         );
-        check_mappings(list, field)?;
+        check_mappings(list, &format!("linux.{field}"))?;
     }
     let ignored = user.is_some_and(|user| path(user).is_some()) && lists.iter().any(|(_, list)| !list.is_empty());
     Ok(ignored.then(|| {
@@ -183,10 +250,43 @@ fn mappings(linux: &Linux) -> Result<Option<String>> {
     }))
 }
 
+/// The mapping of a mount's ids: both lists or none, and then that of the container's user namespace (config.md, "Mounts").
+pub(super) fn idmap(mount: &Mount, options: &Options, linux: &Linux, at: &str) -> Result<()> {
+    let Some(_depth) = rootfs::idmap::depth(mount, options) else {
+        return Ok(());
+    };
+    let bind = options.bind.is_some() || mount.typ().as_deref() == Some("bind");
+    ensure!(
+        bind && !options.remount,
+        "{at}.options: idmap: only a bind can be idmapped"
+    );
+    let lists = [
+        ("uidMappings", mount.uid_mappings()),
+        ("gidMappings", mount.gid_mappings()),
+    ]
+    .map(|(field, list)| (field, list.as_deref().unwrap_or_default()));
+    if lists.iter().all(|(_, list)| list.is_empty()) {
+        let user = find(linux, LinuxNamespaceType::User).is_some();
+        ensure!(
+            user,
+            "{at}.options: idmap: needs uidMappings and gidMappings, or a user namespace"
+        );
+        return Ok(());
+    }
+    for (field, list) in lists {
+        ensure!(
+            !list.is_empty(),
+            "{at}.{field}: missing: an idmapped mount needs both mappings"
+        );
+        check_mappings(list, &format!("{at}.{field}"))?;
+    }
+    Ok(())
+}
+
 fn check_mappings(mappings: &[LinuxIdMapping], field: &str) -> Result<()> {
     ensure!(
         mappings.len() <= MAX_MAPPINGS,
-        "linux.{field}: {} lines: at most {MAX_MAPPINGS}",
+        "{field}: {} lines: at most {MAX_MAPPINGS}",
         mappings.len()
     );
     // Ids end before u32::MAX, which means "none".
@@ -194,7 +294,7 @@ fn check_mappings(mappings: &[LinuxIdMapping], field: &str) -> Result<()> {
         |map: &LinuxIdMapping| [map.container_id(), map.host_id()].map(|first| (first, first.checked_add(map.size())));
     let overlap = |(a, a_end): (u32, Option<u32>), (b, b_end): (u32, Option<u32>)| Some(a) < b_end && Some(b) < a_end;
     for (index, map) in mappings.iter().enumerate() {
-        let at = format!("linux.{field}[{index}]");
+        let at = format!("{field}[{index}]");
         ensure!(map.size() > 0, "{at}.size: 0: must be greater than zero");
         let own = ranges(map);
         ensure!(
@@ -280,12 +380,99 @@ mod tests {
             /linux/namespaces | [] | linux.namespaces | mount
             /linux/namespaces | [{"type": "mount", "path": "x"}] | linux.namespaces[0].path: "x" | absolute
             /linux/namespaces | [{"type": "mount"}, {"type": "mount"}] | linux.namespaces[1].type: mnt | twice
-            /linux/namespaces | [{"type": "time"}] | linux.namespaces[0].type: time | not supported
+            /linux/timeOffsets | {"monotonic": {"secs": 1}} | linux.timeOffsets.monotonic | needs a time namespace
+            /linux/netDevices | {"lo": {"name": "x"}} | linux.netDevices."lo" | needs a network namespace
+            /linux/intelRdt | {} | linux.intelRdt | not mounted
             /linux/namespaces | [{"type": "pid", "path": "x"}] | linux.namespaces[0].path: "x" | absolute
             "#,
         );
         let empty_path = json!({"type": "pid", "path": ""});
         assert_eq!(check(&[namespaces(&[empty_path])]), Ok(vec![]));
+    }
+
+    #[test]
+    fn offsets_of_clocks() {
+        let with = |time: Value, offsets: Value| check(&[namespaces(&[time]), ("/linux/timeOffsets", offsets)]);
+        let new = json!({"type": "time"});
+        assert_eq!(
+            with(
+                new.clone(),
+                json!({"monotonic": {"secs": 5, "nanosecs": 7}, "boottime": {}})
+            ),
+            Ok(vec![])
+        );
+        for (time, offsets, words) in [
+            (
+                new.clone(),
+                json!({"realtime": {"secs": 1}}),
+                "linux.timeOffsets.realtime: must be",
+            ),
+            (
+                new.clone(),
+                json!({"monotonic": {"nanosecs": 1_000_000_000}}),
+                "linux.timeOffsets.monotonic.nanosecs",
+            ),
+            (
+                new.clone(),
+                json!({"boottime": {"secs": -4_000_000_000_i64}}),
+                "linux.timeOffsets.boottime.secs",
+            ),
+            (
+                new,
+                json!({"boottime": {"secs": i64::MAX}}),
+                "linux.timeOffsets.boottime.secs",
+            ),
+            (
+                json!({"type": "time", "path": "/proc/self/ns/time"}),
+                json!({"boottime": {"secs": 1}}),
+                "linux.timeOffsets.boottime: needs a time namespace that is new",
+            ),
+        ] {
+            let error = with(time, offsets.clone()).unwrap_err();
+            assert!(error.starts_with(words), "{offsets}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_of_network_devices() {
+        let net = json!({"type": "network"});
+        for (devices, words) in [
+            (
+                json!({"no-such-device": {}}),
+                "linux.netDevices.\"no-such-device\": the host has no",
+            ),
+            (
+                json!({"lo": {}}),
+                "linux.netDevices.\"lo\".name: \"lo\": the namespace has",
+            ),
+            (
+                json!({"lo": {"name": "a b"}}),
+                "linux.netDevices.\"lo\": \"a b\": is not",
+            ),
+            (
+                json!({"lo": {"name": "eth%d"}}),
+                "linux.netDevices.\"lo\": \"eth%d\": is not",
+            ),
+            (
+                json!({"0123456789abcdef": {}}),
+                "linux.netDevices.\"0123456789abcdef\": \"0123456789abcdef\": is not",
+            ),
+            (
+                json!({"lo": {"name": "x"}, "no": {"name": "x"}}),
+                "linux.netDevices.\"no\".name: \"x\"",
+            ),
+        ] {
+            let error = check(&[
+                namespaces(std::slice::from_ref(&net)),
+                ("/linux/netDevices", devices.clone()),
+            ])
+            .unwrap_err();
+            assert!(error.starts_with(words), "{devices}: {error}");
+        }
+        assert_eq!(
+            check(&[namespaces(&[net]), ("/linux/netDevices", json!({"lo": {"name": "x"}}))]),
+            Ok(vec![])
+        );
     }
 
     #[test]

@@ -8,8 +8,14 @@ const SCHEDULER_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
 ];
 
+/// Fields of `linux.intelRdt`, likewise.
+const RDT_FIELDS: [(&str, &str); 2] = [("enableCMT", "enableCmt"), ("enableMBM", "enableMbm")];
+
 /// Changes a document whose root is at `at` of a specification: `process`, or nothing for the whole of it.
 pub(super) fn settle(document: &mut Value, at: &str) {
+    if at.is_empty() {
+        settle_rdt(document);
+    }
     let process = match at {
         "process" => Some(document),
         _ => document.get_mut("process"),
@@ -24,6 +30,16 @@ pub(super) fn settle(document: &mut Value, at: &str) {
     // "If omitted or empty" (config.md, execCPUAffinity): the types take no empty list.
     if let Some(affinity) = process.get_mut("execCPUAffinity").and_then(Value::as_object_mut) {
         affinity.retain(|_, list| list != "");
+    }
+}
+
+fn settle_rdt(document: &mut Value) {
+    let rdt = document.pointer_mut("/linux/intelRdt").and_then(Value::as_object_mut);
+    let Some(rdt) = rdt else { return };
+    for (name, typed) in RDT_FIELDS {
+        if let Some(value) = rdt.remove(name) {
+            rdt.insert(typed.to_owned(), value);
+        }
     }
 }
 
@@ -52,6 +68,17 @@ mod tests {
             );
             let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "scheduler": scheduler});
             assert!(parse_process(process.to_string().as_bytes()).is_ok(), "{flag}");
+        }
+    }
+
+    #[test]
+    fn the_older_fields_for_monitoring() {
+        for name in ["enableCMT", "enableMBM", "enableMonitoring"] {
+            let mut document = super::super::tests::minimal();
+            document["linux"]["intelRdt"] = json!({ name: true });
+            let spec = super::super::parse_spec(document.to_string().as_bytes()).unwrap().value;
+            let rdt = spec.linux().as_ref().unwrap().intel_rdt().as_ref().unwrap();
+            assert!(crate::rdt::monitors(rdt), "{name}");
         }
     }
 

@@ -252,6 +252,7 @@ fn report(paths: &[&str]) -> Value {
         "gid_map": fields("/proc/self/gid_map"),
         "cgroups": lines("/proc/self/cgroup"),
         "terminal": terminal(),
+        "clocks": clocks(),
         "paths": paths.iter().map(|path| (*path, describe(path))).collect::<BTreeMap<_, _>>(),
     })
 }
@@ -386,6 +387,7 @@ fn mount(line: &str) -> Option<Value> {
     let left: Vec<&str> = left.split(' ').collect();
     let right: Vec<&str> = right.split(' ').collect();
     Some(json!({
+        "device": left.get(2)?,
         "root": unescape(left.get(3)?),
         "destination": unescape(left.get(4)?),
         "options": left.get(5)?.split(',').collect::<Vec<_>>(),
@@ -411,6 +413,15 @@ fn open_files() -> BTreeMap<u32, String> {
         // The descriptor of the listing is closed by now, and its link gone.
         .filter_map(|name| Some((name.parse().ok()?, link(&format!("/proc/self/fd/{name}"))?)))
         .collect()
+}
+
+/// Seconds on the two clocks that a time namespace shifts.
+fn clocks() -> Value {
+    let seconds = |clock| rustix::time::clock_gettime(clock).tv_sec;
+    json!({
+        "monotonic": seconds(rustix::time::ClockId::Monotonic),
+        "boottime": seconds(rustix::time::ClockId::Boottime),
+    })
 }
 
 fn terminal() -> Value {
