@@ -78,6 +78,7 @@ mod seccomp;
 mod spec;
 mod state;
 mod sysctl;
+mod systemd;
 mod terminal;
 mod time;
 mod update;
