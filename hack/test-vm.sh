@@ -26,17 +26,23 @@ SCRIPTS=(
 # With Linux 6.1: what falls back where the kernel lacks a call.
 OLD_ROUND=(devices.sh "suite.sh mounts::corten rootfs::corten")
 
-# Puts what the guest runs into $stage, without debug information: an input beyond 64 MiB costs a boot.
-stage_binaries() {
-    local bin suite program
+# Builds what the guest runs, unless the caller names the OCI suite's executable in $OCI_SUITE: then all of it is there, as
+# hack/test.sh has built it. Cargo would build dependencies again, because fewer packages ask for fewer features of them.
+build_for_guest() {
+    [[ -z ${OCI_SUITE:-} ]] || return 0
     say "build for the virtual machine"
-    bin=$(binaries)
     (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-tests --bins)
-    suite=$(cd "$REPO" && as_caller cargo test --quiet -p corten-tests --test oci --no-run --message-format=json |
+    OCI_SUITE=$(cd "$REPO" && as_caller cargo test --quiet -p corten-tests --test oci --no-run --message-format=json |
         jq -r 'select(.profile.test and .target.name == "oci").executable // empty')
+}
+
+# Puts it into $stage, without debug information: an input beyond 64 MiB costs a boot.
+stage_binaries() {
+    local bin program
+    bin=$(binaries)
     mkdir -p "$stage/debug/deps"
     for program in corten probe as-user; do strip -o "$stage/debug/$program" "$bin/$program"; done
-    strip -o "$stage/debug/deps/oci" "$suite"
+    strip -o "$stage/debug/deps/oci" "$OCI_SUITE"
 }
 
 # Runs one guest with scripts; remembers what failed.
@@ -52,7 +58,7 @@ guest() {
         shift
     done
     say "$name"
-    "$REPO/hack/vm.sh" run -t 3000 -i "$stage/debug" -i "$REPO/tests/vm" "${options[@]}" "$REPO/tests/vm/round.sh" "$@" ||
+    "$REPO/hack/vm.sh" run -t 1500 -i "$stage/debug" -i "$REPO/tests/vm" "${options[@]}" "$REPO/tests/vm/round.sh" "$@" ||
         failed+=("$name: exit status $?")
 }
 
@@ -64,6 +70,7 @@ main() {
     "$REPO/hack/vm.sh" build
     stage=$(mktemp -d /tmp/corten-vm-stage-XXXXXX)
     trap 'rm -rf -- "$stage"' EXIT
+    build_for_guest
     stage_binaries
     failed=()
     case ${1:-} in

@@ -13,7 +13,7 @@ for script in "$@"; do
     began=$SECONDS
     # Words are what the caller made of them: names of tests and of scripts have no blanks.
     # shellcheck disable=SC2086
-    timeout 1800 bash ./$script || failed=$((failed + 1))
+    timeout 1400 bash ./$script || failed=$((failed + 1))
     printf '   %s: %d s\n' "${script%% *}" "$((SECONDS - began))"
 done
 exit "$failed"

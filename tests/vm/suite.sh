@@ -6,7 +6,7 @@ export TMPDIR=/var/tmp RUST_BACKTRACE=0
 cd /vm/in/debug/deps || exit 1
 # More threads than processors, as most of a test is waiting; not many more, as in the emulator it is not.
 # Each test's line appears when it ends, so that the last of them is known if the machine's time runs out.
-timeout 1800 ./oci --show-output --test-threads "$(($(nproc) * 2))" "$@" 2>&1 | tee /var/tmp/suite.log |
+timeout 1300 ./oci --show-output --test-threads "$(($(nproc) * 2))" "$@" 2>&1 | tee /var/tmp/suite.log |
     grep --line-buffered '^test .* \.\.\. '
 code=${PIPESTATUS[0]}
 grep -E '^---- .* stdout|panicked at|left behind' -A 6 /var/tmp/suite.log
