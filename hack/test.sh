@@ -4,6 +4,7 @@
 #
 #   sudo hack/test.sh              all of it
 #   sudo hack/test.sh cri shim     these integration suites only, after the build
+#   sudo hack/test.sh drop-in      corten under podman and containerd only
 #   sudo hack/test.sh vm           what needs the virtual machine (see hack/test-vm.sh) only
 #
 # Ends with the totals, what was skipped and why; the exit code is 0 only if nothing has failed. Binaries are built by
@@ -12,8 +13,9 @@ set -euo pipefail
 # shellcheck source=hack/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
-# What the tests need beside what pods need: the OCI runtime that is the control, and tools of ours here.
-TEST_PACKAGES=(groff-base jq runc shellcheck strace uidmap util-linux)
+# What the tests need beside what pods need: the OCI runtime that is the control, the engines it and corten run under,
+# CRIU, and tools of ours here.
+TEST_PACKAGES=(conmon containerd criu groff-base jq podman runc shellcheck strace uidmap util-linux)
 
 suites=("$@")
 failed=()
@@ -78,6 +80,22 @@ run_virtual_machine() {
     fi
 }
 
+# Debian's engines with corten as their runtime, tests/drop-in.
+run_drop_in() {
+    local engine log
+    for engine in podman containerd; do
+        log=$logs/drop-in-$engine.log
+        printf '%-28s ' "drop-in:$engine"
+        if timeout 600 "$REPO/tests/drop-in/$engine.sh" </dev/null >"$log" 2>&1; then
+            grep -c '^PASS ' "$log"
+        else
+            echo FAILED
+            grep -v '^PASS ' "$log"
+            failed+=("drop-in:$engine")
+        fi
+    done
+}
+
 # What a test that could not run here said, and how many tests said so.
 print_skips() {
     local skips
@@ -108,7 +126,7 @@ main() {
     if [[ ${#suites[@]} -eq 0 ]]; then
         check "format" cargo fmt --all --check
         check "shell scripts" shellcheck --external-sources hack/*.sh hack/vm/init hack/vm/agent hack/vm/initramfs \
-            tests/vm/*.sh .ci/run
+            tests/drop-in/*.sh tests/vm/*.sh .ci/run
         check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
     fi
     say "build"
@@ -119,6 +137,7 @@ main() {
         ! wanted "$name" || run_tests "$dir" "$name" "$executable"
     done <<<"$executables"
 
+    ! wanted test:drop-in || run_drop_in
     ! wanted test:vm || run_virtual_machine
 
     print_skips

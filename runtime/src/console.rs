@@ -97,13 +97,7 @@ impl Terminal {
 
     /// Hands the outer end to the listener.
     pub fn send(&self, socket: BorrowedFd<'_>) -> Result<()> {
-        let descriptors = [self.master.as_raw_fd()];
-        let message = [ControlMessage::ScmRights(&descriptors)];
-        // The text is the name that runc sends along; receivers demand some.
-        let text = [IoSlice::new(b"/dev/ptmx")];
-        sendmsg::<()>(socket.as_raw_fd(), &text, &message, MsgFlags::MSG_NOSIGNAL, None)
-            .context("send the terminal to the console socket")?;
-        Ok(())
+        send(self.master.as_fd(), socket)
     }
 
     /// Makes the container's end the controlling terminal and the standard streams. The caller leads a session.
@@ -111,6 +105,17 @@ impl Terminal {
         rustix::process::ioctl_tiocsctty(&self.slave).context("ioctl(TIOCSCTTY)")?;
         crate::sys::fd::redirect_stdio(self.slave.as_fd()).context("dup2 the terminal")
     }
+}
+
+/// Hands the outer end of a terminal to the listener.
+pub fn send(master: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> Result<()> {
+    let descriptors = [master.as_raw_fd()];
+    let message = [ControlMessage::ScmRights(&descriptors)];
+    // The text is the name that runc sends along; receivers demand some.
+    let text = [IoSlice::new(b"/dev/ptmx")];
+    sendmsg::<()>(socket.as_raw_fd(), &text, &message, MsgFlags::MSG_NOSIGNAL, None)
+        .context("send the terminal to the console socket")?;
+    Ok(())
 }
 
 /// Receives a terminal from the other end of [`pair`].

@@ -79,7 +79,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
 
     let reserved = state::reserve(root, &request.id)?;
     let directory = reserved.directory();
-    let mut state = first_state(request, bundle, &planned);
+    let mut state = first_state(&request.id, bundle, &planned);
     state.rdt = prepared.rdt.as_ref().map(|plan| plan.groups().clone());
     directory.write_spec(&bundle.text)?;
     // Before the cgroup: delete must know where to look for it.
@@ -208,10 +208,10 @@ fn remove_rdt(state: &State) {
     }
 }
 
-fn first_state(request: &Create, bundle: &Bundle, cgroup: &Cgroup) -> State {
+pub(crate) fn first_state(id: &ContainerId, bundle: &Bundle, cgroup: &Cgroup) -> State {
     State {
         oci_version: OCI_VERSION.to_owned(),
-        id: request.id.clone(),
+        id: id.clone(),
         pid: 0,
         start_time: 0,
         bundle: bundle.path.clone(),
@@ -287,7 +287,7 @@ fn serve(child: &Child, bundle: &Bundle, state: &State, filter: Option<&Filter>)
     }
 }
 
-fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: ContainerState) -> Result<()> {
+pub(crate) fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: ContainerState) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
@@ -296,7 +296,7 @@ fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: ContainerState) 
 
 /// Runs hooks whose failure changes nothing: what they follow has happened, and each of the others is still run (OCI
 /// runtime-spec, runtime.md, "Lifecycle").
-fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) {
+pub(crate) fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) {
     for hook in hooks.unwrap_or_default() {
         log::best_effort("a hook", run_hooks(name, std::slice::from_ref(hook), state, status));
     }
@@ -459,7 +459,7 @@ pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
     Ok(())
 }
 
-fn run_poststop_hooks(spec: &Spec, state: &State) {
+pub(crate) fn run_poststop_hooks(spec: &Spec, state: &State) {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref());
     run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
 }

@@ -276,6 +276,7 @@ pub(crate) fn become_program_user<'f>(
     filter: Option<&'f Filter>,
 ) -> Result<Confinement<'f>> {
     terminal.map_or(Ok(()), Terminal::take)?;
+    process::own_null()?;
     process::own_stdio(process.user().uid())?;
     // As root first: the user may not be able to search the way there. As the user where root cannot (NFS).
     let entered = process::enter(process.cwd());

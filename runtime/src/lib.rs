@@ -9,6 +9,7 @@
 pub mod bundle;
 pub mod capabilities;
 pub mod cgroup;
+pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod console;

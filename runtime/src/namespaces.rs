@@ -237,7 +237,7 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 }
 
 /// The namespaces the specification lists.
-fn declared(spec: &Spec) -> &[LinuxNamespace] {
+pub fn declared(spec: &Spec) -> &[LinuxNamespace] {
     spec.linux()
         .as_ref()
         .and_then(|linux| linux.namespaces().as_deref())
@@ -264,6 +264,11 @@ pub fn to_join(spec: &Spec, pid: i32) -> Result<CloneFlags> {
     Ok(flags)
 }
 
+/// The specification lists a namespace of this kind, new or not.
+pub fn declares(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    declared(spec).iter().any(|namespace| namespace.typ() == kind)
+}
+
 /// init has a pid namespace to itself: when it ends, the kernel ends the others in it.
 pub fn own_pid_namespace(spec: &Spec) -> bool {
     declared(spec).iter().any(|namespace| {
@@ -281,9 +286,18 @@ pub fn become_root() -> Result<()> {
 
 /// The host's uid for `uid` of the user namespace that process `pid` is in; `None` where it has none.
 pub fn host_uid(pid: i32, uid: u32) -> Result<Option<u32>> {
-    let path = format!("/proc/{pid}/uid_map");
+    host_id(pid, "uid_map", uid)
+}
+
+/// The same for a gid.
+pub fn host_gid(pid: i32, gid: u32) -> Result<Option<u32>> {
+    host_id(pid, "gid_map", gid)
+}
+
+fn host_id(pid: i32, file: &str, id: u32) -> Result<Option<u32>> {
+    let path = format!("/proc/{pid}/{file}");
     let map = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    Ok(map_id(&map, uid))
+    Ok(map_id(&map, id))
 }
 
 /// Looks an id up in the lines of a map: first id inside, first id outside, how many.
@@ -309,6 +323,21 @@ pub fn write_maps(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) ->
     // The groups first: while they can still be given up.
     for (kind, mappings) in [(Kind::Gid, gids), (Kind::Uid, uids)] {
         id_map::write(pid, kind, mappings)?;
+    }
+    Ok(())
+}
+
+/// The id mappings of a process's user namespace are the specification's.
+pub fn check_mappings(spec: &Spec, pid: i32) -> Result<()> {
+    let linux = spec.linux().as_ref().context("linux: missing")?;
+    for (file, mappings) in [("uid_map", linux.uid_mappings()), ("gid_map", linux.gid_mappings())] {
+        let path = format!("/proc/{pid}/{file}");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let mut found = text.split_ascii_whitespace().map(str::parse::<u32>);
+        let mappings = mappings.iter().flatten();
+        let mut expected = mappings.flat_map(|map| [map.container_id(), map.host_id(), map.size()]);
+        let same = expected.all(|number| found.next() == Some(Ok(number))) && found.next().is_none();
+        ensure!(same, "{path}: {text:?}: not the mappings of the bundle");
     }
     Ok(())
 }
@@ -363,7 +392,8 @@ pub fn enter_new_time(offsets: &str) -> Result<()> {
     setns(namespace, CLONE_NEWTIME).context("setns(CLONE_NEWTIME)")
 }
 
-fn proc_name(kind: LinuxNamespaceType) -> &'static str {
+/// A namespace's name in /proc/PID/ns.
+pub fn proc_name(kind: LinuxNamespaceType) -> &'static str {
     match kind {
         LinuxNamespaceType::Mount => "mnt",
         LinuxNamespaceType::Cgroup => "cgroup",

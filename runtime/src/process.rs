@@ -177,6 +177,41 @@ pub fn enter(cwd: &Path) -> Result<()> {
     }
 }
 
+/// Exchanges standard streams that are the host's null device for the container's own: a file of the host's /dev is on a
+/// mount that the container does not have, and no checkpoint can be made of it.
+pub fn own_null() -> Result<()> {
+    let is_null = |stat: rustix::fs::Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3)
+    };
+    let is_stream_null = |stream: BorrowedFd<'_>| rustix::fs::fstat(stream).is_ok_and(is_null);
+    let streams = [
+        std::io::stdin().as_fd(),
+        std::io::stdout().as_fd(),
+        std::io::stderr().as_fd(),
+    ]
+    .map(is_stream_null);
+    if streams == [false; 3] {
+        return Ok(());
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // A container may have something else there, or nothing: then they stay what they are.
+    let null = match rustix::fs::open("/dev/null", flags, Mode::empty()) {
+        Ok(null) if is_stream_null(null.as_fd()) => null,
+        _ => return Ok(()),
+    };
+    rustix::fs::fcntl_setfl(&null, OFlags::RDWR).context("fcntl(F_SETFL)")?;
+    type Duplicate = fn(BorrowedFd<'_>) -> rustix::io::Result<()>;
+    let duplicate: [Duplicate; 3] = [
+        |fd| rustix::stdio::dup2_stdin(fd),
+        |fd| rustix::stdio::dup2_stdout(fd),
+        |fd| rustix::stdio::dup2_stderr(fd),
+    ];
+    for (duplicate, _) in duplicate.iter().zip(streams).filter(|(_, null)| *null) {
+        duplicate(null.as_fd()).context("dup2 the null device")?;
+    }
+    Ok(())
+}
+
 /// Gives standard streams to the user, who could not open them anew under /proc/self/fd or /dev otherwise. What cannot
 /// change hands keeps its owner.
 pub fn own_stdio(uid: u32) -> Result<()> {

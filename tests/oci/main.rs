@@ -48,6 +48,7 @@ macro_rules! rootless {
 
 mod attacks;
 mod cgroup;
+mod checkpoint;
 mod copy_up;
 mod errors;
 mod events;

@@ -41,25 +41,30 @@ impl ConsoleSocket {
 
     /// The terminal's master. The runtime has connected and sent before it returned, so this does not wait.
     fn master(&self) -> File {
-        let (stream, _) = self.listener.accept().expect("the runtime connected");
-        let mut bytes = [0; 256];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        recvmsg(
-            &stream,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-        .expect("the runtime sent a message");
-        let mut fds = ancillary.drain().flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => fds.collect(),
-            _ => Vec::new(),
-        });
-        let master = fds.next().expect("the message carries a descriptor");
-        assert!(fds.next().is_none(), "the terminal's master and nothing else");
-        File::from(master)
+        master_of(&self.listener)
     }
+}
+
+/// The terminal's master, from whoever has connected.
+pub(crate) fn master_of(listener: &UnixListener) -> File {
+    let (stream, _) = listener.accept().expect("the runtime connected");
+    let mut bytes = [0; 256];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(
+        &stream,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .expect("the runtime sent a message");
+    let mut fds = ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => fds.collect(),
+        _ => Vec::new(),
+    });
+    let master = fds.next().expect("the message carries a descriptor");
+    assert!(fds.next().is_none(), "the terminal's master and nothing else");
+    File::from(master)
 }
 
 /// Everything the terminal prints, until no process has it open.

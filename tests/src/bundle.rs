@@ -319,6 +319,14 @@ impl<'r> Bundle<'r> {
         command
     }
 
+    /// The command line up to the subcommand, with these global options.
+    #[must_use]
+    pub fn global(&self, options: &[&str]) -> Command {
+        let mut command = self.runtime.command();
+        command.args(options);
+        command
+    }
+
     /// Calls a subcommand on this container: `RUNTIME --root DIR SUBCOMMAND ARGS.. ID`.
     pub fn call(&self, subcommand: &str, args: &[&str]) -> Output {
         finish(self.command(subcommand).args(args).arg(&self.id))
@@ -430,6 +438,17 @@ impl<'r> Bundle<'r> {
             .args(args);
         let _started = finish(&mut command).success();
         let pid = read_pid(&pid_file);
+        self.processes.borrow_mut().push(pid);
+        pid
+    }
+
+    /// Takes a process that a runtime has left to this one, to reap it with the bundle: the pid in `pid_file`.
+    ///
+    /// # Panics
+    /// Where the file holds none.
+    #[track_caller]
+    pub fn adopt(&self, pid_file: &Path) -> Pid {
+        let pid = read_pid(pid_file);
         self.processes.borrow_mut().push(pid);
         pid
     }

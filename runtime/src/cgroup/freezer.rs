@@ -142,6 +142,11 @@ impl Cgroup {
         sent
     }
 
+    /// The directory to freeze the container by, for another program; none where there is no freezer.
+    pub fn freezer_path(&self) -> Result<Option<std::path::PathBuf>> {
+        Ok(self.freezer()?.map(|(directory, _)| directory.path.clone()))
+    }
+
     /// The directory and files to freeze by; none where the cgroup is gone or no freezer is mounted.
     fn freezer(&self) -> Result<Option<(&Directory, Freezer)>> {
         let (controller, freezer) = if self.is_v2() { ("", V2) } else { ("freezer", V1) };

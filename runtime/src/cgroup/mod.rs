@@ -171,6 +171,16 @@ impl Cgroup {
         Ok(Cgroup::open(paths))
     }
 
+    /// The process, or thread, is in these cgroups or below them.
+    pub fn holds(&self, pid: i32) -> Result<bool> {
+        let own = Cgroup::of_process(pid)?;
+        let inside = |(name, path): (&str, &Path)| {
+            let mut all = own.paths.iter();
+            all.any(|(hierarchy, own)| hierarchy == name && own.starts_with(path))
+        };
+        Ok(self.paths.iter().all(inside))
+    }
+
     /// Where they are, to be saved.
     pub fn paths(&self) -> &CgroupPaths {
         &self.paths
@@ -223,6 +233,15 @@ impl Cgroup {
         directories
             .iter()
             .try_for_each(|(_, directory)| directory.write(file, "0"))
+    }
+
+    /// Moves a process in that is another program, in every hierarchy. On v1 the first of these writes may wait for an RCU
+    /// grace period: see [`Cgroup::enter`].
+    pub fn add(&self, pid: i32) -> Result<()> {
+        let pid = pid.to_string();
+        self.directories()?
+            .iter()
+            .try_for_each(|(_, directory)| directory.write("cgroup.procs", &pid))
     }
 
     /// The directory for `CLONE_INTO_CGROUP`, on v2.

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
+use crate::checkpoint::dump;
 use crate::cli::{self, Globals};
 
 /// Saves a container's processes.
-pub(super) fn checkpoint(_root: &Path, _globals: &Globals, flags: &cli::Checkpoint) -> Result<()> {
-    bail!("checkpoint {}: not supported yet", flags.id)
+pub(super) fn checkpoint(root: &Path, globals: &Globals, flags: &cli::Checkpoint) -> Result<()> {
+    dump::dump(root, globals.criu.as_deref(), flags)
 }

@@ -34,12 +34,17 @@ pub(super) fn request(globals: &Globals, flags: &cli::Create, console: Option<Ow
         preserve_fds: flags.preserve_fds,
         new_keyring: !flags.no_new_keyring,
         rootless: globals.rootless,
-        driver: if globals.systemd_cgroup {
-            Driver::Systemd
-        } else {
-            Driver::Cgroupfs
-        },
+        driver: driver(globals),
     })
+}
+
+/// Who makes the cgroups.
+pub(super) fn driver(globals: &Globals) -> Driver {
+    if globals.systemd_cgroup {
+        Driver::Systemd
+    } else {
+        Driver::Cgroupfs
+    }
 }
 
 /// The socket that the terminal of a process goes to when nobody stays to serve it here.

@@ -37,7 +37,8 @@ fn start_or_delete(created: &Created) -> Result<()> {
     container::start_created(created).inspect_err(|_| delete(created))
 }
 
-fn wait(foreground: Foreground, created: &Created, keep: bool) -> Result<ExitCode> {
+/// Waits for the end of a container, and deletes it unless it is to be kept.
+pub(super) fn wait(foreground: Foreground, created: &Created, keep: bool) -> Result<ExitCode> {
     let code = foreground.wait(&created.init);
     if !keep {
         delete(created);

@@ -82,6 +82,12 @@ pub fn devices(spec: &Spec, user_namespace: bool) -> Result<Vec<Device>> {
     Ok(devices)
 }
 
+/// Where the devices of a container are.
+pub fn paths(spec: &Spec) -> Result<Vec<PathBuf>> {
+    let devices = devices(spec, false)?;
+    Ok(devices.into_iter().map(|device| device.path).collect())
+}
+
 /// /dev is the container's own.
 pub fn furnished(spec: &Spec) -> bool {
     !spec_mounts(spec).iter().any(|mount| {

@@ -261,7 +261,7 @@ fn bind_place(place: &OwnedFd, bind: Bind, options: &Options) -> Result<OwnedFd>
 }
 
 /// Where a mount goes, as a path of the container; one that is not absolute is taken as from its root.
-fn destination(mount: &Mount) -> PathBuf {
+pub fn destination(mount: &Mount) -> PathBuf {
     let mut path = PathBuf::from("/");
     for component in mount.destination().components() {
         match component {

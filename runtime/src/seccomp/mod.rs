@@ -114,6 +114,11 @@ impl Filter {
         }))
     }
 
+    /// The program as the kernel keeps it, and gives it to a debugger: 8 bytes an instruction.
+    pub fn bytes(&self) -> Vec<u8> {
+        compile::encode(&self.program)
+    }
+
     fn load(&self) -> Result<Option<OwnedFd>> {
         let (length, flags) = (self.program.len(), self.flags);
         sys::load(&self.program, flags)

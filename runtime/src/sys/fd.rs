@@ -47,6 +47,18 @@ pub fn is_open(fd: RawFd) -> bool {
     flags != -1
 }
 
+/// Lets descriptor `target` refer to what `fd` refers to, whatever it was before; `close` sets close-on-exec.
+///
+/// For a child that is about to become another program, and numbers above those of the standard streams.
+pub(crate) fn duplicate(fd: RawFd, target: RawFd, close: bool) -> io::Result<()> {
+    let flags = if close { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: the call takes three integers; what `target` was before is closed, which is the purpose.
+    match unsafe { libc::dup3(fd, target, flags) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Lets descriptors 0 to 2 refer to what `fd` refers to.
 pub fn redirect_stdio(fd: BorrowedFd<'_>) -> io::Result<()> {
     rustix::stdio::dup2_stdin(fd)?;

@@ -62,6 +62,8 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["spawn", count] => spawn(count.parse().context("spawn: not a count")?)?,
         ["allocate", mib] => allocate(mib.parse().context("allocate: not a number of MiB")?)?,
         ["snoop", seconds] => say(&snoop(seconds.parse().context("snoop: not a number of seconds")?)?.to_string())?,
+        ["count", path] => count(path)?,
+        ["swrk", "3"] => fake_criu()?,
         ["hook", path, label] => hook(path, label)?,
         ["exchange", one, other] => exchange(one, other)?,
         ["devices", directory] => say(&devices(directory).to_string())?,
@@ -135,6 +137,65 @@ fn orphan() -> Result<()> {
 fn spawn(count: usize) -> Result<()> {
     let started = (0..count).take_while(|_| itself("sleep").is_ok()).count();
     say(&started.to_string())
+}
+
+/// Counts for ever, and writes to `path`, or to stdout where that is `-`, which process counts and how far it is. The
+/// process is named by a number that only its memory holds.
+fn count(path: &str) -> Result<()> {
+    let name = u64::from_ne_bytes(random()?);
+    for count in 1_u64.. {
+        let line = format!("{name:x} {count}");
+        match path {
+            "-" => say(&line)?,
+            // Whole lines only: a reader never sees a part of one.
+            path => {
+                let new = format!("{path}.new");
+                fs::write(&new, line)
+                    .and_then(|()| fs::rename(&new, path))
+                    .with_context(|| format!("write {path}"))?;
+            }
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn random() -> Result<[u8; 8]> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("read /dev/urandom")?;
+    Ok(bytes)
+}
+
+/// In the place of CRIU: writes down beside itself what it was started with and what it is asked for, in hexadecimal
+/// digits, and answers that it is version 4.1, or that it cannot.
+fn fake_criu() -> Result<()> {
+    let own = std::env::current_exe().context("find the program")?;
+    let log = own.with_extension("log");
+    let fds: Vec<String> = fs::read_dir("/proc/self/fd")
+        .context("read /proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let environment: BTreeMap<String, String> = std::env::vars().collect();
+    let mut request = vec![0; 64 << 10];
+    let length = nix::sys::socket::recv(3, &mut request, nix::sys::socket::MsgFlags::empty()).context("recv")?;
+    let hex: String = request[..length].iter().map(|byte| format!("{byte:02x}")).collect();
+    let line = json!({
+        "fds": fds.len() - 1, "env": environment, "cwd": std::env::current_dir().context("getcwd")?, "request": hex,
+    });
+    let mut log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&log)
+        .context("open the log")?;
+    writeln!(log, "{line}").context("write the log")?;
+    // A question for the version is `type = 10` and no more; the answer: type 10, success, version { 4, 1 }.
+    let version = [0x08, 10, 0x10, 1, 0x52, 4, 0x08, 4, 0x10, 1];
+    let failure = [0x08, request[1], 0x10, 0];
+    let answer: &[u8] = if request[1] == 10 { &version } else { &failure };
+    nix::sys::socket::send(3, answer, nix::sys::socket::MsgFlags::empty()).context("send")?;
+    Ok(())
 }
 
 /// Touches `mib` MiB of anonymous memory, one at a time.

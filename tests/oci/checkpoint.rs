@@ -1,0 +1,743 @@
+//! checkpoint and restore: a process goes on where it was, and a bundle is above any archive.
+//!
+//! With a CRIU that works on this kernel: what it says to `criu check` decides, and a test that cannot run says so. What
+//! CRIU is asked for is looked at everywhere, with the probe in its place.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+
+use corten_tests::bundle::{Bundle, Runtime, finish, wait_until};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+each_runtime! {
+    a_process_goes_on_where_it_was,
+    a_container_can_be_left_running,
+    a_dump_builds_on_an_earlier_one,
+    standard_streams_are_those_of_the_restore,
+    a_terminal_comes_over_the_console_socket,
+    a_bind_shows_what_the_bundle_says,
+    a_joined_network_is_the_bundles,
+    a_failed_dump_leaves_the_container_running,
+    an_archive_that_is_none_is_refused,
+}
+
+corten_only! {
+    an_archive_with_more_than_the_bundle_is_refused: "runc takes what CRIU makes of the images",
+    a_mount_behind_a_link_is_refused: "runc's checks are of the bundle alone",
+    hooks_run_at_a_restore: "runc runs no poststart hooks",
+    criu_gets_nothing_of_ours: "the request is corten's own",
+    every_flag_reaches_criu: "the request is corten's own",
+    without_criu_there_is_an_error: "runc finds it out late, and says less",
+}
+
+/// CRIU works here, or why not.
+fn criu_works() -> bool {
+    static WORKS: LazyLock<Result<(), String>> = LazyLock::new(|| {
+        let output = Command::new("criu")
+            .arg("check")
+            .output()
+            .map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(text.lines().next().unwrap_or_default().to_owned())
+        }
+    });
+    WORKS
+        .as_ref()
+        .inspect_err(|error| eprintln!("SKIP: criu check: {error}"))
+        .is_ok()
+}
+
+/// A bundle whose process counts, in a root that it can write to.
+fn counting<'r>(runtime: &'r Runtime) -> Bundle<'r> {
+    let mut bundle = runtime.bundle();
+    bundle.spec["root"]["readonly"] = json!(false);
+    bundle.probe(&["count", "/tmp/count"]);
+    bundle
+}
+
+/// Runs a subcommand that leaves a container, with nothing but the null device as its standard streams.
+#[track_caller]
+fn launch(bundle: &Bundle<'_>, command: &mut Command) -> Pid {
+    let pid_file = bundle.path().join("pid");
+    command.args(["--detach", "--pid-file"]).arg(&pid_file).arg(&bundle.id);
+    // What the runtime has to say goes to its log: its standard error is the container's, and has to be one that a dump
+    // can do without.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let status = command.status().expect("start the runtime");
+    let log = || fs::read_to_string(bundle.path().join("log")).unwrap_or_default();
+    assert!(status.success(), "{command:?}: {}", log());
+    bundle.adopt(&pid_file)
+}
+
+#[track_caller]
+fn start(bundle: &Bundle<'_>) -> Pid {
+    bundle.write();
+    let mut command = logged(bundle, "run");
+    command.arg("--bundle").arg(bundle.path());
+    launch(bundle, &mut command)
+}
+
+/// A subcommand that writes its errors to a file.
+fn logged(bundle: &Bundle<'_>, subcommand: &str) -> Command {
+    let mut command = bundle.global(&["--log", &bundle.path().join("log").to_string_lossy()]);
+    command.arg(subcommand);
+    command
+}
+
+fn images(bundle: &Bundle<'_>, name: &str) -> PathBuf {
+    bundle.path().join(name)
+}
+
+fn dump_command(bundle: &Bundle<'_>, name: &str, flags: &[&str]) -> Command {
+    let mut command = bundle.command("checkpoint");
+    command
+        .arg("--image-path")
+        .arg(images(bundle, name))
+        .args(flags)
+        .arg(&bundle.id);
+    command
+}
+
+#[track_caller]
+fn dump(bundle: &Bundle<'_>, name: &str, flags: &[&str]) {
+    let log = images(bundle, name).join("dump.log");
+    let output = finish(&mut dump_command(bundle, name, flags));
+    assert_eq!(
+        output.code,
+        0,
+        "{output:?}\n{}",
+        fs::read_to_string(log).unwrap_or_default()
+    );
+}
+
+fn restore_command(bundle: &Bundle<'_>, images: &Path) -> Command {
+    bundle.write();
+    let mut command = logged(bundle, "restore");
+    command
+        .arg("--bundle")
+        .arg(bundle.path())
+        .arg("--image-path")
+        .arg(images);
+    command
+}
+
+#[track_caller]
+fn restore(bundle: &Bundle<'_>, name: &str) -> Pid {
+    launch(bundle, &mut restore_command(bundle, &images(bundle, name)))
+}
+
+/// The counting process and its count, from its file.
+#[track_caller]
+fn count_in(file: &Path) -> (String, u64) {
+    let read = || {
+        let text = fs::read_to_string(file).ok()?;
+        let (name, count) = text.split_once(' ')?;
+        Some((name.to_owned(), count.trim().parse().ok()?))
+    };
+    wait_until(read).unwrap_or_else(|| panic!("nobody counts in {}", file.display()))
+}
+
+fn count(bundle: &Bundle<'_>) -> (String, u64) {
+    count_in(&bundle.rootfs("/tmp/count"))
+}
+
+/// Waits until the same process has counted on.
+#[track_caller]
+fn assert_goes_on(bundle: &Bundle<'_>, before: &(String, u64)) {
+    let on = wait_until(|| (count(bundle).1 > before.1 + 2).then(|| count(bundle)));
+    assert_eq!(
+        on.map(|(name, _)| name).as_ref(),
+        Some(&before.0),
+        "the same process, after {}",
+        before.1
+    );
+}
+
+fn status(bundle: &Bundle<'_>) -> Option<String> {
+    let output = bundle.call("state", &[]);
+    let state: Value = serde_json::from_str(&output.stdout).ok()?;
+    Some(state["status"].as_str()?.to_owned())
+}
+
+fn a_process_goes_on_where_it_was(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let bundle = counting(runtime);
+    let first = start(&bundle);
+    count(&bundle);
+    dump(&bundle, "images", &[]);
+    assert_eq!(status(&bundle), None, "a container that has been dumped is deleted");
+    assert_eq!(
+        nix::sys::signal::kill(first, None).ok().filter(|()| alive(first)),
+        None,
+        "its init has ended"
+    );
+    let before = count(&bundle);
+
+    let pid = restore(&bundle, "images");
+    assert_goes_on(&bundle, &before);
+    assert_eq!(status(&bundle).as_deref(), Some("running"));
+    let state: Value = serde_json::from_str(&bundle.call("state", &[]).success().stdout).expect("state is JSON");
+    assert_eq!(
+        state["pid"],
+        json!(pid.as_raw()),
+        "the pid file and the state name init"
+    );
+    let report = bundle.exec_report(&[]);
+    assert_eq!(report.status("NoNewPrivs"), "1");
+    assert!(report.cgroup("pids").is_some());
+    assert_eq!(bundle.cgroup_file("pids", "cgroup.procs"), pid.to_string());
+
+    // And once more, from what was restored.
+    dump(&bundle, "again", &[]);
+    let before = count(&bundle);
+    restore(&bundle, "again");
+    assert_goes_on(&bundle, &before);
+}
+
+fn alive(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+fn a_container_can_be_left_running(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let bundle = counting(runtime);
+    let pid = start(&bundle);
+    let before = count(&bundle);
+    dump(&bundle, "images", &["--leave-running"]);
+    assert!(images(&bundle, "images").join("inventory.img").exists());
+    assert!(alive(pid));
+    assert_goes_on(&bundle, &before);
+    assert_eq!(status(&bundle).as_deref(), Some("running"));
+}
+
+fn a_dump_builds_on_an_earlier_one(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let mut check = Command::new("criu");
+    let check = check
+        .args(["check", "--feature", "mem_dirty_track"])
+        .output()
+        .expect("start criu");
+    if !check.status.success() {
+        eprintln!("SKIP: this kernel does not track which memory is written to (soft-dirty)");
+        return;
+    }
+    let bundle = counting(runtime);
+    start(&bundle);
+    count(&bundle);
+    dump(&bundle, "first", &["--pre-dump"]);
+    assert_eq!(status(&bundle).as_deref(), Some("running"), "a pre-dump ends nothing");
+    dump(&bundle, "second", &["--pre-dump", "--parent-path", "../first"]);
+    dump(&bundle, "last", &["--parent-path", "../second"]);
+    assert_eq!(
+        fs::read_link(images(&bundle, "last").join("parent")).expect("a link"),
+        Path::new("../second")
+    );
+    let before = count(&bundle);
+    restore(&bundle, "last");
+    assert_goes_on(&bundle, &before);
+}
+
+fn standard_streams_are_those_of_the_restore(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let mut bundle = counting(runtime);
+    bundle.probe(&["count", "-"]);
+    let with_pipe = |mut command: Command| {
+        let pid_file = bundle.path().join("pid");
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        command.args(["--detach", "--pid-file"]).arg(&pid_file).arg(&bundle.id);
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
+        assert!(command.status().expect("start the runtime").success(), "{command:?}");
+        drop(command);
+        bundle.adopt(&pid_file);
+        File::from(std::os::fd::OwnedFd::from(reader))
+    };
+    let mut before = with_pipe(bundle.command("run"));
+    let mut text = [0; 40];
+    before.read_exact(&mut text).expect("the container writes");
+    dump(&bundle, "images", &[]);
+    let mut rest = String::new();
+    before
+        .read_to_string(&mut rest)
+        .expect("the pipe ends with the container");
+    let text = format!("{}{rest}", String::from_utf8_lossy(&text));
+    let last = text.lines().last().expect("a line").to_owned();
+
+    let mut after = with_pipe(restore_command(&bundle, &images(&bundle, "images")));
+    let mut text = [0; 60];
+    after.read_exact(&mut text).expect("the restored container writes");
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let (name, count) = last.split_once(' ').expect("a name and a count");
+    let next = count.parse::<u64>().expect("a number") + 1;
+    assert!(text.contains(&format!("{name} {next}\n")), "{text:?} after {last:?}");
+    bundle.call("kill", &["KILL"]);
+}
+
+fn a_terminal_comes_over_the_console_socket(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let mut bundle = counting(runtime);
+    bundle.spec["process"]["terminal"] = json!(true);
+    bundle.probe(&["count", "-"]);
+    let connect = |subcommand: Command, name: &str| {
+        let path = bundle.path().join(name);
+        let listener = UnixListener::bind(&path).expect("bind a socket of the test");
+        let mut command = subcommand;
+        command.arg("--console-socket").arg(&path);
+        launch(&bundle, &mut command);
+        crate::terminal::master_of(&listener)
+    };
+    let mut master = connect(bundle.command("run"), "first.sock");
+    let mut text = [0; 100];
+    master.read_exact(&mut text).expect("the container writes");
+    let first = String::from_utf8_lossy(&text).into_owned();
+    let name = first
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split_once(' '))
+        .expect("a line")
+        .0
+        .to_owned();
+    // Else the last of what it wrote is restored too.
+    dump(&bundle, "images", &[]);
+    drop(master);
+    let mut master = connect(restore_command(&bundle, &images(&bundle, "images")), "second.sock");
+    let mut text = [0; 100];
+    master.read_exact(&mut text).expect("the restored container writes");
+    let second = String::from_utf8_lossy(&text).into_owned();
+    assert!(second.contains(&name), "{second:?} of {name}");
+    bundle.call("kill", &["KILL"]);
+}
+
+fn a_bind_shows_what_the_bundle_says(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let mut bundle = counting(runtime);
+    let (old, new) = (bundle.path().join("old"), bundle.path().join("new"));
+    fs::create_dir(&old).expect("make a directory");
+    fs::create_dir(&new).expect("make a directory");
+    bundle.probe(&["count", "/data/count"]);
+    bundle.add_mount(json!({ "destination": "/data", "source": old, "options": ["bind", "rw"] }));
+    start(&bundle);
+    let (name, _) = count_in(&old.join("count"));
+    dump(&bundle, "images", &[]);
+    bundle.mount("/data")["source"] = json!(new);
+    restore(&bundle, "images");
+    assert_eq!(count_in(&new.join("count")).0, name, "the source is the bundle's");
+}
+
+/// A network namespace that lives as long as its process.
+struct Network(std::process::Child);
+
+impl Network {
+    fn new() -> Network {
+        let child = Command::new("unshare")
+            .args(["-n", "sleep", "1000"])
+            .spawn()
+            .expect("start unshare");
+        let network = Network(child);
+        let own = fs::read_link("/proc/self/ns/net").expect("read a link");
+        let made = wait_until(|| fs::read_link(network.path()).ok().filter(|link| *link != own));
+        assert!(made.is_some(), "no namespace was made");
+        network
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill a child");
+        self.0.wait().expect("reap a child");
+    }
+}
+
+fn a_joined_network_is_the_bundles(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let (first, second) = (Network::new(), Network::new());
+    let mut bundle = counting(runtime);
+    bundle.namespace("network", Some(&first.path()));
+    start(&bundle);
+    count(&bundle);
+    dump(&bundle, "images", &[]);
+    let before = count(&bundle);
+    bundle.namespace("network", Some(&second.path()));
+    let pid = restore(&bundle, "images");
+    assert_goes_on(&bundle, &before);
+    let link = |path: &str| fs::read_link(path).expect("read a link");
+    assert_eq!(link(&format!("/proc/{pid}/ns/net")), link(&second.path()));
+}
+
+fn a_failed_dump_leaves_the_container_running(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let bundle = counting(runtime);
+    // Its standard output is a file of the host's, which is in no mount of the container's.
+    let container = bundle.launch("run", &["--detach"]);
+    let before = count(&bundle);
+    let output = finish(&mut dump_command(&bundle, "images", &[]));
+    assert_ne!(output.code, 0, "{output:?}");
+    if runtime.is("corten") {
+        let log = images(&bundle, "images").join("dump.log");
+        let (log, error) = (log.to_string_lossy().into_owned(), &output.stderr);
+        assert!(
+            error.contains(&log) && error.contains("Error ("),
+            "the log and its last errors: {error}"
+        );
+    }
+    assert!(alive(container.pid));
+    assert_goes_on(&bundle, &before);
+}
+
+fn an_archive_that_is_none_is_refused(runtime: &Runtime) {
+    let bundle = counting(runtime);
+    let empty = images(&bundle, "images");
+    fs::create_dir(&empty).expect("make a directory");
+    for path in [&empty, &images(&bundle, "nothing")] {
+        let mut command = restore_command(&bundle, path);
+        let output = finish(command.arg("--detach").arg(&bundle.id));
+        assert_ne!(output.code, 0, "{output:?}");
+        if runtime.is("corten") {
+            assert!(output.stderr.contains("--image-path"), "{output:?}");
+        }
+        bundle.assert_nothing_left();
+    }
+}
+
+/// Dumps what the loose bundle runs, and restores it as the strict one says: the error.
+#[track_caller]
+fn smuggled(runtime: &Runtime, loosen: fn(&mut Value), tighten: fn(&mut Value)) -> String {
+    let mut bundle = counting(runtime);
+    loosen(&mut bundle.spec);
+    start(&bundle);
+    count(&bundle);
+    dump(&bundle, "images", &[]);
+    tighten(&mut bundle.spec);
+    let mut command = restore_command(&bundle, &images(&bundle, "images"));
+    let output = finish(command.arg("--detach").arg(&bundle.id));
+    let error = output.failure();
+    bundle.assert_nothing_left();
+    let before = count(&bundle);
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(count(&bundle), before, "nothing of it has run");
+    error
+}
+
+fn remove_mount(spec: &mut Value, destination: &str) {
+    let mounts = spec["mounts"].as_array_mut().expect("mounts are a list");
+    mounts.retain(|mount| mount["destination"] != destination);
+}
+
+/// A change of a specification.
+type Change = fn(&mut Value);
+
+fn an_archive_with_more_than_the_bundle_is_refused(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let nothing: Change = |_| {};
+    let cases: [(&str, Change, Change); 8] = [
+        (
+            "process.capabilities",
+            |spec| {
+                let all = json!(["CAP_SYS_ADMIN", "CAP_KILL"]);
+                for set in ["bounding", "permitted", "effective"] {
+                    spec["process"]["capabilities"][set] = all.clone();
+                }
+            },
+            |spec| {
+                for set in ["bounding", "permitted", "effective"] {
+                    spec["process"]["capabilities"][set] = json!(["CAP_KILL"]);
+                }
+            },
+        ),
+        (
+            "process.noNewPrivileges",
+            |spec| spec["process"]["noNewPrivileges"] = json!(false),
+            |spec| spec["process"]["noNewPrivileges"] = json!(true),
+        ),
+        ("process.user.uid", nothing, |spec| {
+            spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        }),
+        (
+            "linux.maskedPaths",
+            |spec| spec["linux"]["maskedPaths"] = json!([]),
+            |spec| {
+                spec["linux"]["maskedPaths"] = json!(["/proc/keys", "/sys/firmware"]);
+            },
+        ),
+        (
+            "linux.readonlyPaths",
+            |spec| spec["linux"]["readonlyPaths"] = json!([]),
+            |spec| {
+                spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+            },
+        ),
+        (
+            "the bundle has no such mount",
+            |spec| {
+                let mounts = spec["mounts"].as_array_mut().expect("mounts are a list");
+                mounts.push(json!({ "destination": "/host", "source": "/etc", "options": ["bind"] }));
+            },
+            |spec| remove_mount(spec, "/host"),
+        ),
+        (
+            "is not ro",
+            |spec| spec["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev"]),
+            |spec| {
+                spec["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev", "ro"]);
+            },
+        ),
+        (
+            "linux.namespaces",
+            |spec| {
+                let namespaces = spec["linux"]["namespaces"]
+                    .as_array_mut()
+                    .expect("namespaces are a list");
+                namespaces.retain(|namespace| namespace["type"] != "ipc");
+                remove_mount(spec, "/dev/mqueue");
+            },
+            |spec| {
+                let namespaces = spec["linux"]["namespaces"]
+                    .as_array_mut()
+                    .expect("namespaces are a list");
+                namespaces.push(json!({ "type": "ipc" }));
+            },
+        ),
+    ];
+    for (error, loosen, tighten) in cases {
+        let found = smuggled(runtime, loosen, tighten);
+        assert!(found.contains(error), "{error}: {found}");
+    }
+}
+
+fn a_mount_behind_a_link_is_refused(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let mut bundle = counting(runtime);
+    let outside = bundle.path().join("outside");
+    fs::create_dir(&outside).expect("make a directory");
+    bundle.add_mount(json!({ "destination": "/data", "source": "/etc", "options": ["bind", "ro"] }));
+    start(&bundle);
+    count(&bundle);
+    dump(&bundle, "images", &[]);
+    fs::remove_dir(bundle.rootfs("/data")).expect("the mount point is there");
+    std::os::unix::fs::symlink(&outside, bundle.rootfs("/data")).expect("make a link");
+    let mut command = restore_command(&bundle, &images(&bundle, "images"));
+    let error = finish(command.arg("--detach").arg(&bundle.id)).failure();
+    assert!(error.contains("/data"), "{error}");
+    bundle.assert_nothing_left();
+    assert_eq!(fs::read_dir(&outside).expect("read a directory").count(), 0);
+
+    // A bracket could end the name of a mount early.
+    fs::remove_file(bundle.rootfs("/data")).expect("remove the link");
+    let mut bundle = counting(runtime);
+    bundle.add_mount(json!({ "destination": "/a]:b", "source": "/etc", "options": ["bind", "ro"] }));
+    start(&bundle);
+    count(&bundle);
+    let error = finish(&mut dump_command(&bundle, "images", &[])).failure();
+    assert!(error.contains("mounts[7].destination"), "{error}");
+}
+
+fn hooks_run_at_a_restore(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let mut bundle = counting(runtime);
+    start(&bundle);
+    count(&bundle);
+    dump(&bundle, "images", &[]);
+    let log = bundle.path().join("hooks");
+    let hook =
+        |name: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", format!("echo {name} >> {}", log.display())] }]);
+    bundle.spec["hooks"] = json!({
+        "prestart": hook("prestart"), "createRuntime": hook("createRuntime"), "createContainer": hook("createContainer"),
+        "startContainer": hook("startContainer"), "poststart": hook("poststart"), "poststop": hook("poststop"),
+    });
+    restore(&bundle, "images");
+    assert_eq!(
+        fs::read_to_string(&log).expect("hooks have run"),
+        "prestart\ncreateRuntime\npoststart\n"
+    );
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    assert!(
+        fs::read_to_string(&log)
+            .expect("hooks have run")
+            .ends_with("poststop\n")
+    );
+}
+
+/// The probe in CRIU's place.
+struct Fake(PathBuf);
+
+impl Fake {
+    fn new(bundle: &Bundle<'_>) -> Fake {
+        let path = bundle.path().join("criu");
+        if !path.exists() {
+            fs::hard_link(bundle.rootfs("/probe"), &path).expect("link the probe");
+        }
+        drop(fs::remove_file(path.with_extension("log")));
+        Fake(path)
+    }
+
+    /// Asks for a dump, which fails; what the second of the two CRIUs was started with.
+    #[track_caller]
+    fn asked(&self, bundle: &Bundle<'_>, subcommand: &[&str]) -> Value {
+        bundle.write();
+        let mut command = bundle.global(&["--criu", &self.0.to_string_lossy()]);
+        command
+            .args(subcommand)
+            .arg(&bundle.id)
+            .env("LEAK", "1")
+            .current_dir(bundle.path());
+        finish(&mut command).failure();
+        let log = fs::read_to_string(self.0.with_extension("log")).expect("criu was started");
+        serde_json::from_str(log.lines().last().expect("a line")).expect("a line is JSON")
+    }
+}
+
+/// The fields of a protobuf message: number and value, a varint's or the bytes'.
+fn fields(mut message: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    fn varint(message: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let byte = message[0];
+            *message = &message[1..];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return value;
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+    let mut fields = Vec::new();
+    while !message.is_empty() {
+        let key = varint(&mut message);
+        let value = match key & 7 {
+            0 => varint(&mut message).to_string().into_bytes(),
+            2 => {
+                let length = usize::try_from(varint(&mut message)).expect("a length");
+                let (bytes, rest) = message.split_at(length);
+                message = rest;
+                bytes.to_vec()
+            }
+            wire => panic!("wire type {wire}"),
+        };
+        fields.push((key >> 3, value));
+    }
+    fields
+}
+
+fn options_of(asked: &Value) -> Vec<(u64, String)> {
+    let hex = asked["request"].as_str().expect("hexadecimal digits");
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal digits");
+    let request: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+    let options = fields(&request)
+        .into_iter()
+        .find(|(number, _)| *number == 2)
+        .expect("options")
+        .1;
+    fields(&options)
+        .into_iter()
+        .map(|(number, value)| (number, String::from_utf8_lossy(&value).into_owned()))
+        .collect()
+}
+
+fn criu_gets_nothing_of_ours(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    let asked = Fake::new(&bundle).asked(&bundle, &["checkpoint", "--image-path", "images"]);
+    assert_eq!(asked["cwd"], "/");
+    assert_eq!(asked["fds"], 4, "the standard streams and the socket");
+    let names: Vec<&String> = asked["env"].as_object().expect("an object").keys().collect();
+    assert_eq!(names, ["PATH"]);
+}
+
+/// Flags, and the field of criu/images/rpc.proto that shows each.
+const FLAGS: [(&[&str], u64, &str); 16] = [
+    (&["--leave-running"], 3, "1"),
+    (&["--ext-unix-sk"], 4, "1"),
+    (&["--tcp-established"], 5, "1"),
+    (&["--shell-job"], 7, "1"),
+    (&["--file-locks"], 8, "1"),
+    (&["--page-server", "127.0.0.1:7777"], 11, "\n\t127.0.0.1\u{10}\u{fffd}<"),
+    (&["--auto-dedup"], 16, "1"),
+    (&["--link-remap"], 18, "1"),
+    (&["--manage-cgroups-mode", "ignore"], 34, "0"),
+    (&["--manage-cgroups-mode", "soft"], 34, "3"),
+    (&["--manage-cgroups-mode", "full"], 34, "4"),
+    (&["--manage-cgroups-mode", "strict"], 34, "5"),
+    (&["--empty-ns", "network"], 38, "1073741824"),
+    (&["--tcp-skip-in-flight"], 46, "1"),
+    (&["--lazy-pages"], 48, "1"),
+    (&["--status-fd", "0"], 49, "0"),
+];
+
+fn every_flag_reaches_criu(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    let fake = Fake::new(&bundle);
+    let plain = options_of(&fake.asked(&bundle, &["checkpoint"]));
+    for (flags, number, value) in FLAGS {
+        let line: Vec<&str> = [&["checkpoint"], flags].concat();
+        let options = options_of(&fake.asked(&bundle, &line));
+        let has = |options: &[(u64, String)]| options.iter().any(|option| *option == (number, value.to_owned()));
+        assert!(has(&options), "{flags:?}: {options:?}");
+        assert!(
+            flags[1..] == ["soft"] || !has(&plain),
+            "{flags:?} without it: {plain:?}"
+        );
+    }
+    let binds: Vec<&str> = plain
+        .iter()
+        .filter(|(number, _)| *number == 37)
+        .map(|(_, value)| value.as_str())
+        .collect();
+    assert!(binds.contains(&"mnt[/proc/keys]:/dev/null"), "{binds:?}");
+    for (flags, error) in [
+        (&["--parent-path", "/absolute"][..], "--parent-path"),
+        (&["--parent-path", "nothing"], "--parent-path"),
+        (&["--page-server", "localhost:1"], "--page-server"),
+        (&["--status-fd", "77"], "--status-fd"),
+    ] {
+        let mut command = bundle.command("checkpoint");
+        let found = finish(command.args(flags).arg(&bundle.id).current_dir(bundle.path())).failure();
+        assert!(found.contains(error), "{flags:?}: {found}");
+    }
+}
+
+fn without_criu_there_is_an_error(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let container = bundle.start();
+    let mut command = dump_command(&bundle, "images", &[]);
+    let error = finish(command.env("PATH", "/nonexistent")).failure();
+    assert!(error.contains("criu is not installed"), "{error}");
+    assert!(alive(container.pid) && !images(&bundle, "images").exists());
+}
