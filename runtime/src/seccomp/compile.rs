@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use libc::sock_filter;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{
@@ -29,6 +29,9 @@ const API_LEVEL: u32 = 6;
 /// More system calls than this are looked up in a tree.
 const LONG_PROFILE: usize = 32;
 
+/// What an architecture may be.
+const UNKNOWN: &str = "is not known to the libseccomp in this runtime";
+
 /// Compiles a profile that has been checked.
 pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Vec<sock_filter>> {
     libseccomp::set_api(API_LEVEL).context("seccomp_api_set")?;
@@ -38,7 +41,7 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Vec<sock_filter>> {
     for (index, arch) in profile.architectures().iter().flatten().enumerate() {
         let at = || format!("architectures[{index}]: {arch}");
         let arch = architecture(*arch).with_context(at)?;
-        filter.add_arch(arch).map_err(|_| unknown()).with_context(at)?;
+        filter.add_arch(arch).context(UNKNOWN).with_context(at)?;
         if !architectures.contains(&arch) {
             architectures.push(arch);
         }
@@ -87,11 +90,7 @@ fn action(action: Action, errno: Option<u32>) -> ScmpAction {
 
 fn architecture(arch: Arch) -> Result<ScmpArch> {
     let name = arch.to_string();
-    name.parse().map_err(|_| unknown())
-}
-
-fn unknown() -> anyhow::Error {
-    anyhow!("is not known to the libseccomp in this runtime")
+    name.parse().context(UNKNOWN)
 }
 
 fn add_rule(filter: &mut ScmpFilterContext, rule: &LinuxSyscall, default: ScmpAction) -> Result<()> {
@@ -214,7 +213,8 @@ pub(super) fn encode(program: &[sock_filter]) -> Vec<u8> {
     program.iter().flat_map(one).collect()
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod tests {
     use serde_json::{Value, json};
 

@@ -357,6 +357,16 @@ mod tests {
                 "linux.seccomp.syscalls[0].args[0].index: 6",
                 "0 to 5",
             ),
+        ] {
+            let error = outcome(profile.clone()).unwrap_err();
+            assert!(error.starts_with(path) && error.contains(words), "{profile}: {error}");
+        }
+    }
+
+    #[test]
+    fn agents_refused() {
+        let rule = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]});
+        for (profile, path, words) in [
             (
                 rule(json!({"names": ["write"], "action": "SCMP_ACT_NOTIFY"})),
                 "linux.seccomp.syscalls[0].action",

@@ -118,8 +118,8 @@ pub(super) mod tests {
         let mut data = [0u32; 16];
         (data[0], data[1]) = (number, architecture);
         for (index, argument) in args.into_iter().enumerate() {
-            data[4 + 2 * index] = argument as u32;
-            data[5 + 2 * index] = (argument >> 32) as u32;
+            data[4 + 2 * index] = u32::try_from(argument & u64::from(u32::MAX)).unwrap();
+            data[5 + 2 * index] = u32::try_from(argument >> 32).unwrap();
         }
         let (mut accumulator, mut next) = (0u32, 0usize);
         loop {

@@ -31,11 +31,11 @@ pub(crate) fn i386(number: u64, args: [u64; 6]) -> i64 {
             "int 0x80",
             "xchg {first}, rbx",
             first = inout(reg) args[0] => _,
-            inlateout("eax") number as u32 => result,
-            in("ecx") args[1] as u32,
-            in("edx") args[2] as u32,
-            in("esi") args[3] as u32,
-            in("edi") args[4] as u32,
+            inlateout("eax") low(number) => result,
+            in("ecx") low(args[1]),
+            in("edx") low(args[2]),
+            in("esi") low(args[3]),
+            in("edi") low(args[4]),
             lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _,
         );
     }
@@ -52,13 +52,18 @@ pub(crate) fn i386(_: u64, _: [u64; 6]) -> i64 {
 pub(crate) fn i386_socketcall(call: u64, args: [u64; 6]) -> i64 {
     const SOCKETCALL: u64 = 102;
     // On the heap of a program linked at a fixed address: below 4 GiB, where 32 bits reach.
-    let memory: Box<[u32; 6]> = Box::new(args.map(|arg| arg as u32));
+    let memory: Box<[u32; 6]> = Box::new(args.map(low));
     let address = memory.as_ptr().expose_provenance() as u64;
     assert!(
         u32::try_from(address).is_ok(),
         "{address:#x} is out of reach for 32 bits"
     );
     i386(SOCKETCALL, [call, address, 0, 0, 0, 0])
+}
+
+/// What 32 bits hold of a number.
+fn low(number: u64) -> u32 {
+    u32::try_from(number & u64::from(u32::MAX)).expect("the rest is masked out")
 }
 
 /// Answers SIGSYS with a word and the end.
