@@ -3,15 +3,11 @@
 //! The peer end is got from the multiplexer's descriptor (TIOCGPTPEER, Linux 4.13), never by the path
 //! `/dev/pts/N`, which the container could have put something else at (CVE-2025-52565).
 
-use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
 use oci_spec::runtime::Process;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -20,6 +16,7 @@ use rustix::termios::Winsize;
 
 use crate::rootfs::mount;
 use crate::rootfs::resolve::Root;
+use crate::socket;
 
 /// A pseudoterminal.
 #[derive(Debug)]
@@ -28,13 +25,6 @@ pub struct Terminal {
     pub master: OwnedFd,
     /// The container's end.
     pub slave: OwnedFd,
-}
-
-/// Connects to the console socket. Before anything is made: a wrong path is then an error without consequence.
-pub fn connect(path: &Path) -> Result<OwnedFd> {
-    let stream =
-        UnixStream::connect(path).with_context(|| format!("connect to the console socket {}", path.display()))?;
-    Ok(stream.into())
 }
 
 /// A console socket of our own: the end to receive on, and the end for the container's process.
@@ -108,14 +98,9 @@ impl Terminal {
 }
 
 /// Hands the outer end of a terminal to the listener.
-pub fn send(master: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> Result<()> {
-    let descriptors = [master.as_raw_fd()];
-    let message = [ControlMessage::ScmRights(&descriptors)];
-    // The text is the name that runc sends along; receivers demand some.
-    let text = [IoSlice::new(b"/dev/ptmx")];
-    sendmsg::<()>(socket.as_raw_fd(), &text, &message, MsgFlags::MSG_NOSIGNAL, None)
-        .context("send the terminal to the console socket")?;
-    Ok(())
+pub fn send(master: BorrowedFd<'_>, peer: BorrowedFd<'_>) -> Result<()> {
+    // The text is the name that runc sends along.
+    socket::send(peer, "/dev/ptmx", master).context("send the terminal to the console socket")
 }
 
 /// Receives a terminal from the other end of [`pair`].

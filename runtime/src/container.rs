@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use corten_proto::id::ContainerId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
@@ -22,6 +22,7 @@ use crate::cli::Rootless;
 use crate::error::Error;
 use crate::init::{Init, runtime_hooks};
 use crate::namespaces::{self, Namespaces};
+use crate::notify::Notify;
 use crate::process::Terms;
 use crate::rootfs::Sources;
 use crate::rootfs::idmap::Idmaps;
@@ -29,7 +30,7 @@ use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan};
 use crate::state::{self, Directory, OCI_VERSION, State, Status};
 use crate::sync::{FromChild, FromParent};
-use crate::{hooks, log, netdev, process, rdt, rootless, scheduling, signal, time};
+use crate::{hooks, log, netdev, notify, process, rdt, rootless, scheduling, signal, socket, time};
 
 /// How long a killed process may take to be gone before delete gives up on it. One in uninterruptible sleep takes as
 /// long as its device.
@@ -49,8 +50,16 @@ pub struct Create {
     pub pid_file: Option<PathBuf>,
     /// Where the terminal goes, if the process has one.
     pub console: Option<OwnedFd>,
-    /// How many descriptors from 3 on the program gets.
+    /// Where a pidfd of init goes.
+    pub pidfd_socket: Option<OwnedFd>,
+    /// How many descriptors from 3 on are sockets that a service manager passes on.
+    pub listen_fds: i32,
+    /// How many descriptors after those the program gets.
     pub preserve_fds: i32,
+    /// Whether the specification shows the program a notify socket ([`notify`]).
+    pub notify: bool,
+    /// Whether the host's root stays, below the container's.
+    pub no_pivot: bool,
     /// Whether the session gets a keyring of its own.
     pub new_keyring: bool,
     /// Whether it may go without a cgroup.
@@ -75,6 +84,7 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     let spec = &bundle.spec;
     let linux = spec.linux().as_ref().context("linux: missing")?;
     let prepared = Prepared::new(root, spec, &request.id)?;
+    check_no_pivot(request, &prepared.namespaces)?;
     let planned = Cgroup::plan(linux.cgroups_path().as_deref(), &request.id, request.driver)?;
 
     let reserved = state::reserve(root, &request.id)?;
@@ -82,6 +92,9 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     let mut state = first_state(&request.id, bundle, &planned);
     state.rdt = prepared.rdt.as_ref().map(|plan| plan.groups().clone());
     directory.write_spec(&bundle.text)?;
+    if request.notify {
+        notify::make_directory(directory.path())?;
+    }
     // Before the cgroup: delete must know where to look for it.
     directory.write(&state)?;
     let none;
@@ -117,6 +130,18 @@ pub fn create(root: &Path, request: &Create, bundle: &Bundle) -> Result<Created>
     }
 }
 
+/// Without pivot_root what the host has mounted must be detached ([`crate::rootfs::pivot::chroot_over`]): in a mount
+/// namespace of others it is theirs, and the mounts that came with a user namespace cannot be (mount_namespaces(7)). runc
+/// leaves them where they are then.
+fn check_no_pivot(request: &Create, namespaces: &Namespaces) -> Result<()> {
+    let impossible = namespaces.joins_mount() || namespaces.user();
+    ensure!(
+        !request.no_pivot || !impossible,
+        "--no-pivot: needs a new mount namespace, and no user namespace"
+    );
+    Ok(())
+}
+
 /// Makes init and brings it to where it waits to be started. On failure it is gone.
 fn launch(
     request: &Create,
@@ -130,7 +155,10 @@ fn launch(
     let fifo = directory.make_fifo()?;
     let filter = prepared.filter.as_ref();
     let sources = open_sources(bundle, cgroup, namespaces, idmaps)?;
-    let terms = Terms::new(namespaces.user(), request.preserve_fds)?;
+    let terms = Terms {
+        listen_fds: request.listen_fds,
+        ..Terms::new(namespaces.user(), request.listen_fds + request.preserve_fds)?
+    };
     let init = Init {
         bundle,
         namespaces,
@@ -142,6 +170,7 @@ fn launch(
         terms,
         filter,
         new_keyring: request.new_keyring,
+        no_pivot: request.no_pivot,
     };
     let child = spawn_init(&init, cgroup)?;
     let network = || namespaces.network(child.pid);
@@ -158,6 +187,10 @@ fn launch(
     directory.write(state)?;
     if let Some(path) = &request.pid_file {
         state::write_pid_file(path, child.pid)?;
+    }
+    if let Some(socket) = &request.pidfd_socket {
+        // The words are those that runc sends.
+        socket::send(socket.as_fd(), "standard", child.pidfd()).context("--pidfd-socket")?;
     }
     // The last step that can fail; init has everything it needs.
     child.channel.send(&FromParent::Proceed)?;
@@ -306,7 +339,18 @@ pub(crate) fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, s
 pub fn start(root: &Path, id: &ContainerId) -> Result<()> {
     let (directory, state) = locked_in(root, id, "start", &[Status::Created])?;
     let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
-    start_created(&Created { directory, state, init })
+    let notify = Notify::listen(directory.path())?;
+    let created = Created { directory, state, init };
+    start_created(&created)?;
+    wait_until_ready(created, notify)
+}
+
+/// Waits until a service manager that wants to know has been told that the container is ready, or it has ended.
+pub fn wait_until_ready(created: Created, notify: Option<Notify>) -> Result<()> {
+    let Created { directory, state, init } = created;
+    // Others may do something to it meanwhile.
+    drop(directory);
+    notify.map_or(Ok(()), |notify| notify.wait(init.as_fd(), state.pid))
 }
 
 /// The same, for whoever has just created it.

@@ -23,7 +23,7 @@ use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan, Start};
 use crate::state::{Directory, State, Status};
 use crate::sync::{FromChild, FromParent};
-use crate::{log, lsm, namespaces, process, rootless, scheduling, signal, state};
+use crate::{log, lsm, namespaces, process, rootless, scheduling, signal, socket, state};
 
 /// What is to be executed, and how.
 #[derive(Debug)]
@@ -36,6 +36,10 @@ pub struct Exec {
     pub preserve_fds: i32,
     /// Where the pid is written.
     pub pid_file: Option<PathBuf>,
+    /// Where a pidfd goes.
+    pub pidfd_socket: Option<OwnedFd>,
+    /// The cgroup below the container's that it goes to ([`Cgroup::below`]); the container's own where there is none.
+    pub cgroup: Vec<String>,
 }
 
 /// A container that is running, as exec needs it.
@@ -95,10 +99,16 @@ impl Exec {
             spawn::spawn(&plan, |start| self.run(start, target, terms, proc))
         };
         let lent = rootless::lend_oom_score(&self.process)?;
-        let child = match spawn(&Cgroup::open(target.state.cgroup.clone())) {
+        let own = Cgroup::open(target.state.cgroup.clone());
+        let cgroup = if self.cgroup.is_empty() {
+            own
+        } else {
+            own.below(&self.cgroup)?
+        };
+        let child = match spawn(&cgroup) {
             // A v2 cgroup whose controllers the container has passed on to cgroups below takes no process itself; then
             // the one that the container's init went to.
-            Err(error) if is_busy(&error) => spawn(&Cgroup::of_process(target.state.pid)?)?,
+            Err(error) if self.cgroup.is_empty() && is_busy(&error) => spawn(&Cgroup::of_process(target.state.pid)?)?,
             child => child?,
         };
         drop(lent);
@@ -134,6 +144,10 @@ impl Exec {
         if let Some(path) = &self.pid_file {
             state::write_pid_file(path, child.pid)?;
         }
+        if let Some(socket) = &self.pidfd_socket {
+            // The words are those that runc sends.
+            socket::send(socket.as_fd(), "setns", child.pidfd()).context("--pidfd-socket")?;
+        }
         child.channel.send(&FromParent::Proceed)?;
         match child.receive()? {
             None => Ok(()),
@@ -168,7 +182,7 @@ impl Exec {
     ) -> Result<Infallible> {
         let (keep, filter) = ([start.channel.descriptor()], target.filter.as_ref());
         let mut confinement = become_program_user(&self.process, terminal, terms, &keep, filter)?;
-        let program = Program::prepare(&self.process)?;
+        let program = Program::prepare(&self.process, terms.listen_fds)?;
         let listener = confinement.listen(&start.channel)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;

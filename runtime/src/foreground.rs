@@ -14,6 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::{WaitId, WaitIdOptions};
 use rustix::termios::{OptionalActions, Termios};
 
+use crate::notify::Notify;
 use crate::{console, log, signal};
 
 /// At most this many bytes are written at once: what a pipe that is ready takes without blocking.
@@ -34,6 +35,8 @@ pub struct Foreground {
     signals: SignalFd,
     /// Where the terminal will arrive.
     console: Option<OwnedFd>,
+    /// Where the process says that it is ready.
+    notify: Option<Notify>,
 }
 
 impl Foreground {
@@ -49,11 +52,21 @@ impl Foreground {
         } else {
             (None, None)
         };
-        Ok((Foreground { signals, console }, theirs))
+        let foreground = Foreground {
+            signals,
+            console,
+            notify: None,
+        };
+        Ok((foreground, theirs))
+    }
+
+    /// The same, telling a service manager, whose unit's process is this one, when the process is ready.
+    pub fn telling(self, notify: Option<Notify>) -> Foreground {
+        Foreground { notify, ..self }
     }
 
     /// Waits for the end of `process`, a child of ours.
-    pub fn wait(self, process: &OwnedFd) -> Result<ExitCode> {
+    pub fn wait(mut self, process: &OwnedFd) -> Result<ExitCode> {
         let mut relay = self.console.as_ref().map(Relay::receive).transpose()?;
         while !self.turn(process, &mut relay)? {}
         if let Some(relay) = &mut relay {
@@ -64,11 +77,17 @@ impl Foreground {
     }
 
     /// Waits for something to happen and deals with it; whether the process has ended.
-    fn turn(&self, process: &OwnedFd, relay: &mut Option<Relay>) -> Result<bool> {
+    fn turn(&mut self, process: &OwnedFd, relay: &mut Option<Relay>) -> Result<bool> {
         let mut descriptors = vec![
             PollFd::new(process.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
         ];
+        descriptors.extend(
+            self.notify
+                .iter()
+                .map(|notify| PollFd::new(notify.as_fd(), PollFlags::POLLIN)),
+        );
+        let relayed = descriptors.len();
         descriptors.extend(relay.iter().flat_map(Relay::interests).flatten());
         match poll(&mut descriptors, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => return Ok(false),
@@ -82,8 +101,12 @@ impl Foreground {
         if ready[1] {
             self.forward(process, relay.as_ref())?;
         }
+        if let Some(notify) = self.notify.as_mut().filter(|_| ready[2]) {
+            let told = notify.pass_on(nix::unistd::getpid().as_raw());
+            log::best_effort("pass readiness on", told);
+        }
         if let Some(relay) = relay {
-            relay.turn(&ready[2..]);
+            relay.turn(&ready[relayed..]);
         }
         Ok(ready[0])
     }

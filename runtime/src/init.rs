@@ -52,6 +52,8 @@ pub struct Init<'a> {
     pub filter: Option<&'a Filter>,
     /// Whether the session gets a keyring of its own.
     pub new_keyring: bool,
+    /// Whether the host's root stays, below the container's.
+    pub no_pivot: bool,
 }
 
 impl Init<'_> {
@@ -81,7 +83,11 @@ impl Init<'_> {
         if self.namespaces.joins_mount() {
             root.relocate(|| self.namespaces.join_mount())?;
         }
-        pivot::pivot(&root.root)?;
+        if self.no_pivot {
+            pivot::chroot_over(&root.root, proc.as_fd())?;
+        } else {
+            pivot::pivot(&root.root)?;
+        }
         root.share()?;
         let spec = &self.bundle.spec;
         namespaces::set_names(spec.hostname().as_deref(), spec.domainname().as_deref())?;
@@ -108,7 +114,7 @@ impl Init<'_> {
         // Nothing of the runtime's stays open while init waits, perhaps for long.
         let keep = [start.channel.descriptor(), self.fifo.as_raw_fd(), proc.as_raw_fd()];
         let mut confinement = become_program_user(process, terminal, self.terms, &keep, self.filter)?;
-        let program = Program::prepare(process)?;
+        let program = Program::prepare(process, self.terms.listen_fds)?;
         let listener = confinement.listen(&start.channel)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;

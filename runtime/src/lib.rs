@@ -6,6 +6,7 @@
 //! Linux 5.14 or later: mounts are made by descriptor (`fsopen` 5.2, `openat2` 5.6, `mount_setattr` 5.12) and
 //! processes are named by pidfd; there is no second, path-based way of doing either.
 
+pub mod activation;
 pub mod bundle;
 pub mod capabilities;
 pub mod cgroup;
@@ -27,6 +28,7 @@ pub mod memory_policy;
 pub mod namespaces;
 pub mod netdev;
 pub mod netlink;
+pub mod notify;
 pub mod process;
 pub mod rdt;
 pub mod rootfs;
@@ -35,6 +37,7 @@ pub mod scheduling;
 pub mod sealed;
 pub mod seccomp;
 pub mod signal;
+pub mod socket;
 pub mod spawn;
 pub mod state;
 pub mod sync;

@@ -21,7 +21,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::capabilities::{self, Capabilities};
 use crate::rootfs::resolve::Root;
-use crate::{log, namespaces, rootless, sys};
+use crate::{activation, log, namespaces, rootless, sys};
 
 /// How much of a container's /etc/passwd is read, in bytes: it is the image's and may be anything (CVE-2026-47262).
 const MAX_PASSWD: u64 = 1024 * 1024;
@@ -41,6 +41,8 @@ pub struct Terms {
     pub unprivileged: bool,
     /// How many descriptors from 3 on the program gets.
     pub preserve_fds: i32,
+    /// How many of them are a service manager's sockets, which it is told of.
+    pub listen_fds: i32,
 }
 
 impl Terms {
@@ -52,6 +54,7 @@ impl Terms {
             limits_from_outside,
             unprivileged: rootless::unprivileged(),
             preserve_fds,
+            listen_fds: 0,
         })
     }
 }
@@ -65,8 +68,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Finds the program as the user it will run as, and completes the environment by HOME.
-    pub fn prepare(process: &Process) -> Result<Program> {
+    /// Finds the program as the user it will run as, and completes the environment by HOME and the sockets it gets.
+    pub fn prepare(process: &Process, listen_fds: i32) -> Result<Program> {
         let args = process.args().as_deref().unwrap_or_default();
         let name = args.first().context("process.args: empty")?;
         let mut env = process.env().clone().unwrap_or_default();
@@ -74,6 +77,7 @@ impl Program {
             env.retain(|entry| !entry.starts_with("HOME="));
             env.push(format!("HOME={}", home(process.user().uid())?));
         }
+        activation::announce(listen_fds, &mut env);
         let path = find(name, variable(&env, "PATH").unwrap_or(DEFAULT_PATH))?;
         let text = |text: &String| CString::new(text.as_str()).with_context(|| format!("{text:?} holds a NUL"));
         Ok(Program {

@@ -215,11 +215,6 @@ impl Directory {
         }
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The directory that is open is the one at the path.
     fn is_current(&self) -> Result<bool> {
         let what = || format!("stat({})", self.path.display());
@@ -229,6 +224,17 @@ impl Directory {
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(error).with_context(what),
         }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lets others change this container; [`Directory::lock`] waits for them.
+    pub fn unlock(&self) -> Result<()> {
+        rustix::fs::flock(&self.fd, FlockOperation::Unlock)
+            .with_context(|| format!("flock({}, LOCK_UN)", self.path.display()))
     }
 
     /// Replaces state.json.

@@ -24,6 +24,13 @@ each_runtime! {
     capabilities_and_groups_can_be_added,
     no_new_privileges_can_be_asked_for,
     short_flags_are_understood,
+    it_goes_to_a_cgroup_below,
+    a_cgroup_below_must_exist,
+    users_are_numbers,
+}
+
+corten_only! {
+    it_stays_in_the_container_s_cgroup: "runc 1.1 takes the path for one below after it has cleaned it",
 }
 
 rootless! {
@@ -290,4 +297,74 @@ fn short_flags_are_understood(runtime: &Runtime) {
     assert_eq!(report.status("Gid"), "6 6 6 6");
     assert_eq!(report.status("Groups"), "9");
     assert!(report["env"].as_array().is_some_and(|env| env.contains(&json!("A=1"))));
+}
+
+/// Makes the cgroup `below` in each of the container's; it goes with the container.
+fn make_below(bundle: &Bundle<'_>) {
+    let own = fs::read_to_string("/proc/self/cgroup").expect("read a file of proc");
+    let controllers = own.lines().filter_map(|line| line.split(':').nth(1));
+    for controller in controllers.filter_map(|names| names.trim_start_matches("name=").split(',').next()) {
+        let container = bundle.cgroup(controller);
+        if container.is_dir() {
+            fs::create_dir(container.join("below")).expect("make a cgroup");
+            // A new v1 cpuset takes no process before it has these.
+            for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| controller == "cpuset") {
+                let inherited = fs::read(container.join(file)).expect("read a file of a cgroup");
+                fs::write(container.join("below").join(file), inherited).expect("write a file of a cgroup");
+            }
+        }
+    }
+    // runc wants it in the v2 tree of a hybrid machine too.
+    let unified = std::path::Path::new("/sys/fs/cgroup/unified").join(&bundle.id);
+    if unified.is_dir() {
+        fs::create_dir(unified.join("below")).expect("make a cgroup");
+    }
+}
+
+fn it_goes_to_a_cgroup_below(runtime: &Runtime) {
+    let (bundle, _container) = sleeper(runtime);
+    make_below(&bundle);
+    let cgroup = |options: &[&str], controller: &str| {
+        let report = bundle.exec_report(options);
+        report.cgroup(controller).unwrap_or_default().to_owned()
+    };
+    let own = cgroup(&[], "pids");
+    let below = format!("{own}/below");
+    assert_eq!(cgroup(&["--cgroup", "below"], "pids"), below);
+    assert_eq!(cgroup(&["--cgroup", "/"], "pids"), own);
+    // Only a hierarchy of v1 has controllers of its own.
+    if bundle.cgroup("pids") != bundle.cgroup("memory") {
+        assert_eq!(cgroup(&["--cgroup", "pids:below"], "pids"), below);
+        assert_eq!(cgroup(&["--cgroup", "memory:below"], "pids"), own);
+    }
+}
+
+fn a_cgroup_below_must_exist(runtime: &Runtime) {
+    let (bundle, _container) = sleeper(runtime);
+    for value in ["none", "nonsense:none"] {
+        let output = bundle.exec(&["--cgroup", value], &["/probe", "exit", "0"]);
+        assert_ne!(output.code, 0, "{value}: {output:?}");
+    }
+    assert!(!bundle.cgroup("pids").join("none").exists());
+}
+
+fn it_stays_in_the_container_s_cgroup(runtime: &Runtime) {
+    let (bundle, _container) = sleeper(runtime);
+    for value in ["..", "../..", "/../x", "below/../../x", "pids:.."] {
+        let error = bundle.exec(&["--cgroup", value], &["/probe", "exit", "0"]).failure();
+        assert!(error.contains("--cgroup"), "{value}: {error}");
+    }
+}
+
+/// A name is never looked up, in no database.
+fn users_are_numbers(runtime: &Runtime) {
+    let (bundle, _container) = sleeper(runtime);
+    for value in ["tester", "root", "1000:tester", "-1", "1000:1000:1000", "", " 1", "0x1"] {
+        // runc takes no user for the container's.
+        if value.is_empty() && runtime.is("runc") {
+            continue;
+        }
+        let output = bundle.exec(&["--user", value], &["/probe", "exit", "0"]);
+        assert_ne!(output.code, 0, "{value:?}: {output:?}");
+    }
 }

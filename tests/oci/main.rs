@@ -64,6 +64,8 @@ mod mount_options;
 mod mounts;
 mod namespaces;
 mod netdev;
+mod no_pivot;
+mod notify;
 mod pause;
 mod process;
 mod ps;

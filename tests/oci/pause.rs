@@ -19,6 +19,8 @@ each_runtime! {
     kill_ends_it,
     delete_needs_force,
     delete_force_ends_it,
+    a_container_in_the_foreground_can_be_paused,
+    a_container_in_the_foreground_can_be_deleted,
 }
 
 corten_only! {
@@ -179,5 +181,32 @@ fn delete_force_ends_it(runtime: &Runtime) {
     let (bundle, container) = paused(runtime);
     let _deleted = bundle.call("delete", &["--force"]).success();
     assert_eq!(container.wait(), 128 + libc::SIGKILL);
+    bundle.assert_nothing_left();
+}
+
+/// `run` in the foreground, of a container that waits for a signal.
+fn foreground(runtime: &Runtime) -> (Bundle<'_>, Running) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["signal-wait"]);
+    let running = Running::start(bundle.command("run").arg(&bundle.id));
+    let ready = wait_until(|| running.stdout().contains("ready").then_some(()));
+    assert!(ready.is_some());
+    (bundle, running)
+}
+
+fn a_container_in_the_foreground_can_be_paused(runtime: &Runtime) {
+    let (bundle, running) = foreground(runtime);
+    let _paused = bundle.call("pause", &[]).success();
+    assert_eq!(bundle.status(), "paused");
+    let _resumed = bundle.call("resume", &[]).success();
+    kill(&bundle, &[], "TERM");
+    assert_eq!(running.wait().code, 0);
+    bundle.assert_nothing_left();
+}
+
+fn a_container_in_the_foreground_can_be_deleted(runtime: &Runtime) {
+    let (bundle, running) = foreground(runtime);
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    assert_eq!(running.wait().code, 128 + libc::SIGKILL);
     bundle.assert_nothing_left();
 }

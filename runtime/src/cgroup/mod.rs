@@ -17,6 +17,7 @@
 //! `oom.rs` tell of them. Left out: the v2 tree of a
 //! hybrid machine.
 
+mod below;
 mod delegate;
 mod devices;
 mod directory;

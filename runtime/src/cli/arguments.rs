@@ -160,10 +160,10 @@ impl Arguments {
         self.operands.into_iter().skip(index).map(text).collect()
     }
 
-    /// A number of descriptors from 3 on, all of which must be open now: later the numbers would be taken by others.
-    pub(super) fn preserve_fds(&self) -> Result<i32> {
+    /// A number of descriptors from `first` on, all of which must be open now: later the numbers would be taken by others.
+    pub(super) fn preserve_fds(&self, first: i32) -> Result<i32> {
         let count = i32::from(self.parsed::<u16>("preserve-fds")?.unwrap_or(0));
-        match (3..3 + count).find(|&fd| !crate::sys::fd::is_open(fd)) {
+        match (first..first + count).find(|&fd| !crate::sys::fd::is_open(fd)) {
             Some(fd) => bail!("--preserve-fds {count}: descriptor {fd} is not open"),
             None => Ok(count),
         }

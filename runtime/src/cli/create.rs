@@ -83,7 +83,9 @@ pub struct Create {
     pub console_socket: Option<PathBuf>,
     /// The unix socket that gets a pidfd of init.
     pub pidfd_socket: Option<PathBuf>,
-    /// How many descriptors from 3 on are passed on.
+    /// How many descriptors from 3 on are sockets that a service manager passes on.
+    pub listen_fds: i32,
+    /// How many descriptors after those are passed on.
     pub preserve_fds: i32,
     /// Whether the session keyring stays the caller's.
     pub no_new_keyring: bool,
@@ -104,13 +106,15 @@ pub struct Run {
 
 impl Create {
     pub(super) fn new(arguments: &Arguments) -> Result<Create> {
+        let listen_fds = crate::activation::listen_fds()?;
         Ok(Create {
             id: arguments.id()?,
             bundle: arguments.path("bundle").unwrap_or_else(|| ".".into()),
             pid_file: arguments.path("pid-file"),
             console_socket: arguments.path("console-socket"),
             pidfd_socket: arguments.path("pidfd-socket"),
-            preserve_fds: arguments.preserve_fds()?,
+            listen_fds,
+            preserve_fds: arguments.preserve_fds(3 + listen_fds)?,
             no_new_keyring: arguments.has("no-new-keyring"),
             no_pivot: arguments.has("no-pivot"),
         })

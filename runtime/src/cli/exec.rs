@@ -123,7 +123,7 @@ impl Exec {
             pid_file: arguments.path("pid-file"),
             console_socket: arguments.path("console-socket"),
             pidfd_socket: arguments.path("pidfd-socket"),
-            preserve_fds: arguments.preserve_fds()?,
+            preserve_fds: arguments.preserve_fds(3)?,
             args: arguments.operands_from(1)?,
         };
         match (&exec.process, exec.args.is_empty()) {

@@ -3,23 +3,17 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use oci_spec::runtime::Process;
 
 use super::create::console_socket;
 use crate::bundle::read_document;
 use crate::exec::{Exec, Target, add_capabilities, inherit, limit_inheritable};
 use crate::foreground::Foreground;
-use crate::{cli, log, validate};
+use crate::{cli, log, socket, validate};
 
 /// Executes a process in a container; without `--detach` until it ends.
 pub(super) fn exec(root: &Path, flags: cli::Exec) -> Result<ExitCode> {
-    for (flag, given) in [
-        ("cgroup", !flags.cgroup.is_empty()),
-        ("pidfd-socket", flags.pidfd_socket.is_some()),
-    ] {
-        ensure!(!given, "--{flag}: not supported yet");
-    }
     let target = Target::open(root, &flags.id, flags.ignore_paused)?;
     let process = process(&flags, &target)?;
     let terminal = process.terminal() == Some(true);
@@ -30,11 +24,16 @@ pub(super) fn exec(root: &Path, flags: cli::Exec) -> Result<ExitCode> {
         let (foreground, console) = Foreground::begin(terminal)?;
         (Some(foreground), console)
     };
+    let pidfd_socket = flags.pidfd_socket.as_deref();
     let exec = Exec {
         process,
         console,
         preserve_fds: flags.preserve_fds,
         pid_file: flags.pid_file,
+        pidfd_socket: pidfd_socket
+            .map(|path| socket::connect("pidfd-socket", path))
+            .transpose()?,
+        cgroup: flags.cgroup,
     };
     let (_, pidfd) = exec.start(&target)?;
     match foreground {

@@ -144,7 +144,11 @@ fn linux() -> Value {
         },
         "apparmor": { "enabled": is_supported("process.apparmorProfile") },
         "selinux": { "enabled": is_supported("process.selinuxLabel") },
-        "intelRdt": { "enabled": is_supported("linux.intelRdt") },
+        "intelRdt": {
+            "enabled": is_supported("linux.intelRdt"),
+            "schemata": is_supported("linux.intelRdt"),
+            "monitoring": is_supported("linux.intelRdt"),
+        },
         "mountExtensions": { "idmap": { "enabled": is_supported("mounts[].uidMappings") } },
         "netDevices": { "enabled": is_supported("linux.netDevices") },
     })

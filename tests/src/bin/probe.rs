@@ -50,6 +50,8 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["say", text @ ..] => say(&text.join(" "))?,
         ["sleep", ..] => sleep_for_ever(),
         ["spin"] => spin(),
+        ["notify", message] => notify(message)?,
+        ["under-root"] => under_root()?,
         ["signal-wait"] => signal_wait()?,
         ["write", path, text] => fs::write(path, text).with_context(|| format!("write {path}"))?,
         ["cat"] => copy(&mut io::stdin().lock())?,
@@ -83,6 +85,27 @@ fn sleep_for_ever() -> ! {
     loop {
         thread::sleep(Duration::from_secs(3600));
     }
+}
+
+/// Says this on the socket of `NOTIFY_SOCKET`, and sleeps.
+fn notify(message: &str) -> Result<()> {
+    let path = std::env::var("NOTIFY_SOCKET").context("NOTIFY_SOCKET")?;
+    let socket = std::os::unix::net::UnixDatagram::unbound().context("make a socket")?;
+    let sent = socket.send_to(message.as_bytes(), &path);
+    sent.with_context(|| format!("send to {path}"))?;
+    sleep_for_ever()
+}
+
+/// Takes the root away, enters the mount namespace anew, and says how many entries /proc and /sys have there.
+fn under_root() -> Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    let namespace = File::open("/proc/self/ns/mnt").context("open the mount namespace")?;
+    umount2("/", MntFlags::MNT_DETACH).context("umount /")?;
+    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNS).context("setns")?;
+    for name in ["proc", "sys"] {
+        say(&format!("{name}:{}", names_in(&format!("/{name}")).len()))?;
+    }
+    Ok(())
 }
 
 /// Uses the processor without end.
