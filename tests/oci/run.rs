@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use corten_tests::bundle::{Bundle, Output, Running, Runtime, finish, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -18,6 +19,7 @@ each_runtime! {
     many_in_sequence,
     many_at_once,
     an_ignored_sigchld_loses_no_exit,
+    it_can_be_deleted_by_others,
     thousands_of_runs_in_small,
 }
 
@@ -187,4 +189,19 @@ fn traced(bundle: &Bundle<'_>, options: &[&str]) -> Option<Output> {
         .arg(run.get_program())
         .args(run.get_args());
     Some(finish(command.arg(&bundle.id)))
+}
+
+/// Whoever waits for a container in the foreground does not keep others from it.
+fn it_can_be_deleted_by_others(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["signal-wait"]);
+    let running = Running::start(bundle.command("run").arg(&bundle.id));
+    let ready = wait_until(|| running.stdout().contains("ready").then_some(()));
+    assert!(ready.is_some());
+    let began = Instant::now();
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    let output = running.wait();
+    assert_eq!(output.code, 128 + libc::SIGKILL, "{output:?}");
+    bundle.assert_nothing_left();
 }
