@@ -41,6 +41,20 @@ fn is_whole(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
+/// Whether this is the refusal that somebody who is not root of the machine has to expect.
+pub fn is_expected(error: &anyhow::Error) -> bool {
+    let system = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::raw_os_error);
+    let number = system.or_else(|| Some(error.downcast_ref::<Errno>()?.raw_os_error()));
+    matches!(number, Some(libc::EPERM | libc::EACCES)) && is_rootless()
+}
+
+/// Whether this process is not root of the machine: an ordinary user's, or root of a user namespace only.
+pub fn is_rootless() -> bool {
+    unprivileged() || in_user_namespace()
+}
+
 /// Where the states of containers are kept if nobody says.
 pub fn default_root() -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -60,7 +74,7 @@ pub fn default_root() -> PathBuf {
 /// Whether a container may go without a cgroup, if none may be made.
 fn may_go_without_cgroup(asked: Rootless) -> bool {
     match asked {
-        Rootless::Auto => unprivileged() || in_user_namespace(),
+        Rootless::Auto => is_rootless(),
         Rootless::True => true,
         Rootless::False => false,
     }

@@ -12,6 +12,7 @@ use super::directory::Directory;
 use super::layout::{self, Layout, layout};
 use super::resources::{self, Absent, Write};
 use super::{Cgroup, CgroupPaths, keyed_value};
+use crate::rootless;
 
 /// Every check of `linux.resources` against this machine, without a side effect: limits that contradict each other or
 /// that no mounted controller can set. Answers with warnings.
@@ -103,7 +104,14 @@ impl Cgroup {
         if let Some(resources) = linux.resources() {
             self.set_limits(resources)?;
         }
-        self.confine_devices(&policy(linux)?).context("linux.resources.devices")
+        match self.confine_devices(&policy(linux)?) {
+            // Such a user makes no device either: see `Cgroup::none`.
+            Err(error) if rootless::is_expected(&error) => {
+                crate::log::debug(format_args!("linux.resources.devices: {error:#}"));
+                Ok(())
+            }
+            confined => confined.context("linux.resources.devices"),
+        }
     }
 
     /// Changes limits of a container that runs; device rules are none. What no controller here can set is refused before

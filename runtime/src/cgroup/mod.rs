@@ -40,6 +40,7 @@ use corten_proto::id::ContainerId;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use crate::rootless;
 use directory::Directory;
 pub use freezer::is_frozen;
 pub use layout::{Hierarchy, Layout, layout, unified};
@@ -93,16 +94,28 @@ pub struct Cgroup {
     open: OnceLock<Vec<(String, Directory)>>,
 }
 
+/// The container's path below each hierarchy's mount.
+fn location(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf> {
+    let location = place::location(path, id)?;
+    let asked = path.is_some_and(|path| !path.as_os_str().is_empty());
+    match layout()? {
+        Layout::V2(hierarchy) if !asked && rootless::unprivileged() => {
+            Ok(place::delegated(hierarchy)?.unwrap_or_default().join(location))
+        }
+        _ => Ok(location),
+    }
+}
+
 impl Cgroup {
     /// Where the container's cgroups are to be, from `linux.cgroupsPath`. No side effect.
     pub fn plan(path: Option<&Path>, id: &ContainerId, driver: Driver) -> Result<Cgroup> {
         let scope = match driver {
             Driver::Cgroupfs => None,
-            Driver::Systemd => Some(Scope::plan(path, id, systemd::users_own()?)?),
+            Driver::Systemd => Some(Scope::plan(path, id, rootless::is_rootless())?),
         };
         let below = match &scope {
             Some(scope) => scope.cgroup()?,
-            None => place::location(path, id)?,
+            None => location(path, id)?,
         };
         let at = |hierarchy: &Hierarchy| match scope {
             // As /proc/PID/cgroup has it, of which the mount may show a part.

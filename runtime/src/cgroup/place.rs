@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use corten_proto::id::ContainerId;
-use rustix::fs::Mode;
+use rustix::fs::{Access, AtFlags, CWD, Mode, accessat};
 use rustix::io::Errno;
 
 use super::Cgroup;
 use super::directory::{self, Directory};
 use super::freezer::signal_each;
+use super::layout::Hierarchy;
 use super::systemd::Placeholder;
 
 /// The cgroup that those containers are in whose spec does not say where. It goes with the last of them.
@@ -55,6 +56,20 @@ fn asked(path: Option<&Path>) -> Result<Option<PathBuf>> {
         "linux.cgroupsPath: {path:?}: the root cgroup is not a container's"
     );
     Ok(Some(location))
+}
+
+/// Where below the mount of v2 a user who is not root can have cgroups: beside its own, in what has been delegated to it,
+/// by systemd as a rule. Not in its own one: that has processes, and can hand no controller on. `None` where the user may
+/// make none there, or move no process there, which takes the right to write to the cgroup above both.
+pub(super) fn delegated(hierarchy: &Hierarchy) -> Result<Option<PathBuf>> {
+    let own = Cgroup::own()?;
+    let Some(above) = own.paths.iter().next().and_then(|(_, path)| path.parent()) else {
+        return Ok(None);
+    };
+    let may_write = |path: &Path| accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
+    let usable = may_write(above) && may_write(&above.join("cgroup.procs"));
+    let below = above.strip_prefix(&hierarchy.mount_point).ok();
+    Ok(below.filter(|_| usable).map(Path::to_owned))
 }
 
 /// Directories just made. Dropping it takes them away again, processes in them included.
@@ -219,7 +234,8 @@ pub(super) fn enable_controllers(mount_point: &Path, path: &Path) -> Result<()> 
             // One by one, since one refusal is a refusal of the whole line. A cgroup that has got processes meanwhile
             // answers EBUSY, one above that lacks the controller ENOENT.
             match directory.try_write("cgroup.subtree_control", &format!("+{name}")) {
-                Ok(()) | Err(Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP) => {}
+                // One that is not the caller's to change, above what has been delegated to it, EACCES.
+                Ok(()) | Err(Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP | Errno::ACCESS) => {}
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("enable {name} in {}/cgroup.subtree_control", parent.display()));

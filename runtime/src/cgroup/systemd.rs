@@ -225,13 +225,6 @@ impl Scope {
     }
 }
 
-/// Whether systemd is to be the user's own: for whoever is not root, or root of a user namespace only.
-pub(super) fn users_own() -> Result<bool> {
-    let map = std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
-    let all = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
-    Ok(!all || !nix::unistd::geteuid().is_root())
-}
-
 fn manager(member: &str) -> Method<'_> {
     Method {
         destination: "org.freedesktop.systemd1",
