@@ -13,9 +13,11 @@
 
 mod document;
 mod linux;
+mod netdev;
 mod process;
 mod spelling;
 mod sysctl;
+mod time;
 
 use std::path::{Component, Path};
 

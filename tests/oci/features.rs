@@ -80,7 +80,8 @@ fn hooks_run(runtime: &Runtime) {
 fn every_mount_option_is_taken(runtime: &Runtime) {
     let features = features(runtime);
     // What a tmpfs made on its own cannot be: a bind, with mappings or not; and what is for other filesystems to have.
-    let of_binds = ["bind", "rbind", "idmap", "ridmap"];
+    // And what is mounted there already.
+    let of_binds = ["bind", "rbind", "idmap", "ridmap", "remount"];
     let of_some_filesystems = ["acl", "noacl", "iversion"];
     for option in words(&features["mountOptions"]) {
         if of_binds.contains(&option) || of_some_filesystems.contains(&option) {

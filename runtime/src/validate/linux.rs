@@ -8,18 +8,12 @@ use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec,
 };
 
-use rustix::time::{ClockId, clock_gettime};
-
-use super::{absolute, sysctl};
+use super::{absolute, netdev, sysctl, time};
 use crate::rootfs;
 use crate::rootfs::options::{Options, Propagation};
 
 /// How many lines the kernel takes for a map, user_namespaces(7); 5 before Linux 4.15.
 const MAX_MAPPINGS: usize = 340;
-
-/// The latest time that a clock of a time namespace may show, in seconds: half of what the kernel's count of nanoseconds
-/// holds, `KTIME_SEC_MAX / 2`.
-const MAX_CLOCK: i64 = i64::MAX / 1_000_000_000 / 2;
 
 /// The longest name of a host or a domain, `__NEW_UTS_LEN`.
 const MAX_NAME: usize = 64;
@@ -61,8 +55,8 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
         .map_or(Ok(()), crate::memory_policy::check)?;
     crate::lsm::check_mounts(linux)?;
     linux.seccomp().as_ref().map_or(Ok(()), crate::seccomp::check)?;
-    time_offsets(linux)?;
-    net_devices(linux)?;
+    time::offsets(linux)?;
+    netdev::devices(linux)?;
     if linux.intel_rdt().is_some() {
         crate::rdt::mounted()?;
     }
@@ -70,63 +64,8 @@ pub(super) fn linux(linux: &Linux) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// The offsets of the clocks: in a time namespace that is made here, because one that exists has its own, and such that
-/// no clock is before its beginning or beyond the kernel's half of what a clock can show.
-fn time_offsets(linux: &Linux) -> Result<()> {
-    for (clock, offset) in linux.time_offsets().iter().flatten() {
-        let at = format!("linux.timeOffsets.{clock}");
-        let now = match clock.as_str() {
-            "monotonic" => clock_gettime(ClockId::Monotonic),
-            "boottime" => clock_gettime(ClockId::Boottime),
-            _ => bail!("{at}: must be monotonic or boottime"),
-        };
-        let new = find(linux, LinuxNamespaceType::Time).is_some_and(|(_, namespace)| path(namespace).is_none());
-        ensure!(new, "{at}: needs a time namespace that is new");
-        let nanoseconds = offset.nanosecs().unwrap_or(0);
-        ensure!(
-            nanoseconds < 1_000_000_000,
-            "{at}.nanosecs: {nanoseconds}: must be less than a second"
-        );
-        let seconds = offset.secs().unwrap_or(0);
-        let shown = now.tv_sec.checked_add(seconds);
-        ensure!(
-            shown.is_some_and(|shown| (0..=MAX_CLOCK).contains(&shown)),
-            "{at}.secs: {seconds}: the clock, at {} now, must stay from 0 to {MAX_CLOCK}",
-            now.tv_sec
-        );
-    }
-    Ok(())
-}
-
-/// The host's network devices: they exist, and their new names can be those of devices in the new namespace.
-fn net_devices(linux: &Linux) -> Result<()> {
-    let wanted = crate::netdev::wanted(linux);
-    for (index, &(host, name)) in wanted.iter().enumerate() {
-        let at = format!("linux.netDevices.{host:?}");
-        for name in [host, name] {
-            ensure!(device_name(name), "{at}: {name:?}: is not the name of a network device");
-        }
-        let twice = wanted[..index].iter().any(|(_, other)| *other == name);
-        ensure!(
-            !twice && name != "lo",
-            "{at}.name: {name:?}: the namespace has another device of this name"
-        );
-        let own = private(linux, LinuxNamespaceType::Network)?;
-        ensure!(own, "{at}: needs a network namespace that is not the host's");
-        let there = crate::netlink::Socket::open()?.link(host)?;
-        ensure!(there.is_some(), "{at}: the host has no such network device");
-    }
-    Ok(())
-}
-
-/// What the kernel takes, `dev_valid_name`; and no `%`, for which it would put a number.
-fn device_name(name: &str) -> bool {
-    let legal = |byte: u8| !byte.is_ascii_whitespace() && !matches!(byte, b'/' | b':' | b'%' | 0 | 0x0b);
-    (1..16).contains(&name.len()) && !matches!(name, "." | "..") && name.bytes().all(legal)
-}
-
 /// A namespace of this kind, if the container is to have one, with its place in the document.
-fn find(linux: &Linux, kind: LinuxNamespaceType) -> Option<(usize, &LinuxNamespace)> {
+pub(super) fn find(linux: &Linux, kind: LinuxNamespaceType) -> Option<(usize, &LinuxNamespace)> {
     linux
         .namespaces()
         .iter()
@@ -136,7 +75,7 @@ fn find(linux: &Linux, kind: LinuxNamespaceType) -> Option<(usize, &LinuxNamespa
 }
 
 /// Its path; Go programs write an absent one as an empty one.
-fn path(namespace: &LinuxNamespace) -> Option<&Path> {
+pub(super) fn path(namespace: &LinuxNamespace) -> Option<&Path> {
     namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
@@ -195,7 +134,7 @@ pub(super) fn joined_mount_namespace(spec: &Spec, linux: &Linux) -> Result<()> {
 }
 
 /// Whether the container has a namespace of this kind that is not the runtime's own, which is the host's.
-fn private(linux: &Linux, kind: LinuxNamespaceType) -> Result<bool> {
+pub(super) fn private(linux: &Linux, kind: LinuxNamespaceType) -> Result<bool> {
     let Some((index, namespace)) = find(linux, kind) else {
         return Ok(false);
     };
@@ -362,12 +301,12 @@ fn check_device(device: &LinuxDevice, at: &str) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::super::tests::{check, refused};
 
-    fn namespaces(more: &[Value]) -> (&'static str, Value) {
+    pub(in super::super) fn namespaces(more: &[Value]) -> (&'static str, Value) {
         let mut all = vec![json!({"type": "mount"})];
         all.extend_from_slice(more);
         ("/linux/namespaces", Value::Array(all))
@@ -388,91 +327,6 @@ mod tests {
         );
         let empty_path = json!({"type": "pid", "path": ""});
         assert_eq!(check(&[namespaces(&[empty_path])]), Ok(vec![]));
-    }
-
-    #[test]
-    fn offsets_of_clocks() {
-        let with = |time: Value, offsets: Value| check(&[namespaces(&[time]), ("/linux/timeOffsets", offsets)]);
-        let new = json!({"type": "time"});
-        assert_eq!(
-            with(
-                new.clone(),
-                json!({"monotonic": {"secs": 5, "nanosecs": 7}, "boottime": {}})
-            ),
-            Ok(vec![])
-        );
-        for (time, offsets, words) in [
-            (
-                new.clone(),
-                json!({"realtime": {"secs": 1}}),
-                "linux.timeOffsets.realtime: must be",
-            ),
-            (
-                new.clone(),
-                json!({"monotonic": {"nanosecs": 1_000_000_000}}),
-                "linux.timeOffsets.monotonic.nanosecs",
-            ),
-            (
-                new.clone(),
-                json!({"boottime": {"secs": -4_000_000_000_i64}}),
-                "linux.timeOffsets.boottime.secs",
-            ),
-            (
-                new,
-                json!({"boottime": {"secs": i64::MAX}}),
-                "linux.timeOffsets.boottime.secs",
-            ),
-            (
-                json!({"type": "time", "path": "/proc/self/ns/time"}),
-                json!({"boottime": {"secs": 1}}),
-                "linux.timeOffsets.boottime: needs a time namespace that is new",
-            ),
-        ] {
-            let error = with(time, offsets.clone()).unwrap_err();
-            assert!(error.starts_with(words), "{offsets}: {error}");
-        }
-    }
-
-    #[test]
-    fn names_of_network_devices() {
-        let net = json!({"type": "network"});
-        for (devices, words) in [
-            (
-                json!({"no-such-device": {}}),
-                "linux.netDevices.\"no-such-device\": the host has no",
-            ),
-            (
-                json!({"lo": {}}),
-                "linux.netDevices.\"lo\".name: \"lo\": the namespace has",
-            ),
-            (
-                json!({"lo": {"name": "a b"}}),
-                "linux.netDevices.\"lo\": \"a b\": is not",
-            ),
-            (
-                json!({"lo": {"name": "eth%d"}}),
-                "linux.netDevices.\"lo\": \"eth%d\": is not",
-            ),
-            (
-                json!({"0123456789abcdef": {}}),
-                "linux.netDevices.\"0123456789abcdef\": \"0123456789abcdef\": is not",
-            ),
-            (
-                json!({"lo": {"name": "x"}, "no": {"name": "x"}}),
-                "linux.netDevices.\"no\".name: \"x\"",
-            ),
-        ] {
-            let error = check(&[
-                namespaces(std::slice::from_ref(&net)),
-                ("/linux/netDevices", devices.clone()),
-            ])
-            .unwrap_err();
-            assert!(error.starts_with(words), "{devices}: {error}");
-        }
-        assert_eq!(
-            check(&[namespaces(&[net]), ("/linux/netDevices", json!({"lo": {"name": "x"}}))]),
-            Ok(vec![])
-        );
     }
 
     #[test]
