@@ -79,7 +79,8 @@ pub fn best_effort<T>(what: &str, result: anyhow::Result<T>) -> Option<T> {
 }
 
 /// The longest message, in bytes: values of the specification are quoted in errors and warnings, and may be megabytes.
-const MAX_MESSAGE: usize = 16 << 10;
+/// conmon reads no more than 8 KiB of a log, and what it has to cut is no JSON any more.
+const MAX_MESSAGE: usize = 4 << 10;
 
 /// One line, whatever the values in it were: what would move a terminal's cursor, or begin a line in somebody's log, is
 /// written as an escape.

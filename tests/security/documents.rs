@@ -101,7 +101,7 @@ fn assert_tame(output: &Output, what: &str) {
     assert!(output.code < 128, "{what}: {output:?}");
     assert!(!output.stderr.contains("panicked"), "{what}: {output:?}");
     assert!(
-        output.stderr.len() < 40 << 10,
+        output.stderr.len() < 10 << 10,
         "{what}: {} bytes of error",
         output.stderr.len()
     );

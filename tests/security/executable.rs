@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use corten_tests::bundle::{Bundle, Runtime, wait_for};
+use nix::sys::signal::{Signal, kill};
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -81,6 +82,7 @@ fn a_program_that_is_the_runtime_itself_is_harmless(runtime: &Runtime) {
             let _either = running.exec(&[], &[program, "--version"]);
         }
     }
+    kill(container.pid, Signal::SIGTERM).expect("the container waits for it");
     container.wait();
     assert_harmless(&container.stdout());
     assert_eq!(fingerprint(runtime), before);
@@ -96,20 +98,21 @@ fn a_container_that_may_trace_finds_no_file_of_the_host_s(runtime: &Runtime) {
     while Instant::now() < end {
         let _output = bundle.exec(&[], &["/probe", "exit", "0"]).success();
     }
-    nix::sys::signal::kill(sleeper, nix::sys::signal::Signal::SIGKILL).expect("kill a process of this test");
+    kill(sleeper, Signal::SIGKILL).expect("kill a process of this test");
     wait_for(sleeper);
+    kill(container.pid, Signal::SIGTERM).expect("the container waits for it");
     container.wait();
     assert_harmless(&container.stdout());
     assert_eq!(fingerprint(runtime), before);
 }
 
-/// A container that looks at all its other processes for some seconds.
+/// A container that looks at all its other processes until it is told to end.
 fn snooping<'r>(runtime: &'r Runtime, capabilities: &[&str]) -> Bundle<'r> {
     let mut bundle = runtime.bundle();
     for set in ["bounding", "effective", "permitted"] {
         bundle.spec["process"]["capabilities"][set] = json!(capabilities);
     }
-    bundle.probe(&["snoop", "5"]);
+    bundle.probe(&["snoop", "300"]);
     bundle
 }
 

@@ -56,13 +56,17 @@ pub fn parse_process(json: &[u8]) -> Result<Parsed<Process>> {
 fn parse<T: DeserializeOwned>(json: &[u8], at: &str) -> Result<Parsed<T>> {
     let mut document: Value = serde_json::from_slice(json).map_err(|error| anyhow!("not valid JSON: {error}"))?;
     // The types would take an array for the fields in their order.
-    ensure!(document.is_object(), "document: {document}: must be an object");
+    ensure!(
+        document.is_object(),
+        "document: {}: must be an object",
+        quoted(&document)
+    );
     for (path, what) in UNSUPPORTED {
         let Some(path) = below(path, at) else {
             continue;
         };
         if let Some((place, value)) = find(&document, path, at) {
-            bail!("{place}: {value}: {what}: not supported by this runtime");
+            bail!("{place}: {}: {what}: not supported by this runtime", quoted(value));
         }
     }
     spelling::settle(&mut document, at);
@@ -88,6 +92,18 @@ fn parse<T: DeserializeOwned>(json: &[u8], at: &str) -> Result<Parsed<T>> {
         )
     })?;
     Ok(Parsed { value, warnings })
+}
+
+/// How much of a value an error repeats, in characters: callers keep a few KB of an error, and need its end.
+const MAX_QUOTED: usize = 200;
+
+/// A value as an error repeats it.
+fn quoted(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(MAX_QUOTED) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
 
 /// The rest of `path` below `at`.
