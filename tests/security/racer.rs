@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
 use corten_tests::bundle::{Bundle, Runtime};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
 
 use crate::tripwire::{SECRET, Tripwire};
@@ -36,19 +37,30 @@ fn rounds() -> usize {
 
 /// What is exchanged, and for what.
 struct Race {
-    /// The path in the root; where it is to be a file, it is one.
+    /// The path in the root.
     place: &'static str,
-    directory: bool,
+    /// What is there when it is not the link.
+    kind: Kind,
     /// Where in the tripwire the link leads that stands there at times.
     lure: &'static str,
     terminal: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Directory,
+    File,
+    /// The null device, as an image may bring it.
+    Null,
+    /// What the runtime makes, anew each time.
+    Made,
 }
 
 impl Race {
     const fn of_directory(place: &'static str) -> Race {
         Race {
             place,
-            directory: true,
+            kind: Kind::Directory,
             lure: "directory",
             terminal: false,
         }
@@ -57,7 +69,7 @@ impl Race {
     const fn of_file(place: &'static str) -> Race {
         Race {
             place,
-            directory: false,
+            kind: Kind::File,
             lure: "file",
             terminal: false,
         }
@@ -80,6 +92,9 @@ fn run(runtime: &Runtime, bundle: &mut Bundle<'_>, race: &Race) {
     let (mut made, mut links) = (0, 0);
     let rounds = rounds();
     for round in 0..rounds {
+        if race.kind == Kind::Made {
+            lay_out(bundle, race, &tripwire);
+        }
         made += usize::from(once(bundle, race));
         links += usize::from(fs::symlink_metadata(bundle.rootfs(race.place)).is_ok_and(|meta| meta.is_symlink()));
         if round % 32 == 0 {
@@ -123,12 +138,19 @@ fn once(bundle: &Bundle<'_>, race: &Race) -> bool {
 fn lay_out(bundle: &Bundle<'_>, race: &Race, tripwire: &Tripwire) {
     let place = bundle.rootfs(race.place);
     fs::create_dir_all(place.parent().expect("it is below the root")).expect("make a directory of the image");
-    if race.directory {
-        fs::create_dir_all(&place).expect("make a directory of the image");
-    } else {
-        fs::write(&place, "of the image").expect("write a file of the image");
-    }
     let lure = bundle.rootfs(&format!("{}-lure", race.place));
+    match race.kind {
+        Kind::Directory => fs::create_dir_all(&place).expect("make a directory of the image"),
+        Kind::File => fs::write(&place, "of the image").expect("write a file of the image"),
+        Kind::Null => {
+            let mode = Mode::from_bits_truncate(0o666);
+            mknod(&place, SFlag::S_IFCHR, mode, makedev(1, 3)).expect("make a node of the image");
+        }
+        Kind::Made => {
+            fs::remove_file(&place).ok();
+            fs::remove_file(&lure).ok();
+        }
+    }
     symlink(tripwire.path(race.lure), lure).expect("make a symlink");
 }
 
@@ -197,7 +219,11 @@ fn a_null_device_that_is_exchanged_masks_nothing_else(runtime: &Runtime) {
     without(&mut bundle, "/dev");
     fs::write(bundle.rootfs("etc/masked"), "to be masked").expect("write a file of the image");
     bundle.spec["linux"]["maskedPaths"] = json!(["/etc/masked", "/proc/kcore", "/proc/keys"]);
-    run(runtime, &mut bundle, &Race::of_file("/dev/null"));
+    let race = Race {
+        kind: Kind::Null,
+        ..Race::of_file("/dev/null")
+    };
+    run(runtime, &mut bundle, &race);
 }
 
 /// CVE-2025-52565, CVE-2026-88264.
@@ -236,7 +262,11 @@ fn a_device_that_is_exchanged_changes_no_file_s_owner(runtime: &Runtime) {
     let mut bundle = runtime.bundle();
     bundle.spec["linux"]["devices"] =
         json!([{ "path": "/data/device", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666, "uid": 7, "gid": 7 }]);
-    run(runtime, &mut bundle, &Race::of_file("/data/device"));
+    let race = Race {
+        kind: Kind::Made,
+        ..Race::of_file("/data/device")
+    };
+    run(runtime, &mut bundle, &race);
 }
 
 /// A masked file in a shared volume: what is mounted over is in the root, wherever the link leads.
