@@ -349,7 +349,9 @@ const LOOKED_AT: [&str; 16] = [
 /// The container that a case has become is as its specification says.
 fn inspect(bundle: &Bundle<'_>, case: Case) {
     let words: Vec<&str> = ["/probe", "report"].into_iter().chain(LOOKED_AT).collect();
-    let report = Report::parse(&bundle.exec(&[], &words).success().stdout);
+    let output = bundle.exec(&[], &words);
+    assert_eq!(output.code, 0, "{case:?}: {output:?}");
+    let report = Report::parse(&output.stdout);
     let text = report.to_string();
     assert!(!text.contains(SECRET), "{case:?} shows the host's secret: {text}");
     for mount in report["mounts"].as_array().expect("mounts are a list") {
@@ -489,6 +491,17 @@ fn a_link_to_the_root_itself_takes_no_mount(runtime: &Runtime) {
         bundle.add_mount(json!({ "destination": "/link", "type": kind, "source": bundle.path() }));
         let error = bundle.run().failure();
         assert!(error.contains("a link leads to the root itself"), "{target}: {error}");
+        for field in ["maskedPaths", "readonlyPaths"] {
+            let mut bundle = runtime.bundle();
+            bundle.probe(&["exit", "0"]);
+            symlink(target, bundle.rootfs("link")).expect("make a symlink");
+            bundle.spec["linux"][field] = json!(["/link"]);
+            let error = bundle.run().failure();
+            assert!(
+                error.contains("a link leads to the root itself"),
+                "{field}: {target}: {error}"
+            );
+        }
     }
 }
 

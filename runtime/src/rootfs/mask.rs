@@ -59,12 +59,22 @@ pub fn mask(root: &Root, paths: &[String], null: &OwnedFd) -> Result<()> {
             null.put(place).with_context(what)?;
             continue;
         }
+        check_not_root(root, &place).with_context(what)?;
         let empty = match &mut empty {
             Some(empty) => empty,
             none => none.insert(Cover::new(empty_directory().with_context(what)?)),
         };
         empty.put(place).with_context(what)?;
     }
+    Ok(())
+}
+
+/// What would lie over the root would be the root of whoever enters this mount namespace later, as exec does, but not of
+/// init; an image has led a path there by a link.
+fn check_not_root(root: &Root, place: &OwnedFd) -> Result<()> {
+    let (root, place) = (fstat(root).context("fstat")?, fstat(place).context("fstat")?);
+    let same = (root.st_dev, root.st_ino) == (place.st_dev, place.st_ino);
+    ensure!(!same, "a link leads to the root itself");
     Ok(())
 }
 
@@ -83,6 +93,7 @@ pub fn readonly(root: &Root, paths: &[String]) -> Result<()> {
         let Some(place) = root.find(Path::new(path)).with_context(what)? else {
             continue;
         };
+        check_not_root(root, &place).with_context(what)?;
         let copy = mount::copy(&place).with_context(what)?;
         mount::set_readonly(copy.as_fd(), true).with_context(what)?;
         mount::attach(copy, place).with_context(what)?;
