@@ -121,7 +121,7 @@ fn inside(container: &Container, path: &str) -> PathBuf {
     Path::new(&format!("/proc/{}/root", container.pid)).join(path.trim_start_matches('/'))
 }
 
-fn started<'a>(bundle: &'a mut Bundle<'_>, options: &[&str]) -> Container {
+fn started(bundle: &mut Bundle<'_>, options: &[&str]) -> Container {
     copied_up(bundle, options);
     bundle.probe(&["sleep"]);
     bundle.start()

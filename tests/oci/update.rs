@@ -246,85 +246,90 @@ fn a_limit_without_its_controller_is_named(runtime: &Runtime) {
     assert_eq!(bundle.cgroup_file("pids", "pids.max"), "9", "nothing was written");
 }
 
-/// Flag, value, file and value on v1 and v2; a file that the kernel does not have is passed over.
+/// Flag, value, file and value on v1, and on v2; none where that version has no such limit.
+type Flag = [&'static str; 6];
+
+const FLAGS: [Flag; 15] = [
+    [
+        "--blkio-weight",
+        "500",
+        "blkio.bfq.weight",
+        "500",
+        "io.weight",
+        "default 4950",
+    ],
+    [
+        "--cpu-period",
+        "200000",
+        "cpu.cfs_period_us",
+        "200000",
+        "cpu.max",
+        "50000 200000",
+    ],
+    [
+        "--cpu-quota",
+        "40000",
+        "cpu.cfs_quota_us",
+        "40000",
+        "cpu.max",
+        "40000 200000",
+    ],
+    [
+        "--cpu-burst",
+        "1000",
+        "cpu.cfs_burst_us",
+        "1000",
+        "cpu.max.burst",
+        "1000",
+    ],
+    ["--cpu-share", "512", "cpu.shares", "512", "cpu.weight", "59"],
+    ["--cpu-rt-period", "900000", "cpu.rt_period_us", "900000", "", ""],
+    ["--cpu-rt-runtime", "100", "cpu.rt_runtime_us", "100", "", ""],
+    ["--cpuset-cpus", "0", "cpuset.cpus", "0", "cpuset.cpus", "0"],
+    ["--cpuset-mems", "0", "cpuset.mems", "0", "cpuset.mems", "0"],
+    [
+        "--memory",
+        "96m",
+        "memory.limit_in_bytes",
+        "100663296",
+        "memory.max",
+        "100663296",
+    ],
+    [
+        "--memory-reservation",
+        "32m",
+        "memory.soft_limit_in_bytes",
+        "33554432",
+        "memory.low",
+        "33554432",
+    ],
+    [
+        "--memory-swap",
+        "128m",
+        "memory.memsw.limit_in_bytes",
+        "134217728",
+        "memory.swap.max",
+        "33554432",
+    ],
+    [
+        "--kernel-memory-tcp",
+        "8m",
+        "memory.kmem.tcp.limit_in_bytes",
+        "8388608",
+        "",
+        "",
+    ],
+    ["--pids-limit", "12", "pids.max", "12", "pids.max", "12"],
+    ["--cpu-idle", "1", "cpu.idle", "1", "cpu.idle", "1"],
+];
+
+/// A file that the kernel does not have is an error that names the limit.
 fn every_flag_reaches_its_file(runtime: &Runtime) {
     let (bundle, _container) = sleeper(
         runtime,
         &json!({ "cpu": { "quota": 50_000, "period": 100_000 }, "memory": { "limit": 64 * MIB } }),
     );
-    for (flag, value, v1, on_v1, v2, on_v2) in [
-        (
-            "--blkio-weight",
-            "500",
-            "blkio.bfq.weight",
-            "500",
-            "io.weight",
-            "default 4950",
-        ),
-        (
-            "--cpu-period",
-            "200000",
-            "cpu.cfs_period_us",
-            "200000",
-            "cpu.max",
-            "50000 200000",
-        ),
-        (
-            "--cpu-quota",
-            "40000",
-            "cpu.cfs_quota_us",
-            "40000",
-            "cpu.max",
-            "40000 200000",
-        ),
-        (
-            "--cpu-burst",
-            "1000",
-            "cpu.cfs_burst_us",
-            "1000",
-            "cpu.max.burst",
-            "1000",
-        ),
-        ("--cpu-share", "512", "cpu.shares", "512", "cpu.weight", "59"),
-        ("--cpu-rt-period", "900000", "cpu.rt_period_us", "900000", "", ""),
-        ("--cpu-rt-runtime", "100", "cpu.rt_runtime_us", "100", "", ""),
-        ("--cpuset-cpus", "0", "cpuset.cpus", "0", "cpuset.cpus", "0"),
-        ("--cpuset-mems", "0", "cpuset.mems", "0", "cpuset.mems", "0"),
-        (
-            "--memory",
-            "96m",
-            "memory.limit_in_bytes",
-            "100663296",
-            "memory.max",
-            "100663296",
-        ),
-        (
-            "--memory-reservation",
-            "32m",
-            "memory.soft_limit_in_bytes",
-            "33554432",
-            "memory.low",
-            "33554432",
-        ),
-        (
-            "--memory-swap",
-            "128m",
-            "memory.memsw.limit_in_bytes",
-            "134217728",
-            "memory.swap.max",
-            "33554432",
-        ),
-        (
-            "--kernel-memory-tcp",
-            "8m",
-            "memory.kmem.tcp.limit_in_bytes",
-            "8388608",
-            "",
-            "",
-        ),
-        ("--pids-limit", "12", "pids.max", "12", "pids.max", "12"),
-        ("--cpu-idle", "1", "cpu.idle", "1", "cpu.idle", "1"),
-    ] {
+    for [flag, value, v1, on_v1, v2, on_v2] in FLAGS {
         let (file, expected) = if cgroup::unified() { (v2, on_v2) } else { (v1, on_v1) };
         let controller = file.split('.').next().unwrap_or_default();
         if file.is_empty() || !bundle.cgroup(controller).join(file).exists() {
