@@ -36,6 +36,9 @@ use crate::{hooks, log, netdev, notify, process, rdt, rootless, scheduling, sign
 /// long as its device.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long one usually takes at most, unless something keeps it.
+const QUICK_END: Duration = Duration::from_millis(200);
+
 /// How much is read of why a program could not be run, in bytes.
 const MAX_FAILURE: usize = 64 << 10;
 
@@ -456,10 +459,10 @@ pub fn kill(root: &Path, id: &ContainerId, signal: i32, all: bool) -> Result<()>
     Ok(())
 }
 
-/// Lets the processes of a paused container die: on cgroup v1 one that is frozen does so only when it is thawed.
+/// Lets the processes of a frozen container die.
 fn thaw_killed(state: &State) -> Result<()> {
-    if cgroup::is_frozen(&state.cgroup) {
-        Cgroup::open(state.cgroup.clone()).thaw()?;
+    if cgroup::may_outlive_kill(&state.cgroup) {
+        Cgroup::open(state.cgroup.clone()).thaw_killed()?;
     }
     Ok(())
 }
@@ -515,14 +518,29 @@ fn end(state: &State) -> Result<()> {
     };
     signal::send(&init, libc::SIGKILL)?;
     thaw_killed(state)?;
-    let deadline = Instant::now() + KILL_TIMEOUT;
+    if has_ended(&init, QUICK_END)? {
+        return Ok(());
+    }
+    // Whatever still runs in the container can have frozen init anew; when all of them are killed nobody can.
+    Cgroup::open(state.cgroup.clone()).kill(libc::SIGKILL)?;
+    let ended = has_ended(&init, KILL_TIMEOUT)?;
+    ensure!(
+        ended,
+        "process {} is still there {KILL_TIMEOUT:?} after SIGKILL",
+        state.pid
+    );
+    Ok(())
+}
+
+/// Waits as long as this for the end of a process.
+fn has_ended(process: &OwnedFd, timeout: Duration) -> Result<bool> {
+    let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        match poll(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], timeout) {
+        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
             Err(nix::errno::Errno::EINTR) => {}
-            Ok(0) => bail!("process {} is still there {KILL_TIMEOUT:?} after SIGKILL", state.pid),
-            result => return result.map(drop).context("poll(pidfd)"),
+            result => return result.map(|ready| ready > 0).context("poll(pidfd)"),
         }
     }
 }

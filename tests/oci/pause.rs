@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use corten_tests::bundle::{Bundle, Container, Running, Runtime, finish, wait_until};
+use corten_tests::cgroup;
 use nix::unistd::Pid;
 
 each_runtime! {
@@ -26,6 +27,8 @@ each_runtime! {
 corten_only! {
     kill_all_leaves_it_paused: "runc 1.1 resumes a container when it signals all of its processes",
     kill_all_with_kill_ends_it: "runc 1.1 leaves the processes to die when somebody resumes the container",
+    kill_ends_what_is_frozen_below: "runc 1.1 leaves it frozen",
+    delete_force_ends_what_is_frozen_below: "runc 1.1 gives up after ten seconds",
     a_paused_container_is_not_paused_again: "runc 1.1 calls a paused container one that does not run",
 }
 
@@ -179,6 +182,38 @@ fn delete_needs_force(runtime: &Runtime) {
 
 fn delete_force_ends_it(runtime: &Runtime) {
     let (bundle, container) = paused(runtime);
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    assert_eq!(container.wait(), 128 + libc::SIGKILL);
+    bundle.assert_nothing_left();
+}
+
+/// A container whose init is in a frozen cgroup below its own, as one that may write to its cgroups can arrange.
+fn frozen_below(runtime: &Runtime) -> (Bundle<'_>, Container) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["signal-wait"]);
+    let container = bundle.start();
+    container.wait_for("ready");
+    let below = bundle.cgroup("freezer").join("below");
+    fs::create_dir(&below).expect("make a cgroup");
+    fs::write(below.join("cgroup.procs"), container.pid.to_string()).expect("move init");
+    let (file, text) = if cgroup::unified() {
+        ("cgroup.freeze", "1")
+    } else {
+        ("freezer.state", "FROZEN")
+    };
+    fs::write(below.join(file), text).expect("freeze a cgroup");
+    (bundle, container)
+}
+
+fn kill_ends_what_is_frozen_below(runtime: &Runtime) {
+    let (bundle, container) = frozen_below(runtime);
+    assert_eq!(bundle.status(), "running", "the container itself is not paused");
+    kill(&bundle, &[], "KILL");
+    assert_eq!(container.wait(), 128 + libc::SIGKILL);
+}
+
+fn delete_force_ends_what_is_frozen_below(runtime: &Runtime) {
+    let (bundle, container) = frozen_below(runtime);
     let _deleted = bundle.call("delete", &["--force"]).success();
     assert_eq!(container.wait(), 128 + libc::SIGKILL);
     bundle.assert_nothing_left();

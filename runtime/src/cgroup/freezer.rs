@@ -1,5 +1,6 @@
 //! Holding every process of a container, and signals to all of them.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,6 +14,9 @@ use super::{Cgroup, CgroupPaths, layout};
 
 /// How long processes may take to stop. One in an uninterruptible system call stops when that ends.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Its own name and `.`; the kernel counts one more for each directory in it.
+const LINKS_WITHOUT_CHILDREN: u64 = 2;
 
 /// The control files of a freezer.
 struct Freezer {
@@ -71,6 +75,14 @@ pub fn is_frozen(paths: &CgroupPaths) -> bool {
     matches!(text, Some(Ok(text)) if text.trim_end() == "1")
 }
 
+/// Whether something may keep what is killed from dying: on v1 no frozen process does. The container is paused, or there
+/// are cgroups below its own, by which its processes can have frozen each other.
+pub fn may_outlive_kill(paths: &CgroupPaths) -> bool {
+    let freezer = |(hierarchy, directory)| layout::has_controller(hierarchy, "freezer").then_some(directory);
+    let below = |directory: &Path| std::fs::metadata(directory).is_ok_and(|it| it.nlink() > LINKS_WITHOUT_CHILDREN);
+    is_frozen(paths) || paths.iter().find_map(freezer).is_some_and(below)
+}
+
 impl Cgroup {
     /// Stops every process until [`Cgroup::thaw`]. If they do not stop in time they run on, and it is an error.
     pub fn freeze(&self) -> Result<()> {
@@ -106,6 +118,15 @@ impl Cgroup {
         match self.freezer()? {
             Some((directory, freezer)) => directory.write(freezer.file, freezer.thaw),
             None => Ok(()),
+        }
+    }
+
+    /// The same for those in cgroups below, whoever has frozen them; on v2 they die without.
+    pub fn thaw_killed(&self) -> Result<()> {
+        self.thaw()?;
+        match self.freezer()? {
+            Some((directory, _)) if !self.is_v2() => thaw_below(directory),
+            _ => Ok(()),
         }
     }
 
