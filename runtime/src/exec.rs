@@ -23,7 +23,7 @@ use crate::seccomp::{self, Filter};
 use crate::spawn::{self, Child, Plan, Start};
 use crate::state::{Directory, State, Status};
 use crate::sync::{FromChild, FromParent};
-use crate::{log, lsm, namespaces, process, rootless, scheduling, signal, socket, state};
+use crate::{log, lsm, namespaces, process, rdt, rootless, scheduling, signal, socket, state};
 
 /// What is to be executed, and how.
 #[derive(Debug)]
@@ -125,6 +125,14 @@ impl Exec {
         }
         if terms.user_namespace && self.console.is_none() {
             process::give_stdio(&self.process, child.pid)?;
+        }
+        if let Some(rdt) = target
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.intel_rdt().as_ref())
+        {
+            rdt::enter(rdt, target.state.id.as_str(), &rdt::mounted()?, child.pid)?;
         }
         child.channel.send(&FromParent::Mapped)?;
         let mut message = child.receive()?;

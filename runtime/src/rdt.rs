@@ -15,7 +15,7 @@
 //!
 //! config-linux.md, "IntelRdt". The deprecated enableCMT and enableMBM ask for the monitoring group too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -107,13 +107,65 @@ impl Plan {
         if let Some(schemata) = &self.schemata {
             write_schemata(&self.group, schemata)?;
         }
-        write(&self.group.join("tasks"), &format!("{pid}\n"))?;
+        add_task(&self.group, pid)?;
         if let Some(monitoring) = &self.groups.monitoring {
             make(monitoring).context("linux.intelRdt.enableMonitoring")?;
-            write(&monitoring.join("tasks"), &format!("{pid}\n"))?;
+            add_task(monitoring, pid)?;
         }
         Ok(())
     }
+
+    /// Puts a container's threads into the group once it runs. `pids` are its processes; it is asked until all are in,
+    /// because those that are not yet may start others.
+    pub fn take(&self, pids: impl Fn() -> Result<Vec<i32>>) -> Result<()> {
+        let mut taken = BTreeSet::new();
+        loop {
+            let tasks: BTreeSet<i32> = pids()?.into_iter().flat_map(threads).collect();
+            let more: Vec<i32> = tasks.difference(&taken).copied().collect();
+            if more.is_empty() {
+                return Ok(());
+            }
+            for &task in &more {
+                match add_task(&self.group, task) {
+                    // Gone since.
+                    Err(error) if is_no_process(&error) => {}
+                    added => added?,
+                }
+            }
+            taken.extend(more);
+        }
+    }
+}
+
+/// Puts one more process, of one thread yet, into the groups of a container that runs. For `exec`.
+pub fn enter(rdt: &LinuxIntelRdt, id: &str, root: &Path, pid: i32) -> Result<()> {
+    let group = group_of(rdt, id, root);
+    add_task(&group, pid)?;
+    if monitors(rdt) {
+        add_task(&group.join("mon_groups").join(id), pid)?;
+    }
+    Ok(())
+}
+
+/// Where the processes of a container are.
+fn group_of(rdt: &LinuxIntelRdt, id: &str, root: &Path) -> PathBuf {
+    let clos = rdt.clos_id().as_deref().filter(|clos| !clos.is_empty());
+    match clos.unwrap_or(id) {
+        "/" => root.to_owned(),
+        name => root.join(name),
+    }
+}
+
+/// The threads of a process; none where it is gone.
+fn threads(pid: i32) -> Vec<i32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let names = entries.flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.parse().ok()).collect()
+}
+
+fn is_no_process(error: &anyhow::Error) -> bool {
+    let number = error.downcast_ref().and_then(std::io::Error::raw_os_error);
+    number == Some(libc::ESRCH)
 }
 
 /// Whether any of the fields for it asks for monitoring.
@@ -174,12 +226,10 @@ fn parse_schemata(text: &str) -> BTreeMap<(String, String), String> {
     values
 }
 
-/// Changes the schemata of a container's group. For `update`.
+/// Changes the schemata of a container's group, also for the others that share it. For `update`.
 pub fn update(rdt: &LinuxIntelRdt, id: &str, root: &Path) -> Result<()> {
-    let clos = rdt.clos_id().as_deref().filter(|clos| !clos.is_empty());
-    let group = root.join(clos.unwrap_or(id).trim_start_matches('/'));
     match schemata(rdt)? {
-        Some(schemata) => write_schemata(&group, &schemata),
+        Some(schemata) => write_schemata(&group_of(rdt, id, root), &schemata),
         None => Ok(()),
     }
 }
@@ -211,6 +261,11 @@ fn make(group: &Path) -> Result<()> {
         }
         made => made.with_context(|| format!("mkdir {}", group.display())),
     }
+}
+
+/// One thread: the kernel takes no more with a write.
+fn add_task(group: &Path, tid: i32) -> Result<()> {
+    write(&group.join("tasks"), &format!("{tid}\n"))
 }
 
 fn write_schemata(group: &Path, schemata: &str) -> Result<()> {
@@ -396,8 +451,72 @@ mod tests {
     fn a_schema_is_changed() {
         let tree = Tree::new("update");
         tree.group("ship");
-        let rdt: LinuxIntelRdt = serde_json::from_value(json!({"memBwSchema": "MB:0=10"})).unwrap();
-        update(&rdt, "ship", &tree.0).unwrap();
-        assert_eq!(tree.read("ship/schemata"), "MB:0=10\n");
+        tree.group("gold");
+        for (rdt, path, text) in [
+            (json!({"memBwSchema": "MB:0=10"}), "ship/schemata", "MB:0=10\n"),
+            (
+                json!({"closID": "gold", "l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=20"}),
+                "gold/schemata",
+                "L3:0=f\nMB:0=20\n",
+            ),
+            (
+                json!({"closID": "/", "l3CacheSchema": "L3:0=3"}),
+                "schemata",
+                "L3:0=3\n",
+            ),
+        ] {
+            let rdt: LinuxIntelRdt = serde_json::from_value(rdt).unwrap();
+            update(&rdt, "ship", &tree.0).unwrap();
+            assert_eq!(tree.read(path), text);
+        }
+    }
+
+    #[test]
+    fn an_exec_goes_where_the_container_is() {
+        let tree = Tree::new("enter");
+        tree.group("ship");
+        tree.group("gold");
+        fs::create_dir_all(tree.0.join("gold/mon_groups/ship")).unwrap();
+        for (rdt, files) in [
+            (json!({}), &["ship/tasks"][..]),
+            (
+                json!({"closID": "gold", "enableMonitoring": true}),
+                &["gold/tasks", "gold/mon_groups/ship/tasks"],
+            ),
+            (json!({"closID": "/"}), &["tasks"]),
+        ] {
+            let rdt: LinuxIntelRdt = serde_json::from_value(rdt).unwrap();
+            enter(&rdt, "ship", &tree.0, 7).unwrap();
+            for file in files {
+                assert_eq!(tree.read(file), "7\n", "{rdt:?}");
+                fs::remove_file(tree.0.join(file)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn what_runs_is_taken_with_its_threads() {
+        let tree = Tree::new("take");
+        let plan = tree.plan(json!({"l3CacheSchema": "L3:0=f"})).unwrap();
+        fs::create_dir(tree.0.join("ship")).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let own = i32::try_from(std::process::id()).unwrap();
+        // The second time there is another process, which nothing is known of.
+        let pids = || {
+            asked.set(asked.get() + 1);
+            Ok(if asked.get() == 1 {
+                vec![own]
+            } else {
+                vec![own, i32::MAX]
+            })
+        };
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || wait.recv());
+        plan.take(pids).unwrap();
+        drop(stop);
+        assert!(thread.join().unwrap().is_err());
+        let last: i32 = tree.read("ship/tasks").trim().parse().unwrap();
+        assert!(last > own, "the thread came after the process");
+        assert!(asked.get() > 1, "those that were started meanwhile");
     }
 }

@@ -12,7 +12,7 @@ pub(super) const UPDATE: Definition = Definition {
     name: "update",
     about: "change the limits of a container",
     details: "\
-With --resources all other options are ignored; the document is `linux.resources` of config.json, and
+With --resources all other options but the schemas are ignored; the document is `linux.resources` of config.json, and
 what it does not name stays as it is. A SIZE is a number of bytes, or one with a unit such as 512m.",
     flags: &[&[
         Flag::file("resources", "the limits as a JSON document; - for the standard input").or('r'),
@@ -104,9 +104,9 @@ pub struct Update {
     pub kernel_memory_tcp: Option<i64>,
     /// A number of tasks; -1 for no limit.
     pub pids_limit: Option<i64>,
-    /// As resctrl's schemata file has it, without the resource's name.
+    /// A line of resctrl's schemata file: `L3:0=f`.
     pub l3_cache_schema: Option<String>,
-    /// As resctrl's schemata file has it, without the resource's name.
+    /// A line of resctrl's schemata file: `MB:0=20`.
     pub mem_bw_schema: Option<String>,
     /// 0 or 1.
     pub cpu_idle: Option<i64>,

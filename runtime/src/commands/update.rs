@@ -5,20 +5,22 @@
 //! and those bound to them (quota and period, memory and swap). Device rules in a document are left out, as runc does:
 //! callers send the whole of what they have.
 //!
+//! Schemas for Intel RDT are no part of it: flags alone name them ([`rdt`]).
+//!
 //! In a document, as in a specification, 0 and an empty text stand for "not set".
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use oci_spec::runtime::LinuxResources;
+use anyhow::{Context, Result, anyhow, ensure};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources};
 use serde_json::{Map, Value, json};
 
 use crate::bundle::read_document;
 use crate::cgroup::Cgroup;
 use crate::error::Error;
-use crate::state::{Directory, Status};
-use crate::{cli, log};
+use crate::state::{Directory, State, Status};
+use crate::{cli, log, rdt};
 
 /// The longest document that is read from standard input, in bytes.
 const MAX_DOCUMENT: u64 = 1 << 20;
@@ -27,20 +29,26 @@ const MAX_DOCUMENT: u64 = 1 << 20;
 pub(super) fn update(root: &Path, flags: &cli::Update) -> Result<()> {
     let directory = Directory::open(root, &flags.id)?;
     directory.lock()?;
-    let state = directory.state()?;
+    let mut state = directory.state()?;
     if matches!(directory.status(&state), Status::Stopped | Status::Creating) {
         return Err(Error::NotRunning.into());
     }
     let mut change = match &flags.resources {
         Some(path) => document(path).with_context(|| format!("--resources {}", path.display()))?,
-        None => from_flags(flags)?,
+        None => from_flags(flags),
     };
+    let schemas = Schemas::named(flags)?;
     let mut spec: Value = serde_json::from_slice(&directory.spec_text()?).context("the kept specification")?;
     let before = spec["linux"]["resources"].take();
     spec["linux"]["resources"] = merged(&before, &mut change);
 
     let cgroup = Cgroup::open(state.cgroup.clone()).with_scope(state.scope.clone());
-    if let Err(error) = cgroup.update(&typed(change)?) {
+    let set = || {
+        schemas.map_or(Ok(()), |schemas| {
+            schemas.set(&directory, &mut state, &mut spec, &cgroup)
+        })
+    };
+    if let Err(error) = cgroup.update(&typed(change)?).and_then(|()| set()) {
         // Some of it may have been written.
         let restored = typed(without_devices(before)).and_then(|before| cgroup.update(&before));
         log::best_effort("restore the limits", restored);
@@ -61,7 +69,7 @@ fn document(path: &Path) -> Result<Value> {
         read_document(path)?
     };
     let document: Value = serde_json::from_slice(&text).map_err(|error| anyhow!("not valid JSON: {error}"))?;
-    ensure!(document.is_object(), "{document}: must be an object");
+    ensure!(document.is_object(), "the document: must be an object");
     let mut document = without_devices(document);
     for (section, fields) in document.as_object_mut().into_iter().flatten() {
         // In the lists, and in the fields named here, 0 is a value.
@@ -87,15 +95,7 @@ fn without_devices(mut resources: Value) -> Value {
 }
 
 /// The resources that the flags name.
-fn from_flags(flags: &cli::Update) -> Result<Value> {
-    for (flag, value) in [
-        ("--l3-cache-schema", &flags.l3_cache_schema),
-        ("--mem-bw-schema", &flags.mem_bw_schema),
-    ] {
-        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
-            bail!("{flag} {value}: a container's group of resctrl cannot be changed by this runtime");
-        }
-    }
+fn from_flags(flags: &cli::Update) -> Value {
     let sections = [
         ("blockIO", json!({ "weight": flags.blkio_weight })),
         (
@@ -124,7 +124,56 @@ fn from_flags(flags: &cli::Update) -> Result<Value> {
             all.insert(name.to_owned(), named.into());
         }
     }
-    Ok(all.into())
+    all.into()
+}
+
+/// New schemas of the container's resctrl group, and where that filesystem is.
+struct Schemas {
+    rdt: LinuxIntelRdt,
+    root: PathBuf,
+}
+
+impl Schemas {
+    /// Those that the flags name; they count beside a document too, which has no place for them.
+    fn named(flags: &cli::Update) -> Result<Option<Schemas>> {
+        let named = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let (cache, bandwidth) = (named(&flags.l3_cache_schema), named(&flags.mem_bw_schema));
+        let first = match (&cache, &bandwidth) {
+            (Some(schema), _) => format!("--l3-cache-schema {schema}"),
+            (None, Some(schema)) => format!("--mem-bw-schema {schema}"),
+            (None, None) => return Ok(None),
+        };
+        let root = rdt::mounted().context(first)?;
+        let mut rdt = LinuxIntelRdt::default();
+        rdt.set_l3_cache_schema(cache).set_mem_bw_schema(bandwidth);
+        Ok(Some(Schemas { rdt, root }))
+    }
+
+    /// Sets them in the group that the container has, or in one that is made for it: then all its processes go there, not
+    /// init alone as with runc.
+    fn set(mut self, directory: &Directory, state: &mut State, spec: &mut Value, cgroup: &Cgroup) -> Result<()> {
+        let kept = &mut spec["linux"]["intelRdt"];
+        if kept.is_null() {
+            self.make_group(directory, state, cgroup)?;
+        } else {
+            self.rdt.set_clos_id(kept["closID"].as_str().map(str::to_owned));
+            rdt::update(&self.rdt, state.id.as_str(), &self.root)?;
+        }
+        merge(kept, &serde_json::to_value(&self.rdt).context("encode the schemas")?);
+        Ok(())
+    }
+
+    fn make_group(&self, directory: &Directory, state: &mut State, cgroup: &Cgroup) -> Result<()> {
+        let plan = rdt::Plan::new(&self.rdt, state.id.as_str(), &self.root)?;
+        // Before the group: delete must know of it.
+        state.rdt = Some(plan.groups().clone());
+        directory.write(state)?;
+        let made = plan.apply(state.pid).and_then(|()| plan.take(|| cgroup.processes()));
+        if made.is_err() {
+            log::best_effort("remove the resctrl group", rdt::remove(plan.groups()));
+        }
+        made
+    }
 }
 
 /// The resources with this change in them. Completes the change by what is bound to the limits in it.
