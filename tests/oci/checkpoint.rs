@@ -3,6 +3,9 @@
 //! With a CRIU that works on this kernel: what it says to `criu check` decides, and a test that cannot run says so. What
 //! CRIU is asked for is looked at everywhere, with the probe in its place.
 
+mod archive;
+mod request;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::net::UnixListener;
@@ -13,6 +16,9 @@ use std::sync::LazyLock;
 use corten_tests::bundle::{Bundle, Runtime, finish, wait_until};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+
+use archive::{a_mount_behind_a_link_is_refused, an_archive_with_more_than_the_bundle_is_refused};
+use request::{criu_gets_nothing_of_ours, every_flag_reaches_criu};
 
 each_runtime! {
     a_process_goes_on_where_it_was,
@@ -427,146 +433,6 @@ fn an_archive_that_is_none_is_refused(runtime: &Runtime) {
     }
 }
 
-/// Dumps what the loose bundle runs, and restores it as the strict one says: the error.
-#[track_caller]
-fn smuggled(runtime: &Runtime, loosen: fn(&mut Value), tighten: fn(&mut Value)) -> String {
-    let mut bundle = counting(runtime);
-    loosen(&mut bundle.spec);
-    start(&bundle);
-    count(&bundle);
-    dump(&bundle, "images", &[]);
-    tighten(&mut bundle.spec);
-    let mut command = restore_command(&bundle, &images(&bundle, "images"));
-    let output = finish(command.arg("--detach").arg(&bundle.id));
-    let error = output.failure();
-    bundle.assert_nothing_left();
-    let before = count(&bundle);
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    assert_eq!(count(&bundle), before, "nothing of it has run");
-    error
-}
-
-fn remove_mount(spec: &mut Value, destination: &str) {
-    let mounts = spec["mounts"].as_array_mut().expect("mounts are a list");
-    mounts.retain(|mount| mount["destination"] != destination);
-}
-
-/// A change of a specification.
-type Change = fn(&mut Value);
-
-/// The word of the error, what the container has that was dumped, and what the bundle says that it is restored under.
-fn smuggling() -> [(&'static str, Change, Change); 8] {
-    let nothing: Change = |_| {};
-    [
-        (
-            "process.capabilities",
-            |spec| {
-                let all = json!(["CAP_SYS_ADMIN", "CAP_KILL"]);
-                for set in ["bounding", "permitted", "effective"] {
-                    spec["process"]["capabilities"][set] = all.clone();
-                }
-            },
-            |spec| {
-                for set in ["bounding", "permitted", "effective"] {
-                    spec["process"]["capabilities"][set] = json!(["CAP_KILL"]);
-                }
-            },
-        ),
-        (
-            "process.noNewPrivileges",
-            |spec| spec["process"]["noNewPrivileges"] = json!(false),
-            |spec| spec["process"]["noNewPrivileges"] = json!(true),
-        ),
-        ("process.user.uid", nothing, |spec| {
-            spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
-        }),
-        (
-            "linux.maskedPaths",
-            |spec| spec["linux"]["maskedPaths"] = json!([]),
-            |spec| {
-                spec["linux"]["maskedPaths"] = json!(["/proc/keys", "/sys/firmware"]);
-            },
-        ),
-        (
-            "linux.readonlyPaths",
-            |spec| spec["linux"]["readonlyPaths"] = json!([]),
-            |spec| {
-                spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
-            },
-        ),
-        (
-            "the bundle has no such mount",
-            |spec| {
-                let mounts = spec["mounts"].as_array_mut().expect("mounts are a list");
-                mounts.push(json!({ "destination": "/host", "source": "/etc", "options": ["bind"] }));
-            },
-            |spec| remove_mount(spec, "/host"),
-        ),
-        (
-            "is not ro",
-            |spec| spec["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev"]),
-            |spec| {
-                spec["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev", "ro"]);
-            },
-        ),
-        (
-            "linux.namespaces",
-            |spec| {
-                let namespaces = spec["linux"]["namespaces"]
-                    .as_array_mut()
-                    .expect("namespaces are a list");
-                namespaces.retain(|namespace| namespace["type"] != "ipc");
-                remove_mount(spec, "/dev/mqueue");
-            },
-            |spec| {
-                let namespaces = spec["linux"]["namespaces"]
-                    .as_array_mut()
-                    .expect("namespaces are a list");
-                namespaces.push(json!({ "type": "ipc" }));
-            },
-        ),
-    ]
-}
-
-fn an_archive_with_more_than_the_bundle_is_refused(runtime: &Runtime) {
-    if !criu_works() {
-        return;
-    }
-    for (error, loosen, tighten) in smuggling() {
-        let found = smuggled(runtime, loosen, tighten);
-        assert!(found.contains(error), "{error}: {found}");
-    }
-}
-
-fn a_mount_behind_a_link_is_refused(runtime: &Runtime) {
-    if !criu_works() {
-        return;
-    }
-    let mut bundle = counting(runtime);
-    let outside = bundle.path().join("outside");
-    fs::create_dir(&outside).expect("make a directory");
-    bundle.add_mount(json!({ "destination": "/data", "source": "/etc", "options": ["bind", "ro"] }));
-    start(&bundle);
-    count(&bundle);
-    dump(&bundle, "images", &[]);
-    fs::remove_dir(bundle.rootfs("/data")).expect("the mount point is there");
-    std::os::unix::fs::symlink(&outside, bundle.rootfs("/data")).expect("make a link");
-    let mut command = restore_command(&bundle, &images(&bundle, "images"));
-    let error = finish(command.arg("--detach").arg(&bundle.id)).failure();
-    assert!(error.contains("/data"), "{error}");
-    bundle.assert_nothing_left();
-    assert_eq!(fs::read_dir(&outside).expect("read a directory").count(), 0);
-
-    // A bracket could end the name of a mount early.
-    fs::remove_file(bundle.rootfs("/data")).expect("remove the link");
-    let mut bundle = counting(runtime);
-    bundle.add_mount(json!({ "destination": "/a]:b", "source": "/etc", "options": ["bind", "ro"] }));
-    start(&bundle);
-    count(&bundle);
-    let error = finish(&mut dump_command(&bundle, "images", &[])).failure();
-    assert!(error.contains("mounts[7].destination"), "{error}");
-}
-
 fn hooks_run_at_a_restore(runtime: &Runtime) {
     if !criu_works() {
         return;
@@ -593,147 +459,6 @@ fn hooks_run_at_a_restore(runtime: &Runtime) {
             .expect("hooks have run")
             .ends_with("poststop\n")
     );
-}
-
-/// The probe in CRIU's place.
-struct Fake(PathBuf);
-
-impl Fake {
-    fn new(bundle: &Bundle<'_>) -> Fake {
-        let path = bundle.path().join("criu");
-        if !path.exists() {
-            fs::hard_link(bundle.rootfs("/probe"), &path).expect("link the probe");
-        }
-        drop(fs::remove_file(path.with_extension("log")));
-        Fake(path)
-    }
-
-    /// Asks for a dump, which fails; what the second of the two CRIUs was started with.
-    #[track_caller]
-    fn asked(&self, bundle: &Bundle<'_>, subcommand: &[&str]) -> Value {
-        bundle.write();
-        let mut command = bundle.global(&["--criu", &self.0.to_string_lossy()]);
-        command
-            .args(subcommand)
-            .arg(&bundle.id)
-            .env("LEAK", "1")
-            .current_dir(bundle.path());
-        finish(&mut command).failure();
-        let log = fs::read_to_string(self.0.with_extension("log")).expect("criu was started");
-        serde_json::from_str(log.lines().last().expect("a line")).expect("a line is JSON")
-    }
-}
-
-/// The fields of a protobuf message: number and value, a varint's or the bytes'.
-fn fields(mut message: &[u8]) -> Vec<(u64, Vec<u8>)> {
-    fn varint(message: &mut &[u8]) -> u64 {
-        let mut value = 0;
-        for shift in (0..).step_by(7) {
-            let byte = message[0];
-            *message = &message[1..];
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return value;
-            }
-        }
-        unreachable!("the loop has no end")
-    }
-    let mut fields = Vec::new();
-    while !message.is_empty() {
-        let key = varint(&mut message);
-        let value = match key & 7 {
-            0 => varint(&mut message).to_string().into_bytes(),
-            2 => {
-                let length = usize::try_from(varint(&mut message)).expect("a length");
-                let (bytes, rest) = message.split_at(length);
-                message = rest;
-                bytes.to_vec()
-            }
-            wire => panic!("wire type {wire}"),
-        };
-        fields.push((key >> 3, value));
-    }
-    fields
-}
-
-fn options_of(asked: &Value) -> Vec<(u64, String)> {
-    let hex = asked["request"].as_str().expect("hexadecimal digits");
-    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal digits");
-    let request: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
-    let options = fields(&request)
-        .into_iter()
-        .find(|(number, _)| *number == 2)
-        .expect("options")
-        .1;
-    fields(&options)
-        .into_iter()
-        .map(|(number, value)| (number, String::from_utf8_lossy(&value).into_owned()))
-        .collect()
-}
-
-fn criu_gets_nothing_of_ours(runtime: &Runtime) {
-    let mut bundle = runtime.bundle();
-    bundle.probe(&["sleep"]);
-    let _container = bundle.start();
-    let asked = Fake::new(&bundle).asked(&bundle, &["checkpoint", "--image-path", "images"]);
-    assert_eq!(asked["cwd"], "/");
-    assert_eq!(asked["fds"], 4, "the standard streams and the socket");
-    let names: Vec<&String> = asked["env"].as_object().expect("an object").keys().collect();
-    assert_eq!(names, ["PATH"]);
-}
-
-/// Flags, and the field of criu/images/rpc.proto that shows each.
-const FLAGS: [(&[&str], u64, &str); 16] = [
-    (&["--leave-running"], 3, "1"),
-    (&["--ext-unix-sk"], 4, "1"),
-    (&["--tcp-established"], 5, "1"),
-    (&["--shell-job"], 7, "1"),
-    (&["--file-locks"], 8, "1"),
-    (&["--page-server", "127.0.0.1:7777"], 11, "\n\t127.0.0.1\u{10}\u{fffd}<"),
-    (&["--auto-dedup"], 16, "1"),
-    (&["--link-remap"], 18, "1"),
-    (&["--manage-cgroups-mode", "ignore"], 34, "0"),
-    (&["--manage-cgroups-mode", "soft"], 34, "3"),
-    (&["--manage-cgroups-mode", "full"], 34, "4"),
-    (&["--manage-cgroups-mode", "strict"], 34, "5"),
-    (&["--empty-ns", "network"], 38, "1073741824"),
-    (&["--tcp-skip-in-flight"], 46, "1"),
-    (&["--lazy-pages"], 48, "1"),
-    (&["--status-fd", "0"], 49, "0"),
-];
-
-fn every_flag_reaches_criu(runtime: &Runtime) {
-    let mut bundle = runtime.bundle();
-    bundle.probe(&["sleep"]);
-    let _container = bundle.start();
-    let fake = Fake::new(&bundle);
-    let plain = options_of(&fake.asked(&bundle, &["checkpoint"]));
-    for (flags, number, value) in FLAGS {
-        let line: Vec<&str> = [&["checkpoint"], flags].concat();
-        let options = options_of(&fake.asked(&bundle, &line));
-        let has = |options: &[(u64, String)]| options.iter().any(|option| *option == (number, value.to_owned()));
-        assert!(has(&options), "{flags:?}: {options:?}");
-        assert!(
-            flags[1..] == ["soft"] || !has(&plain),
-            "{flags:?} without it: {plain:?}"
-        );
-    }
-    let binds: Vec<&str> = plain
-        .iter()
-        .filter(|(number, _)| *number == 37)
-        .map(|(_, value)| value.as_str())
-        .collect();
-    assert!(binds.contains(&"mnt[/proc/keys]:/dev/null"), "{binds:?}");
-    for (flags, error) in [
-        (&["--parent-path", "/absolute"][..], "--parent-path"),
-        (&["--parent-path", "nothing"], "--parent-path"),
-        (&["--page-server", "localhost:1"], "--page-server"),
-        (&["--status-fd", "77"], "--status-fd"),
-    ] {
-        let mut command = bundle.command("checkpoint");
-        let found = finish(command.args(flags).arg(&bundle.id).current_dir(bundle.path())).failure();
-        assert!(found.contains(error), "{flags:?}: {found}");
-    }
 }
 
 fn without_criu_there_is_an_error(runtime: &Runtime) {

@@ -2,22 +2,20 @@
 //!
 //! Mostly about getppid(2): it takes no arguments, so that the kernel does not care what stands where a filter looks.
 
-use std::fs;
-use std::io::{IoSliceMut, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::process::Command;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+mod agent;
+mod cache;
 
-use corten_tests::bundle::{Bundle, Runtime, finish, wait_until};
-use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::fs;
+use std::process::Command;
+
+use corten_tests::bundle::{Bundle, Runtime, finish};
 use serde_json::{Value, json};
+
+use agent::{Agent, a_missing_agent_is_an_error, an_agent_answers, an_agent_is_asked_about_an_exec, notifying};
+use cache::{
+    a_cache_that_others_can_write_is_not_used, a_damaged_program_is_made_anew, a_program_is_kept_and_used_again,
+    the_cache_is_bounded,
+};
 
 each_runtime! {
     each_action_does_what_it_says,
@@ -409,149 +407,6 @@ fn a_narrow_profile_suffices(runtime: &Runtime) {
     }
 }
 
-/// An agent on a socket of its own: takes one listener, and answers as often as it is asked to.
-struct Agent {
-    path: PathBuf,
-    thread: JoinHandle<Value>,
-}
-
-impl Agent {
-    /// Answers `answers` notifications, each with an errno or (positive) with a value.
-    fn start(bundle: &Bundle<'_>, answers: Vec<i64>) -> Agent {
-        let path = bundle.path().join("agent.sock");
-        let _stale = fs::remove_file(&path);
-        let socket = UnixListener::bind(&path).expect("bind a socket of the test");
-        socket.set_nonblocking(true).expect("make a socket nonblocking");
-        let thread = thread::spawn(move || {
-            let accepted = wait_until(|| socket.accept().ok());
-            let (mut connection, _) = accepted.expect("the runtime connects");
-            connection.set_nonblocking(false).expect("make a socket blocking");
-            let (text, listener) = receive(&mut connection);
-            for answer in answers {
-                respond(&listener, answer);
-            }
-            serde_json::from_slice(&text).expect("the state is JSON")
-        });
-        Agent { path, thread }
-    }
-
-    /// The container process state it got.
-    fn state(self) -> Value {
-        self.thread.join().expect("the agent has what it wants")
-    }
-}
-
-fn receive(connection: &mut UnixStream) -> (Vec<u8>, OwnedFd) {
-    connection
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .expect("set a timeout");
-    let mut text = vec![0; 64 << 10];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut buffers = [IoSliceMut::new(&mut text)];
-    let message = recvmsg(&*connection, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC).expect("recvmsg");
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    let [listener] = descriptors
-        .flatten()
-        .collect::<Vec<OwnedFd>>()
-        .try_into()
-        .expect("one descriptor");
-    text.truncate(message.bytes);
-    // Not to the end: runc keeps the connection of an exec as long as it runs.
-    while serde_json::from_slice::<Value>(&text).is_err() {
-        let mut more = [0; 4096];
-        let length = connection.read(&mut more).expect("read the rest");
-        assert!(length > 0, "the end, in the middle of the state");
-        text.extend_from_slice(&more[..length]);
-    }
-    (text, listener)
-}
-
-fn respond(listener: &OwnedFd, answer: i64) {
-    let mut asked = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    assert_eq!(poll(&mut asked, PollTimeout::from(30_000_u16)), Ok(1), "nobody asks");
-    let request = ScmpNotifReq::receive(listener.as_raw_fd()).expect("receive a notification");
-    let (value, error) = if answer < 0 { (0, answer) } else { (answer, 0) };
-    let error = i32::try_from(error).expect("an errno");
-    let response = ScmpNotifResp::new(request.id, value, error, ScmpNotifRespFlags::empty().bits());
-    response.respond(listener.as_raw_fd()).expect("answer a notification");
-}
-
-fn notifying(path: &std::path::Path) -> Value {
-    let mut profile = docker();
-    profile["syscalls"]
-        .as_array_mut()
-        .expect("a list")
-        .insert(0, json!({ "names": ["getsid"], "action": "SCMP_ACT_NOTIFY" }));
-    profile["syscalls"][1]["names"]
-        .as_array_mut()
-        .expect("a list")
-        .retain(|name| name != "getsid");
-    profile["listenerPath"] = json!(path);
-    profile["listenerMetadata"] = json!("for the agent");
-    profile
-}
-
-fn check_state(state: &Value, bundle: &Bundle<'_>, status: &str) {
-    assert_eq!(state["fds"], json!(["seccompFd"]), "{state}");
-    assert_eq!(state["metadata"], "for the agent");
-    assert_eq!(state["state"]["id"], bundle.id.as_str());
-    assert_eq!(state["state"]["bundle"], json!(bundle.path()));
-    assert_eq!(state["state"]["status"], status);
-    assert!(
-        state["ociVersion"]
-            .as_str()
-            .is_some_and(|version| version.starts_with("1.")),
-        "{state}"
-    );
-    assert!(state["pid"].as_i64().is_some_and(|pid| pid > 1), "{state}");
-}
-
-fn an_agent_answers(runtime: &Runtime) {
-    for no_new_privileges in [true, false] {
-        let mut bundle = under(runtime, Value::Null);
-        let agent = Agent::start(&bundle, vec![-i64::from(libc::EXDEV), 4711]);
-        bundle.spec["linux"]["seccomp"] = notifying(&agent.path);
-        bundle.spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
-        let number = GETSID.to_string();
-        bundle.spec["process"]["args"] = json!(["/syscall", "call", number, ",", number]);
-        let container = bundle.start();
-        assert_eq!(container.wait(), 0);
-        assert_eq!(container.stdout(), "EXDEV\n4711\n");
-        let state = agent.state();
-        check_state(&state, &bundle, "creating");
-        assert_eq!(state["pid"], container.pid.as_raw());
-    }
-}
-
-fn an_agent_is_asked_about_an_exec(runtime: &Runtime) {
-    let mut bundle = under(runtime, Value::Null);
-    let agent = Agent::start(&bundle, vec![]);
-    bundle.spec["linux"]["seccomp"] = notifying(&agent.path);
-    bundle.probe(&["sleep"]);
-    let container = bundle.start();
-    check_state(&agent.state(), &bundle, "creating");
-    let agent = Agent::start(&bundle, vec![12]);
-    let output = bundle.exec(&[], &["/syscall", "call", &GETSID.to_string()]);
-    assert_eq!(output.success().stdout, "12\n");
-    let state = agent.state();
-    check_state(&state, &bundle, "running");
-    assert_ne!(state["pid"], container.pid.as_raw());
-    assert_eq!(state["state"]["pid"], container.pid.as_raw());
-}
-
-fn a_missing_agent_is_an_error(runtime: &Runtime) {
-    let mut bundle = under(runtime, Value::Null);
-    let path = bundle.path().join("nobody.sock");
-    bundle.spec["linux"]["seccomp"] = notifying(&path);
-    let error = bundle.call("create", &[]).failure();
-    assert!(error.contains("nobody.sock"), "{error}");
-    bundle.assert_nothing_left();
-}
-
 /// Profiles that nobody takes, and what the error is to name.
 fn what_is_no_profile_is_refused(runtime: &Runtime) {
     let rule = |rule: Value| json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
@@ -652,115 +507,4 @@ fn each_flag_reaches_the_kernel(runtime: &Runtime) {
         assert!(text.contains(&loaded), "{flags}: {text}");
         assert!(agent.is_none_or(|agent| agent.state().is_object()));
     }
-}
-
-/// The files of the cache.
-fn kept(runtime: &Runtime) -> Vec<PathBuf> {
-    let entries = fs::read_dir(runtime.root().join("@seccomp"));
-    entries.map_or_else(
-        |_| Vec::new(),
-        |entries| entries.flatten().map(|entry| entry.path()).collect(),
-    )
-}
-
-fn is_filtered(bundle: &mut Bundle<'_>) {
-    let result = calls(bundle, &["call", &GETPPID.to_string()]);
-    assert_eq!(result, (0, "EXDEV".to_owned()));
-}
-
-fn filtering(runtime: &Runtime) -> Bundle<'_> {
-    let rule = json!({ "names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EXDEV });
-    under(runtime, but(json!([rule])))
-}
-
-fn a_program_is_kept_and_used_again(runtime: &Runtime) {
-    let mut bundle = filtering(runtime);
-    is_filtered(&mut bundle);
-    let [file] = &kept(runtime)[..] else {
-        panic!("one file: {:?}", kept(runtime))
-    };
-    let directory = fs::metadata(runtime.root().join("@seccomp")).expect("the cache is there");
-    assert_eq!((directory.mode() & 0o7777, directory.uid()), (0o700, 0));
-    let first = fs::metadata(file).expect("stat a file");
-    assert_eq!(first.mode() & 0o7777, 0o600);
-    is_filtered(&mut bundle);
-    let second = fs::metadata(file).expect("stat a file");
-    assert_eq!(
-        (first.ino(), first.mtime_nsec()),
-        (second.ino(), second.mtime_nsec()),
-        "it was not written again"
-    );
-    assert!(runtime.list().is_empty(), "the cache is no container");
-
-    // The proof that it is read: another profile's program in its place, with the sum set right, has its effect.
-    let mut other = under(
-        runtime,
-        but(json!([{ "names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }])),
-    );
-    assert_eq!(
-        calls(&mut other, &["call", &GETPPID.to_string()]),
-        (0, "EOPNOTSUPP".to_owned())
-    );
-    let theirs = kept(runtime)
-        .into_iter()
-        .find(|path| path != file)
-        .expect("a second file");
-    let (own, theirs) = (fs::read(file).expect("read"), fs::read(theirs).expect("read"));
-    fs::write(file, [&own[..40], &theirs[40..]].concat()).expect("write a file of the cache");
-    assert_eq!(
-        calls(&mut bundle, &["call", &GETPPID.to_string()]),
-        (0, "EOPNOTSUPP".to_owned())
-    );
-}
-
-fn a_damaged_program_is_made_anew(runtime: &Runtime) {
-    let mut bundle = filtering(runtime);
-    is_filtered(&mut bundle);
-    let file = kept(runtime).pop().expect("one file");
-    let whole = fs::read(&file).expect("read a file of the cache");
-    let mut bent = whole.clone();
-    *bent.last_mut().expect("it is not empty") ^= 1;
-    for bytes in [
-        &whole[..whole.len() - 8],
-        &bent,
-        b"",
-        &[whole.as_slice(), &whole].concat(),
-    ] {
-        fs::write(&file, bytes).expect("write a file of the cache");
-        is_filtered(&mut bundle);
-        assert_eq!(fs::read(&file).expect("read a file of the cache"), whole);
-    }
-    // Whose file it is counts, too.
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).expect("chmod a file");
-    is_filtered(&mut bundle);
-    assert_eq!(fs::metadata(&file).expect("stat a file").mode() & 0o7777, 0o600);
-    fs::remove_file(&file).expect("remove a file");
-    std::os::unix::fs::symlink("/etc/passwd", &file).expect("make a link");
-    is_filtered(&mut bundle);
-    assert!(fs::symlink_metadata(&file).expect("stat a file").is_file());
-}
-
-fn a_cache_that_others_can_write_is_not_used(runtime: &Runtime) {
-    let cache = runtime.root().join("@seccomp");
-    fs::create_dir(&cache).expect("make a directory");
-    fs::set_permissions(&cache, fs::Permissions::from_mode(0o777)).expect("chmod a directory");
-    is_filtered(&mut filtering(runtime));
-    assert!(kept(runtime).is_empty(), "nothing is put where others write");
-}
-
-fn the_cache_is_bounded(runtime: &Runtime) {
-    let mut bundle = filtering(runtime);
-    is_filtered(&mut bundle);
-    let first = kept(runtime);
-    let cache = runtime.root().join("@seccomp");
-    thread::sleep(Duration::from_millis(20));
-    for number in 0..80 {
-        fs::write(cache.join(format!("{number:064}")), "x").expect("fill the cache");
-    }
-    let rule = json!({ "names": ["getsid"], "action": "SCMP_ACT_ERRNO" });
-    let _ran = calls(&mut under(runtime, but(json!([rule]))), &["call", "39"]);
-    let left = kept(runtime);
-    assert_eq!(left.len(), 64);
-    assert!(!left.contains(&first[0]), "the oldest went");
-    is_filtered(&mut bundle);
 }

@@ -11,11 +11,13 @@
 //! pipe to its end would wait for the container.
 
 mod command;
+mod container;
 mod report;
 mod spec;
 pub mod user;
 
 pub use command::{Output, Running, finish, wait_until};
+pub use container::{Container, wait_for};
 pub use report::Report;
 pub use spec::default_spec;
 
@@ -30,8 +32,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use command::contents;
+use container::{read_pid, reap, still_ours};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use spec::make_rootfs;
@@ -525,97 +527,5 @@ impl Drop for Bundle<'_> {
         for pid in processes {
             reap(pid);
         }
-    }
-}
-
-/// Whether this is a child that has not been reaped: then its pid cannot be another process's.
-fn still_ours(pid: Pid) -> bool {
-    waitid(
-        Id::Pid(pid),
-        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,
-    )
-    .is_ok()
-}
-
-/// Takes the exit of a container's init; one that was reaped before is fine.
-fn reap(pid: Pid) -> Option<WaitStatus> {
-    wait_until(|| match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::StillAlive) => None,
-        Ok(status) => Some(Some(status)),
-        Err(_not_ours) => Some(None),
-    })
-    .flatten()
-}
-
-/// A container made by `create` or `run --detach`.
-pub struct Container {
-    /// The host's pid of its init.
-    pub pid: Pid,
-    made_by: Running,
-}
-
-impl Container {
-    /// What it has written to stdout so far.
-    #[must_use]
-    pub fn stdout(&self) -> String {
-        self.made_by.stdout()
-    }
-
-    /// What it, and the command that made it, have written to stderr so far.
-    #[must_use]
-    pub fn stderr(&self) -> String {
-        contents(&self.made_by.stderr)
-    }
-
-    /// Waits until stdout holds `text`.
-    ///
-    /// # Panics
-    /// Where it never does.
-    #[track_caller]
-    pub fn wait_for(&self, text: &str) {
-        let found = wait_until(|| self.stdout().contains(text).then_some(()));
-        assert!(
-            found.is_some(),
-            "no {text:?} in {:?}; stderr {:?}",
-            self.stdout(),
-            self.stderr()
-        );
-    }
-
-    /// Waits for its init to exit: the code, or 128 + n after signal n.
-    ///
-    /// # Panics
-    /// Where it does not exit, or somebody else reaped it.
-    #[track_caller]
-    pub fn wait(&self) -> i32 {
-        wait_for(self.pid)
-    }
-
-    /// The report it printed.
-    ///
-    /// # Panics
-    /// Where it printed none.
-    #[must_use]
-    #[track_caller]
-    pub fn report(&self) -> Report {
-        Report::parse(&self.stdout())
-    }
-}
-
-fn read_pid(file: &Path) -> Pid {
-    let text = fs::read_to_string(file).expect("read the pid file");
-    Pid::from_raw(text.parse().expect("a pid file holds digits alone"))
-}
-
-/// Waits for a process a runtime left to this one: the code, or 128 + n after signal n.
-///
-/// # Panics
-/// Where it does not exit, or somebody else reaped it.
-#[track_caller]
-pub fn wait_for(pid: Pid) -> i32 {
-    match reap(pid) {
-        Some(WaitStatus::Exited(_, code)) => code,
-        Some(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
-        other => panic!("{pid}: {other:?}"),
     }
 }

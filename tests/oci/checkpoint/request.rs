@@ -1,0 +1,148 @@
+//! What CRIU is asked for: the probe writes down what it was started with, in CRIU's place.
+
+use std::fs;
+use std::path::PathBuf;
+
+use corten_tests::bundle::{Bundle, Runtime, finish};
+use serde_json::Value;
+
+/// The probe in CRIU's place.
+struct Fake(PathBuf);
+
+impl Fake {
+    fn new(bundle: &Bundle<'_>) -> Fake {
+        let path = bundle.path().join("criu");
+        if !path.exists() {
+            fs::hard_link(bundle.rootfs("/probe"), &path).expect("link the probe");
+        }
+        drop(fs::remove_file(path.with_extension("log")));
+        Fake(path)
+    }
+
+    /// Asks for a dump, which fails; what the second of the two CRIUs was started with.
+    #[track_caller]
+    fn asked(&self, bundle: &Bundle<'_>, subcommand: &[&str]) -> Value {
+        bundle.write();
+        let mut command = bundle.global(&["--criu", &self.0.to_string_lossy()]);
+        command
+            .args(subcommand)
+            .arg(&bundle.id)
+            .env("LEAK", "1")
+            .current_dir(bundle.path());
+        finish(&mut command).failure();
+        let log = fs::read_to_string(self.0.with_extension("log")).expect("criu was started");
+        serde_json::from_str(log.lines().last().expect("a line")).expect("a line is JSON")
+    }
+}
+
+/// The fields of a protobuf message: number and value, a varint's or the bytes'.
+fn fields(mut message: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    fn varint(message: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let byte = message[0];
+            *message = &message[1..];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return value;
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+    let mut fields = Vec::new();
+    while !message.is_empty() {
+        let key = varint(&mut message);
+        let value = match key & 7 {
+            0 => varint(&mut message).to_string().into_bytes(),
+            2 => {
+                let length = usize::try_from(varint(&mut message)).expect("a length");
+                let (bytes, rest) = message.split_at(length);
+                message = rest;
+                bytes.to_vec()
+            }
+            wire => panic!("wire type {wire}"),
+        };
+        fields.push((key >> 3, value));
+    }
+    fields
+}
+
+fn options_of(asked: &Value) -> Vec<(u64, String)> {
+    let hex = asked["request"].as_str().expect("hexadecimal digits");
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal digits");
+    let request: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+    let options = fields(&request)
+        .into_iter()
+        .find(|(number, _)| *number == 2)
+        .expect("options")
+        .1;
+    fields(&options)
+        .into_iter()
+        .map(|(number, value)| (number, String::from_utf8_lossy(&value).into_owned()))
+        .collect()
+}
+
+pub(super) fn criu_gets_nothing_of_ours(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    let asked = Fake::new(&bundle).asked(&bundle, &["checkpoint", "--image-path", "images"]);
+    assert_eq!(asked["cwd"], "/");
+    assert_eq!(asked["fds"], 4, "the standard streams and the socket");
+    let names: Vec<&String> = asked["env"].as_object().expect("an object").keys().collect();
+    assert_eq!(names, ["PATH"]);
+}
+
+/// Flags, and the field of criu/images/rpc.proto that shows each.
+const FLAGS: [(&[&str], u64, &str); 16] = [
+    (&["--leave-running"], 3, "1"),
+    (&["--ext-unix-sk"], 4, "1"),
+    (&["--tcp-established"], 5, "1"),
+    (&["--shell-job"], 7, "1"),
+    (&["--file-locks"], 8, "1"),
+    (&["--page-server", "127.0.0.1:7777"], 11, "\n\t127.0.0.1\u{10}\u{fffd}<"),
+    (&["--auto-dedup"], 16, "1"),
+    (&["--link-remap"], 18, "1"),
+    (&["--manage-cgroups-mode", "ignore"], 34, "0"),
+    (&["--manage-cgroups-mode", "soft"], 34, "3"),
+    (&["--manage-cgroups-mode", "full"], 34, "4"),
+    (&["--manage-cgroups-mode", "strict"], 34, "5"),
+    (&["--empty-ns", "network"], 38, "1073741824"),
+    (&["--tcp-skip-in-flight"], 46, "1"),
+    (&["--lazy-pages"], 48, "1"),
+    (&["--status-fd", "0"], 49, "0"),
+];
+
+pub(super) fn every_flag_reaches_criu(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let _container = bundle.start();
+    let fake = Fake::new(&bundle);
+    let plain = options_of(&fake.asked(&bundle, &["checkpoint"]));
+    for (flags, number, value) in FLAGS {
+        let line: Vec<&str> = [&["checkpoint"], flags].concat();
+        let options = options_of(&fake.asked(&bundle, &line));
+        let has = |options: &[(u64, String)]| options.iter().any(|option| *option == (number, value.to_owned()));
+        assert!(has(&options), "{flags:?}: {options:?}");
+        assert!(
+            flags[1..] == ["soft"] || !has(&plain),
+            "{flags:?} without it: {plain:?}"
+        );
+    }
+    let binds: Vec<&str> = plain
+        .iter()
+        .filter(|(number, _)| *number == 37)
+        .map(|(_, value)| value.as_str())
+        .collect();
+    assert!(binds.contains(&"mnt[/proc/keys]:/dev/null"), "{binds:?}");
+    for (flags, error) in [
+        (&["--parent-path", "/absolute"][..], "--parent-path"),
+        (&["--parent-path", "nothing"], "--parent-path"),
+        (&["--page-server", "localhost:1"], "--page-server"),
+        (&["--status-fd", "77"], "--status-fd"),
+    ] {
+        let mut command = bundle.command("checkpoint");
+        let found = finish(command.args(flags).arg(&bundle.id).current_dir(bundle.path())).failure();
+        assert!(found.contains(error), "{flags:?}: {found}");
+    }
+}
