@@ -4,7 +4,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `tripwire.rs` | files outside of every container, and the host's own settings, that no test may change |
-//! | `hostile.rs` | root filesystems in which one path is not what it should be |
+//! | `hostile.rs` | root filesystems in which one path is not what it should be; `hostile/holes.rs`: single ones |
 //! | `racer.rs` | a container that exchanges a path of another one's root while that is made |
 //! | `audit.rs` | what a program in a container is given, compared with an expected document |
 //! | `numbers.rs` | users and groups as strings and numbers |
@@ -76,12 +76,21 @@ fn every_row_of_the_table_names_tests_that_exist() {
     for row in rows {
         for name in row.split('`').filter(|word| word.contains("::")) {
             let (module, test) = name.split_once("::").expect("it has been looked for");
-            let file = folder.join(format!("{module}.rs"));
-            let text =
-                std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{row}: {}: {error}", file.display()));
+            let text = text_of(&folder, module);
             assert!(text.contains(&format!("fn {test}(")), "{row}: no test {name}");
             named += 1;
         }
     }
     assert!(named > 60, "{named} tests are named");
+}
+
+/// A module's file, and those below it.
+fn text_of(folder: &Path, module: &str) -> String {
+    let below = std::fs::read_dir(folder.join(module)).into_iter().flatten();
+    let below = below.map(|entry| entry.expect("read a directory").path());
+    let files = std::iter::once(folder.join(format!("{module}.rs"))).chain(below);
+    let read = |file: std::path::PathBuf| {
+        std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+    };
+    files.map(read).collect()
 }
