@@ -12,14 +12,16 @@
 //! the place of paths. Field numbers are those of criu/images/rpc.proto; what is not sent or looked at is left out.
 
 use std::io::{IoSliceMut, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, socketpair};
 use prost::Message;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 /// The oldest CRIU that has all that is used: the security label of restored tasks by name is of 3.16.
 const OLDEST: (i32, i32) = (3, 16);
@@ -333,6 +335,7 @@ impl Criu {
 
     /// The next message.
     pub fn receive(&mut self) -> Result<Received> {
+        self.wait_for_message()?;
         let mut buffer = vec![0u8; MAX_MESSAGE];
         let mut control = nix::cmsg_space!([RawFd; 1]);
         let mut buffers = [IoSliceMut::new(&mut buffer)];
@@ -351,11 +354,7 @@ impl Criu {
         }
         let length = message.bytes;
         if length == 0 {
-            let status = self.child.wait().context("wait for criu")?;
-            let how = status
-                .signal()
-                .map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
-            bail!("criu ended without an answer: {how}");
+            return Err(self.ended());
         }
         ensure!(
             length <= MAX_MESSAGE,
@@ -363,6 +362,41 @@ impl Criu {
         );
         let response = Response::decode(&buffer[..length]).context("decode criu's message")?;
         Ok(Received { response, descriptor })
+    }
+
+    /// Waits until there is a message, or CRIU has ended: processes it has made may hold its socket, which then has no end.
+    fn wait_for_message(&mut self) -> Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let process = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid:?})"))?;
+        loop {
+            let mut descriptors = [
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(process.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut descriptors, PollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                result => result.context("poll")?,
+            };
+            let [message, ended] = descriptors.map(|descriptor| descriptor.any() == Some(true));
+            // poll looks at one after the other: what it said last may have come between the two looks.
+            if message || !ended || is_readable(&self.socket)? {
+                return Ok(());
+            }
+            return Err(self.ended());
+        }
+    }
+
+    /// How it ended, as an error.
+    fn ended(&mut self) -> anyhow::Error {
+        match self.child.wait() {
+            Ok(status) => {
+                let how = status
+                    .signal()
+                    .map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+                anyhow!("criu ended without an answer: {how}")
+            }
+            Err(error) => anyhow!(error).context("wait for criu"),
+        }
     }
 
     /// Answers a notification.
@@ -381,6 +415,12 @@ impl Criu {
         self.child.wait().context("wait for criu")?;
         Ok(())
     }
+}
+
+fn is_readable(socket: &OwnedFd) -> Result<bool> {
+    let mut descriptors = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut descriptors, PollTimeout::ZERO).context("poll")?;
+    Ok(descriptors[0].any() == Some(true))
 }
 
 impl Drop for Criu {
@@ -490,6 +530,21 @@ mod tests {
         let answer = Response::decode(&[0x08, 6, 0x10, 1, 0x2a, 4, 0x0a, 2, b'h', b'i'][..]).unwrap();
         assert_eq!(answer.kind, kind::NOTIFY);
         assert_eq!(answer.notify.unwrap().script.as_deref(), Some("hi"));
+    }
+
+    #[test]
+    fn an_end_without_an_answer_is_seen() {
+        let pair = || socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        // As by a process that CRIU has made and left.
+        let (socket, _held) = pair();
+        let child = Command::new("/bin/sh").args(["-c", "exit 3"]).spawn().unwrap();
+        let error = Criu { child, socket }.receive().unwrap_err().to_string();
+        assert!(error.contains("exit status: 3"), "{error}");
+        // What it has said before counts.
+        let (socket, held) = pair();
+        send(held.as_raw_fd(), &[0x08, 6, 0x10, 1], MsgFlags::empty()).unwrap();
+        let child = Command::new("/bin/true").spawn().unwrap();
+        assert_eq!(Criu { child, socket }.receive().unwrap().response.kind, kind::NOTIFY);
     }
 
     #[test]

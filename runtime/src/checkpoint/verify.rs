@@ -12,7 +12,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, PosixRlimitType, Process, Spec};
 use rustix::thread::CapabilitySet;
 
 use super::dump::user_namespace;
@@ -53,6 +53,7 @@ pub fn container(
         let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         let status = Status::parse(&text).with_context(|| path.clone())?;
         allowed.check(&status).with_context(what)?;
+        limits(task, bundle.process()?, &allowed).with_context(what)?;
         label(task, profile).with_context(what)?;
         ensure!(cgroup.holds(task)?, "task {task} is not in the container's cgroup");
     }
@@ -226,6 +227,51 @@ impl Allowed {
         );
         ensure!(status.filtered || !self.filtered, "linux.seccomp: it has no filter");
         Ok(())
+    }
+}
+
+/// No limit of a task is above what the specification says, which only CAP_SYS_RESOURCE could have raised it to.
+fn limits(task: i32, process: &Process, allowed: &Allowed) -> Result<()> {
+    if process.rlimits().is_none() || allowed.permitted.contains(CapabilitySet::SYS_RESOURCE) {
+        return Ok(());
+    }
+    let path = format!("/proc/{task}/limits");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    check_limits(&text, process).with_context(|| path.clone())
+}
+
+fn check_limits(text: &str, process: &Process) -> Result<()> {
+    for limit in process.rlimits().iter().flatten() {
+        let name = limit_name(limit.typ());
+        let values = text.lines().find_map(|line| line.strip_prefix(name));
+        // Soft, hard, unit; `unlimited` is no number, and the largest there is.
+        let hard = values.and_then(|values| values.split_ascii_whitespace().nth(1));
+        let hard = hard.with_context(|| format!("{name} is missing"))?;
+        let above = hard.parse().unwrap_or(u64::MAX) > limit.hard();
+        ensure!(!above, "process.rlimits: it has {hard} for {}", limit.typ());
+    }
+    Ok(())
+}
+
+/// What /proc/PID/limits calls it.
+fn limit_name(kind: PosixRlimitType) -> &'static str {
+    match kind {
+        PosixRlimitType::RlimitCpu => "Max cpu time",
+        PosixRlimitType::RlimitFsize => "Max file size",
+        PosixRlimitType::RlimitData => "Max data size",
+        PosixRlimitType::RlimitStack => "Max stack size",
+        PosixRlimitType::RlimitCore => "Max core file size",
+        PosixRlimitType::RlimitRss => "Max resident set",
+        PosixRlimitType::RlimitNproc => "Max processes",
+        PosixRlimitType::RlimitNofile => "Max open files",
+        PosixRlimitType::RlimitMemlock => "Max locked memory",
+        PosixRlimitType::RlimitAs => "Max address space",
+        PosixRlimitType::RlimitLocks => "Max file locks",
+        PosixRlimitType::RlimitSigpending => "Max pending signals",
+        PosixRlimitType::RlimitMsgqueue => "Max msgqueue size",
+        PosixRlimitType::RlimitNice => "Max nice priority",
+        PosixRlimitType::RlimitRtprio => "Max realtime priority",
+        PosixRlimitType::RlimitRttime => "Max realtime timeout",
     }
 }
 
@@ -435,6 +481,46 @@ mod tests {
                 (Err(found), Some(error)) => assert!(found.to_string().contains(error), "{found}: {status}"),
                 (result, error) => panic!("{result:?}, not {error:?}: {status}"),
             }
+        }
+    }
+
+    #[test]
+    fn limits_are_not_above_the_bundles() {
+        let text = fs::read_to_string("/proc/self/limits").unwrap();
+        let process = |kind: &str, hard: u64| -> Process {
+            let limits = json!([{"type": kind, "soft": 0, "hard": hard}]);
+            serde_json::from_value(json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "rlimits": limits})).unwrap()
+        };
+        for kind in [
+            "CPU",
+            "FSIZE",
+            "DATA",
+            "STACK",
+            "CORE",
+            "RSS",
+            "NPROC",
+            "NOFILE",
+            "MEMLOCK",
+            "AS",
+            "LOCKS",
+            "SIGPENDING",
+            "MSGQUEUE",
+            "NICE",
+            "RTPRIO",
+            "RTTIME",
+        ] {
+            let any = process(&format!("RLIMIT_{kind}"), u64::MAX);
+            assert!(check_limits(&text, &any).is_ok(), "{kind}: {text}");
+        }
+        let text = "Max open files            5                    7                    files     \n\
+                    Max stack size            8388608              unlimited            bytes     \n";
+        for (kind, hard, good) in [
+            ("RLIMIT_NOFILE", 7, true),
+            ("RLIMIT_NOFILE", 6, false),
+            ("RLIMIT_STACK", 8_388_608, false),
+            ("RLIMIT_CPU", 1, false),
+        ] {
+            assert_eq!(check_limits(text, &process(kind, hard)).is_ok(), good, "{kind} {hard}");
         }
     }
 

@@ -35,7 +35,7 @@ fn remove_mount(spec: &mut Value, destination: &str) {
 type Change = fn(&mut Value);
 
 /// The word of the error, what the container has that was dumped, and what the bundle says that it is restored under.
-fn smuggling() -> [(&'static str, Change, Change); 8] {
+fn smuggling() -> [(&'static str, Change, Change); 9] {
     let nothing: Change = |_| {};
     [
         (
@@ -60,6 +60,11 @@ fn smuggling() -> [(&'static str, Change, Change); 8] {
         ("process.user.uid", nothing, |spec| {
             spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
         }),
+        (
+            "process.rlimits",
+            |spec| spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 65 }]),
+            |spec| spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 64 }]),
+        ),
         (
             "linux.maskedPaths",
             |spec| spec["linux"]["maskedPaths"] = json!([]),
