@@ -10,7 +10,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, socket,
+};
 use serde::{Deserialize, Serialize};
 
 /// Room for one datagram, in bytes; the kernel sends at most 32 KiB at once.
@@ -60,6 +62,8 @@ impl Socket {
         let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
         let socket = socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkRoute)
             .context("socket(AF_NETLINK, NETLINK_ROUTE)")?;
+        // From here on the kernel alone can send to it: in a container's namespace there are others who would.
+        connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("connect to rtnetlink")?;
         Ok(Socket(socket))
     }
 
@@ -286,6 +290,8 @@ fn parse_address(body: &[u8], index: i32) -> Option<Address> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{getsockname, sendto};
+
     use super::*;
 
     #[test]
@@ -353,6 +359,17 @@ mod tests {
         for (scope, index, flags) in [(0, 4, permanent), (libc::RT_SCOPE_LINK, 3, permanent), (0, 3, 0)] {
             assert_eq!(parse_address(&body(scope, index, flags), 3), None);
         }
+    }
+
+    #[test]
+    fn the_kernel_alone_is_heard() {
+        let ours = Socket::open().unwrap();
+        let own: NetlinkAddr = getsockname(ours.0.as_raw_fd()).unwrap();
+        let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
+        let other = socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkRoute).unwrap();
+        let to = NetlinkAddr::new(own.pid(), 0);
+        assert!(sendto(other.as_raw_fd(), b"x", &to, MsgFlags::empty()).is_err());
+        assert!(ours.link("lo").unwrap().is_some());
     }
 
     #[test]

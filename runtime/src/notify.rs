@@ -36,6 +36,9 @@ const DIRECTORY: &str = "notify";
 /// The longest message that is looked at, in bytes.
 const MAX_MESSAGE: usize = 4096;
 
+/// How many messages are read in a row: a container that never stops talking shall not keep the runtime from its signals.
+const MAX_MESSAGES: usize = 64;
+
 /// The service manager's socket, if this process was started by one that wants to know.
 pub fn manager() -> Option<OsString> {
     std::env::var_os(VARIABLE).filter(|socket| !socket.is_empty())
@@ -115,11 +118,11 @@ impl Notify {
         }))
     }
 
-    /// Reads what the container has said so far; if it is ready, tells the manager, once, that the unit is, and that
+    /// Reads what the container has said so far, or some of it; if it is ready, tells the manager, once, that the unit is, and that
     /// `main` is its process.
     pub fn pass_on(&mut self, main: i32) -> Result<()> {
         let mut message = [0u8; MAX_MESSAGE];
-        loop {
+        for _ in 0..MAX_MESSAGES {
             match recv(self.listener.as_raw_fd(), &mut message, MsgFlags::empty()) {
                 Ok(length) if is_ready(&message[..length]) && !self.told => {
                     self.tell(main)?;
@@ -132,6 +135,7 @@ impl Notify {
                 Err(error) => return Err(error).context("receive from the container's notify socket"),
             }
         }
+        Ok(())
     }
 
     /// Waits until the manager has been told, or the container's `init` has ended.
@@ -188,6 +192,8 @@ fn is_ready(message: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{send, socketpair};
+
     use super::*;
 
     #[test]
@@ -217,6 +223,25 @@ mod tests {
             assert_eq!(address(OsStr::new(socket)).is_ok(), good, "{socket}");
         }
         assert!(address(OsStr::new(&"/x".repeat(100))).is_err());
+    }
+
+    #[test]
+    fn who_never_stops_talking_is_heard_by_and_by() {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (listener, service) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).unwrap();
+        for _ in 0..=MAX_MESSAGES {
+            send(service.as_raw_fd(), b"STATUS=x", MsgFlags::empty()).unwrap();
+        }
+        let mut notify = Notify {
+            listener,
+            manager: OsString::new(),
+            told: false,
+        };
+        let left = |notify: &Notify| poll(&mut [PollFd::new(notify.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO);
+        notify.pass_on(1).unwrap();
+        assert_eq!(left(&notify), Ok(1));
+        notify.pass_on(1).unwrap();
+        assert_eq!(left(&notify), Ok(0));
     }
 
     #[test]
