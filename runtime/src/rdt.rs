@@ -234,18 +234,20 @@ pub fn update(rdt: &LinuxIntelRdt, id: &str, root: &Path) -> Result<()> {
     }
 }
 
-/// Removes the groups that were made for a container which has no process any more.
+/// Removes the groups that were made for a container which has no process any more: all that can be, and tells of the
+/// first that cannot.
 pub fn remove(groups: &Groups) -> Result<()> {
     let shared = groups.shared.iter().filter(|group| is_empty(group));
+    let mut outcome = Ok(());
     for group in groups.monitoring.iter().chain(&groups.own).chain(shared) {
         match fs::remove_dir(group) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("rmdir {}", group.display()));
+                outcome = outcome.and(Err(error).with_context(|| format!("rmdir {}", group.display())));
             }
             _ => {}
         }
     }
-    Ok(())
+    outcome
 }
 
 fn is_empty(group: &Path) -> bool {
@@ -415,6 +417,15 @@ mod tests {
         // Somebody is still in it.
         remove(plan.groups()).unwrap();
         assert!(tree.0.join("silver").exists());
+        // What cannot be removed, having something in it here, does not keep the rest.
+        fs::create_dir(tree.0.join("empty")).unwrap();
+        let groups = Groups {
+            monitoring: Some(tree.0.join("silver")),
+            own: Some(tree.0.join("empty")),
+            shared: None,
+        };
+        assert!(remove(&groups).is_err());
+        assert!(!tree.0.join("empty").exists());
         for name in ["a/b", "..", "info", "mon_groups", "x\ny"] {
             assert!(
                 tree.plan(json!({"closID": name, "schemata": ["L3:0=f"]})).is_err(),

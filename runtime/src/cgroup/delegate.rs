@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{AtFlags, Uid, chownat};
 use rustix::io::Errno;
 
 use super::directory::Directory;
+use crate::id_map::{self, Kind};
 
 /// What the kernel says can be given away, Linux 4.15.
 const LIST: &str = "/sys/kernel/cgroup/delegate";
@@ -30,7 +31,7 @@ pub(super) fn owner(spec: &Spec) -> Option<u32> {
     }
     let uid = spec.process().as_ref()?.user().uid();
     let uid = if new(LinuxNamespaceType::User) {
-        host_id(linux, uid)?
+        id_map::host_id(Kind::Uid.mappings(linux), uid)?
     } else {
         uid
     };
@@ -45,16 +46,6 @@ fn writable(spec: &Spec) -> bool {
         mount.destination() == Path::new("/sys/fs/cgroup")
             && ["cgroup", "cgroup2"].contains(&kind)
             && !options.any(|option| option == "ro" || option == "rro")
-    })
-}
-
-fn host_id(linux: &Linux, uid: u32) -> Option<u32> {
-    let mut maps = linux.uid_mappings().iter().flatten();
-    maps.find_map(|map| {
-        let offset = uid
-            .checked_sub(map.container_id())
-            .filter(|&offset| offset < map.size())?;
-        map.host_id().checked_add(offset)
     })
 }
 

@@ -93,7 +93,10 @@ fn per_second(quota: Option<u64>, period: u64) -> u64 {
     const PERCENT: u64 = 10_000;
     match quota {
         None | Some(INFINITY) => INFINITY,
-        Some(quota) => (quota.saturating_mul(1_000_000) / period.max(1)).next_multiple_of(PERCENT),
+        Some(quota) => {
+            let exact = quota.saturating_mul(1_000_000) / period.max(1);
+            exact.checked_next_multiple_of(PERCENT).unwrap_or(INFINITY)
+        }
     }
 }
 
@@ -261,6 +264,12 @@ mod tests {
                 239,
                 "CPUQuotaPerSecUSec=20000",
                 "CPUQuotaPerSecUSec=20000",
+            ),
+            (
+                json!({"cpu": {"quota": i64::MAX, "period": 1}}),
+                239,
+                "CPUQuotaPerSecUSec=inf",
+                "CPUQuotaPerSecUSec=inf",
             ),
             (
                 json!({"cpu": {"quota": -1}}),
