@@ -162,11 +162,12 @@ mod tests {
     /// What bash offers for the last of these words.
     fn completed(script: &Path, words: &[&str]) -> Option<Vec<String>> {
         let line = format!(
-            "source '{}'; COMP_WORDS=({}); COMP_CWORD={}; _corten corten '{}' corten; echo \"${{COMPREPLY[@]}}\"",
+            "source '{}'; COMP_WORDS=({}); COMP_CWORD={}; _corten corten '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
             script.display(),
             words.join(" "),
             words.len() - 1,
             words[words.len() - 1],
+            words[words.len() - 2],
         );
         let output = output("bash", &["-c".into(), line.into()])?;
         assert!(output.status.success(), "{output:?}");

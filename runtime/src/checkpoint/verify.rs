@@ -377,6 +377,8 @@ fn inode(process: &str, namespace: &str) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufRead;
+
     use serde_json::json;
 
     use super::*;
@@ -582,11 +584,18 @@ mod tests {
 
     #[test]
     fn tasks_with_their_children() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let own = i32::try_from(std::process::id()).unwrap();
-        let found = tasks(own).unwrap();
-        assert!(found.contains(&own) && found.contains(&child.id().cast_signed()));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", "sleep 60 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(shell.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let (shell_pid, child) = (shell.id().cast_signed(), line.trim().parse().unwrap());
+        assert_eq!(tasks(shell_pid).unwrap(), [shell_pid, child]);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::SIGKILL).unwrap();
+        shell.wait().unwrap();
     }
 }
