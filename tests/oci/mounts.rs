@@ -186,8 +186,9 @@ pub(crate) fn run_in_mounts(bundle: &Bundle<'_>, propagation: &str, script: &str
     let run = bundle.command("run");
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--propagation", propagation, "sh", "-ec"])
-        .arg(format!("{script}\nexec \"$@\""))
+        // Private first: a peer of a host's shared mounts would make its own on the host as well.
+        .args(["--mount", "--propagation", "private", "sh", "-ec"])
+        .arg(format!("mount --make-r{propagation} /\n{script}\nexec \"$@\""))
         .arg("sh")
         .arg(run.get_program())
         .args(run.get_args());
@@ -261,8 +262,9 @@ fn rootfs_propagation_is_taken(runtime: &Runtime) {
     for (value, tag) in [
         ("shared", "shared:"),
         ("rshared", "shared:"),
-        ("slave", "[]"),
-        ("rslave", "[]"),
+        // With `master:` where the host's mount is shared.
+        ("slave", "["),
+        ("rslave", "["),
         ("private", "[]"),
         ("rprivate", "[]"),
         ("unbindable", "unbindable"),
@@ -272,6 +274,7 @@ fn rootfs_propagation_is_taken(runtime: &Runtime) {
         bundle.spec["linux"]["rootfsPropagation"] = json!(value);
         let tags = bundle.report(&[]).mount("/")["propagation"].to_string();
         assert!(tags.contains(tag), "{value}: {tags}");
+        assert_eq!(tags.contains("shared:"), tag == "shared:", "{value}: {tags}");
     }
 }
 

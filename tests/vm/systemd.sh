@@ -52,8 +52,7 @@ limits_are() {
 
 # Start.
 configure "mknod /dev/k c 10 200; sleep 1000" ".linux.cgroupsPath = \"test-one.slice:test:driven\" | $LIMITS"
-# Not in a command substitution: that would wait for init, which holds its output open.
-detached --systemd-cgroup create --bundle "$BUNDLE" driven
+succeeds "create" driven create --bundle "$BUNDLE" driven
 equal "state" created "$(status_of driven)"
 property_is $SCOPE ActiveState active
 succeeds start driven start driven

@@ -244,7 +244,9 @@ pub(crate) fn peak_rss_of(mut command: impl Iterator<Item = OsString>) -> Result
     let program = command.next().context("--peak-rss: missing the command")?;
     let mut command = Command::new(program)
         .args(command)
+        // The container keeps what it inherits, and whoever reads this program's output waits for its end.
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .context("spawn")?;
     let status = command.wait().context("wait")?;
