@@ -521,8 +521,11 @@ fn end(state: &State) -> Result<()> {
     if has_ended(&init, QUICK_END)? {
         return Ok(());
     }
-    // Whatever still runs in the container can have frozen init anew; when all of them are killed nobody can.
-    Cgroup::open(state.cgroup.clone()).kill(libc::SIGKILL)?;
+    // Whatever still runs in the container can have frozen init anew; when all of them are killed nobody can. Only then: to
+    // hold them for it, on v1, keeps from dying who does so already.
+    if cgroup::may_outlive_kill(&state.cgroup) {
+        Cgroup::open(state.cgroup.clone()).kill(libc::SIGKILL)?;
+    }
     let ended = has_ended(&init, KILL_TIMEOUT)?;
     ensure!(
         ended,
