@@ -210,6 +210,20 @@ mod tests {
     }
 
     #[test]
+    fn a_long_value_is_cut() {
+        for (length, whole) in [(MAX_QUOTED - 2, true), (MAX_QUOTED, false), (50 << 10, false)] {
+            let value = "é".repeat(length);
+            let error = check(&[("/windows", json!(value))]).unwrap_err();
+            let expected = if whole {
+                format!("windows: \"{value}\": Windows: ")
+            } else {
+                format!("windows: \"{}...: Windows: ", "é".repeat(MAX_QUOTED - 1))
+            };
+            assert!(error.starts_with(&expected), "{length}: {error}");
+        }
+    }
+
+    #[test]
     fn failures_say_where() {
         for (pointer, value, message) in [
             (
