@@ -26,6 +26,12 @@ fn smuggled(runtime: &Runtime, loosen: fn(&mut Value), tighten: fn(&mut Value)) 
     error
 }
 
+fn set_capabilities(spec: &mut Value, names: &[&str]) {
+    for set in ["bounding", "permitted", "effective"] {
+        spec["process"]["capabilities"][set] = json!(names);
+    }
+}
+
 fn remove_mount(spec: &mut Value, destination: &str) {
     let mounts = spec["mounts"].as_array_mut().expect("mounts are a list");
     mounts.retain(|mount| mount["destination"] != destination);
@@ -40,17 +46,8 @@ fn smuggling() -> [(&'static str, Change, Change); 9] {
     [
         (
             "process.capabilities",
-            |spec| {
-                let all = json!(["CAP_SYS_ADMIN", "CAP_KILL"]);
-                for set in ["bounding", "permitted", "effective"] {
-                    spec["process"]["capabilities"][set] = all.clone();
-                }
-            },
-            |spec| {
-                for set in ["bounding", "permitted", "effective"] {
-                    spec["process"]["capabilities"][set] = json!(["CAP_KILL"]);
-                }
-            },
+            |spec| set_capabilities(spec, &["CAP_SYS_ADMIN", "CAP_KILL"]),
+            |spec| set_capabilities(spec, &["CAP_KILL"]),
         ),
         (
             "process.noNewPrivileges",
