@@ -3,11 +3,11 @@
 //! The peer end is got from the multiplexer's descriptor (TIOCGPTPEER, Linux 4.13), never by the path
 //! `/dev/pts/N`, which the container could have put something else at (CVE-2025-52565).
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use oci_spec::runtime::Process;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -105,18 +105,6 @@ pub fn send(master: BorrowedFd<'_>, peer: BorrowedFd<'_>) -> Result<()> {
 
 /// Receives a terminal from the other end of [`pair`].
 pub fn receive(socket: &OwnedFd) -> Result<OwnedFd> {
-    let mut text = [0u8; 64];
-    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let mut buffers = [std::io::IoSliceMut::new(&mut text)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), flags).context("receive the terminal")?;
-    for message in message.cmsgs().context("decode the control message")? {
-        if let ControlMessageOwned::ScmRights(descriptors) = message
-            && let [descriptor] = descriptors[..]
-        {
-            return Ok(crate::sys::fd::own(descriptor));
-        }
-    }
-    bail!("the container's process sent no terminal")
+    let terminal = socket::receive(socket.as_fd()).context("receive the terminal")?;
+    terminal.context("the container's process sent no terminal")
 }

@@ -191,7 +191,7 @@ impl Exec {
         let (keep, filter) = ([start.channel.descriptor()], target.filter.as_ref());
         let mut confinement = become_program_user(&self.process, terminal, terms, &keep, filter)?;
         let program = Program::prepare(&self.process, terms.listen_fds)?;
-        let listener = confinement.listen(&start.channel)?;
+        let listener = confinement.listen(&start.channel, terms.unprivileged)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
         drop(listener);

@@ -115,7 +115,7 @@ impl Init<'_> {
         let keep = [start.channel.descriptor(), self.fifo.as_raw_fd(), proc.as_raw_fd()];
         let mut confinement = become_program_user(process, terminal, self.terms, &keep, self.filter)?;
         let program = Program::prepare(process, self.terms.listen_fds)?;
-        let listener = confinement.listen(&start.channel)?;
+        let listener = confinement.listen(&start.channel, self.terms.unprivileged)?;
         start.channel.send(&FromChild::Ready)?;
         start.channel.expect(FromParent::Proceed)?;
         drop(listener);

@@ -41,8 +41,8 @@ pub enum FromChild {
     RunHooks,
     /// The child is under a seccomp filter with a listener.
     Listening {
-        /// The listener's number in the child.
-        descriptor: RawFd,
+        /// The listener's number in the child; none where it comes with the next message.
+        descriptor: Option<RawFd>,
     },
     /// Everything is done but the last program.
     Ready,

@@ -36,6 +36,21 @@ each_runtime! {
     what_is_no_profile_is_refused,
 }
 
+rootless! {
+    exec_is_under_the_filter,
+    an_agent_answers,
+}
+
+/// runc 1.1 may not take the listener of an exec from a process that a user may not trace.
+#[test]
+fn an_agent_is_asked_about_a_user_s_exec() {
+    crate::run_as(
+        corten_tests::bundle::user::Caller::User,
+        "corten",
+        an_agent_is_asked_about_an_exec,
+    );
+}
+
 corten_only! {
     an_exec_file_cannot_leave_the_filter: "checks the identity by fields that runc 1.1 fills in its own way",
     a_narrow_profile_suffices: "runc makes system calls of its own between the load and execve",

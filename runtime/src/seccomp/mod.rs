@@ -14,7 +14,8 @@
 //! container's runs in between.
 //!
 //! With a listener there is no such choice: whoever creates the container hands the descriptor on, and is gone when it is
-//! started. Between the load and the hand-over only `write` is called, which therefore cannot be notified of, as with runc.
+//! started. Between the load and the hand-over only `write` is called, which therefore cannot be notified of, as with runc;
+//! for a user who is not root, `sendmsg` too.
 //!
 //! No flag is set that the profile does not name; runc adds SPEC_ALLOW since 1.2, which on Linux 5.16 or later changes
 //! nothing unless the machine was booted with spec_store_bypass_disable=seccomp.
@@ -24,7 +25,7 @@ mod compile;
 mod notify;
 mod stub;
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -36,7 +37,9 @@ use oci_spec::runtime::{
 use crate::capabilities::Capabilities;
 use crate::sync::{Channel, FromChild};
 use crate::sys::seccomp as sys;
+use crate::{rootless, socket};
 
+use notify::DESCRIPTOR;
 pub use notify::hand_over;
 
 /// What the profile may ask for, as the specification names it.
@@ -146,15 +149,19 @@ impl<'a> Confinement<'a> {
     }
 
     /// Loads a filter that notifies, and announces its listener, which the parent takes before it answers the next
-    /// message. The descriptor is to be held until then.
-    pub fn listen(&mut self, channel: &Channel) -> Result<Option<OwnedFd>> {
+    /// message. The descriptor is to be held until then. With `send` it is sent: the parent may not take it.
+    pub fn listen(&mut self, channel: &Channel, send: bool) -> Result<Option<OwnedFd>> {
         let Some(filter) = self.filter.take_if(|filter| filter.listener.is_some()) else {
             return Ok(None);
         };
         let listener = filter.load()?.context("linux.seccomp: the kernel gave no listener")?;
         channel.write(&FromChild::Listening {
-            descriptor: listener.as_raw_fd(),
+            descriptor: (!send).then_some(listener.as_raw_fd()),
         })?;
+        if send {
+            let sent = socket::send(channel.as_fd(), DESCRIPTOR, &listener);
+            sent.context("linux.seccomp: send the listener, which a profile of a user who is not root has to allow")?;
+        }
         self.settle()?;
         Ok(Some(listener))
     }
@@ -208,6 +215,10 @@ fn check_rule(rule: &LinuxSyscall, at: &str) -> Result<()> {
         ensure!(
             rule.action() != Action::ScmpActNotify || name != "write",
             "{at}.action: SCMP_ACT_NOTIFY: not for write, with which the runtime hands the listener over"
+        );
+        ensure!(
+            rule.action() != Action::ScmpActNotify || name != "sendmsg" || !rootless::unprivileged(),
+            "{at}.action: SCMP_ACT_NOTIFY: not for sendmsg, with which a user who is not root hands the listener over"
         );
     }
     check_errno(rule.action(), rule.errno_ret(), &format!("{at}.errnoRet"))?;
