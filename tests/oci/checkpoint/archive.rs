@@ -40,6 +40,12 @@ fn remove_mount(spec: &mut Value, destination: &str) {
 /// A change of a specification.
 type Change = fn(&mut Value);
 
+const SMUGGLED_LIMIT: (&str, Change, Change) = (
+    "process.rlimits",
+    |spec| spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 65 }]),
+    |spec| spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 64 }]),
+);
+
 /// The word of the error, what the container has that was dumped, and what the bundle says that it is restored under.
 fn smuggling() -> [(&'static str, Change, Change); 9] {
     let nothing: Change = |_| {};
@@ -57,11 +63,7 @@ fn smuggling() -> [(&'static str, Change, Change); 9] {
         ("process.user.uid", nothing, |spec| {
             spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
         }),
-        (
-            "process.rlimits",
-            |spec| spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 65 }]),
-            |spec| spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 64 }]),
-        ),
+        SMUGGLED_LIMIT,
         (
             "linux.maskedPaths",
             |spec| spec["linux"]["maskedPaths"] = json!([]),
