@@ -19,7 +19,8 @@ show_log() {
 }
 
 configure 'exec </dev/null >/dev/null 2>&1; n=0; while :; do n=$((n + 1)); echo $n >/tmp/count; sleep 0.2; done' \
-    '.linux.cgroupsPath = "/checkpoint-test/counter" | .linux.resources = { memory: { limit: 67108864 }, pids: { limit: 20 } }'
+    '.linux.cgroupsPath = "/checkpoint-test/counter" | .linux.resources = { memory: { limit: 67108864 }, pids: { limit: 20 } }
+        | .process.rlimits = [{ type: "RLIMIT_NOFILE", soft: 64, hard: 65 }]'
 succeeds "run counter" runtime run --detach --bundle "$BUNDLE" counter
 within 20 counted_beyond 3
 
@@ -39,6 +40,12 @@ count=$(cat "$COUNT")
 sleep 1
 equal "the counter stands still" "$count" "$(cat "$COUNT")"
 gone "$CGROUPS/checkpoint-test/counter"
+
+mkdir -p "$BUNDLE.strict"
+ln -sfn "$BUNDLE/rootfs" "$BUNDLE.strict/rootfs"
+jq '.process.rlimits[0].hard = 64' "$BUNDLE/config.json" >"$BUNDLE.strict/config.json"
+refused=$(runtime restore --detach --image-path "$IMAGES/stopped" --work-path "$WORK" --bundle "$BUNDLE.strict" counter 2>&1)
+like "a limit above the bundle's" "*process.rlimits: it has 65*" "$refused"
 
 before=$failed
 succeeds "restore counter" runtime restore --detach --image-path "$IMAGES/stopped" --work-path "$WORK" --bundle "$BUNDLE" counter
