@@ -37,6 +37,7 @@ clean_up() {
     local status=$? left
     trap - EXIT
     umount -l "$DIR" || true
+    umount /sys/fs/cgroup/unified 2>/dev/null || true
     remove_marked "$MARK"
     rm -rf -- "$DIR"
     left=$(left_behind "$MARK")
@@ -65,7 +66,11 @@ main() {
     trap clean_up EXIT
     # States are on a tmpfs on real nodes too, below /run.
     mount -t tmpfs tmpfs "$DIR"
-    if [[ -d /sys/fs/cgroup/memory ]] && mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi
+    # Something of our own in its place: crun would make directories in what lies beneath.
+    if [[ -d /sys/fs/cgroup/memory ]] && mountpoint -q /sys/fs/cgroup/unified; then
+        umount /sys/fs/cgroup/unified
+        mount -t tmpfs tmpfs /sys/fs/cgroup/unified
+    fi
     peers=(corten="$BIN/corten" crun="$(command -v crun)" runc="$(command -v runc)")
     say "$(crun --version | head -n 1), $(runc --version | head -n 1), Linux $(uname -r), $(nproc) processors"
     "$BENCH" --dir "$DIR" --rounds "$rounds" --seconds "$seconds" --seccomp "$SECCOMP" "${peers[@]}"
