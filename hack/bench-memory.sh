@@ -134,7 +134,7 @@ measure_containerd() {
 }
 
 clean_up() {
-    local status=$? left pid
+    local status=$? pid
     trap - EXIT
     # Whoever read our output may have gone; what runs must end all the same.
     trap '' PIPE
@@ -142,12 +142,7 @@ clean_up() {
     for pid in ${SERVER_PID:-} ${CONTAINERD_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
     remove_marked "$MARK"
     rm -rf -- "$DIR"
-    left=$(left_behind "$MARK")
-    if [[ -n $left ]]; then
-        printf 'left behind:\n%s\n' "$left" >&2
-        status=1
-    fi
-    exit "$status"
+    exit_leaving_nothing "$status"
 }
 
 main() {

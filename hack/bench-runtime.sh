@@ -34,18 +34,13 @@ count_system_calls() {
 }
 
 clean_up() {
-    local status=$? left
+    local status=$?
     trap - EXIT
     umount -l "$DIR" || true
     umount /sys/fs/cgroup/unified 2>/dev/null || true
     remove_marked "$MARK"
     rm -rf -- "$DIR"
-    left=$(left_behind "$MARK")
-    if [[ -n $left ]]; then
-        printf 'left behind:\n%s\n' "$left" >&2
-        status=1
-    fi
-    exit "$status"
+    exit_leaving_nothing "$status"
 }
 
 main() {

@@ -235,3 +235,12 @@ left_behind() {
     find /run/netns -maxdepth 1 -name "*$mark*" -printf 'netns %p\n' 2>/dev/null || true
     find /tmp -maxdepth 1 -name "$mark" -printf 'directory %p\n'
 }
+
+# Ends a script with $1, its exit code, and with a failure if anything of $MARK is left.
+exit_leaving_nothing() {
+    local left
+    left=$(left_behind "$MARK")
+    [[ -n $left ]] || exit "$1"
+    printf 'left behind:\n%s\n' "$left" >&2
+    exit 1
+}
