@@ -69,12 +69,12 @@ die() {
     exit 125
 }
 
-# The Debian mirror of this machine, so that a site's own is used.
-mirror() {
+# Sets MIRROR to the Debian mirror of this machine, so that a site's own is used.
+find_mirror() {
+    [[ -z $MIRROR ]] || return 0
     # shellcheck disable=SC2016  # apt's own substitution
-    [[ -n $MIRROR ]] || MIRROR=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-        grep -m 1 '/debian/*$' || true)
-    printf '%s\n' "${MIRROR:-http://deb.debian.org/debian}"
+    MIRROR=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -m 1 '/debian/*$' || true)
+    [[ -n $MIRROR ]] || die "apt knows no Debian mirror here: name one in CORTEN_VM_MIRROR"
 }
 
 # Runs an apt command on the packages of suite $1, with lists of its own: this machine's stay as they are.
@@ -82,7 +82,7 @@ apt_of() {
     local suite=$1 dir=$CACHE/apt-$1 command=$2
     shift 2
     mkdir -p "$dir/lists/partial" "$dir/archives/partial"
-    echo "deb [signed-by=$KEYRING] $(mirror) $suite main" >"$dir/sources.list"
+    echo "deb [signed-by=$KEYRING] $MIRROR $suite main" >"$dir/sources.list"
     "$command" -qq -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State="$dir" \
         -o Dir::State::Lists="$dir/lists" -o Dir::State::Status=/dev/null -o Dir::Cache="$dir" \
         -o Acquire::Languages=none -o APT::Sandbox::User=root "$@"
@@ -106,7 +106,7 @@ build_root() {
     rm -rf -- "$CACHE"/kernel-*
     # In a mount namespace: what debootstrap mounts never reaches this machine.
     unshare --mount --propagation private debootstrap --variant=minbase --include="$packages" "$SUITE" "$ROOT" \
-        "$(mirror)" >"$CACHE/debootstrap.log" 2>&1 || die "debootstrap: see $CACHE/debootstrap.log"
+        "$MIRROR" >"$CACHE/debootstrap.log" 2>&1 || die "debootstrap: see $CACHE/debootstrap.log"
     rm -rf -- "$ROOT"/var/cache/apt/archives/*.deb "$ROOT"/var/lib/apt/lists/* "$ROOT"/usr/share/{doc,man,locale}/*
     # Compiling the profiles that packages bring takes longer than the boot; the tests load their own.
     find "$ROOT/etc/apparmor.d" -maxdepth 1 -type f -delete
@@ -197,6 +197,7 @@ build() {
     # What packages bring into the image is readable by all; the directory itself is not for others to step into.
     chmod 700 "$CACHE"
     install_packages "${HOST_PACKAGES[@]}"
+    find_mirror
     build_root
     for kernel in "${KERNELS[@]}"; do build_kernel "$kernel"; done
     build_image
