@@ -1,6 +1,7 @@
 //! The system calls of a create and of an exec as strace shows them: what happens before what, and that nothing in the
 //! root is named by a path.
 
+use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
 
@@ -35,14 +36,37 @@ fn trace(bundle: &Bundle<'_>, command: &Command) -> Option<Vec<Call>> {
     }
     let _traced = finish(&mut strace).success();
     let text = fs::read_to_string(&file).expect("strace has written");
-    let calls = text.lines().filter_map(|line| {
-        let (pid, text) = line.split_once(' ')?;
-        Some(Call {
+    Some(parse(&text))
+}
+
+/// What strace has written, with the calls whole that it wrote in two parts because another process came between.
+fn parse(text: &str) -> Vec<Call> {
+    let mut begun: HashMap<&str, &str> = HashMap::new();
+    let mut calls = Vec::new();
+    for line in text.lines() {
+        let Some((pid, text)) = line.split_once(' ') else {
+            continue;
+        };
+        let text = text.trim_start();
+        if let Some(first) = text.strip_suffix("<unfinished ...>") {
+            begun.insert(pid, first.trim_end());
+            continue;
+        }
+        let resumed = text.strip_prefix("<... ").and_then(|rest| rest.split_once(" resumed>"));
+        let text = match resumed.zip(begun.remove(pid)) {
+            // strace pads the answer into a column of its own.
+            Some(((_, rest), first)) => match rest.rsplit_once(" = ") {
+                Some((rest, answer)) => format!("{first}{} = {answer}", rest.trim_end()),
+                None => format!("{first}{rest}"),
+            },
+            None => text.to_owned(),
+        };
+        calls.push(Call {
             pid: pid.to_owned(),
-            text: text.trim_start().to_owned(),
-        })
-    });
-    Some(calls.collect())
+            text,
+        });
+    }
+    calls
 }
 
 /// A create with something of everything, and its start.

@@ -3,7 +3,7 @@
 //! Statistics come every interval, notices (`oom`) when they happen; the command ends with the container. With `--stats`
 //! it is the statistics of now, once.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ pub(super) fn events(root: &Path, flags: &cli::Events) -> Result<()> {
     }
     let cgroup = Cgroup::open(state.cgroup.clone());
     if flags.stats {
-        return print_stats(&cgroup, flags);
+        return print_event("stats", Some(cgroup.stats()?), flags);
     }
     let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
     let mut watch = cgroup.watch_oom()?;
@@ -49,21 +49,32 @@ pub(super) fn events(root: &Path, flags: &cli::Events) -> Result<()> {
         };
         let ended = descriptors[0].any() == Some(true);
         // Also at the end: the container may have ended of it.
-        for _ in 0..watch.kills()? {
+        let Some(kills) = unless_ended(&init, watch.kills())? else {
+            return Ok(());
+        };
+        for _ in 0..kills {
             print_event("oom", None, flags)?;
         }
         if ended {
             return Ok(());
         }
         if Instant::now() >= next {
-            print_stats(&cgroup, flags)?;
+            let Some(stats) = unless_ended(&init, cgroup.stats())? else {
+                return Ok(());
+            };
+            print_event("stats", Some(stats), flags)?;
             next += flags.interval;
         }
     }
 }
 
-fn print_stats(cgroup: &Cgroup, flags: &cli::Events) -> Result<()> {
-    print_event("stats", Some(cgroup.stats()?), flags)
+/// What was read of the cgroup. A failure is none once init has ended: somebody deletes the cgroup meanwhile.
+fn unless_ended<T>(init: &OwnedFd, read: Result<T>) -> Result<Option<T>> {
+    let mut descriptors = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
+    match read {
+        Err(_) if poll(&mut descriptors, PollTimeout::ZERO).context("poll")? > 0 => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 fn print_event(kind: &'static str, data: Option<crate::cgroup::Stats>, flags: &cli::Events) -> Result<()> {
