@@ -1,19 +1,26 @@
-//! The runtime's own program, of which a container sees a process now and then: it is a sealed copy in memory, whose
-//! pages are not the host's file's, and which nobody can change (CVE-2019-5736, CVE-2022-0847).
+//! The runtime's own program, of which a container sees a process now and then: it is on an overlay that nobody can write
+//! to, or a sealed copy in memory, whose pages are not the host's file's (CVE-2019-5736, CVE-2022-0847).
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use corten_tests::bundle::{Bundle, Runtime, wait_for};
+use corten_tests::bundle::{Bundle, Container, Runtime, finish, wait_for};
 use nix::sys::signal::{Signal, kill};
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+/// statfs(2).
+const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
+
 tests! {
-    a_created_container_shows_a_sealed_copy,
+    a_created_container_shows_a_program_on_an_overlay_without_an_upper_layer,
+    a_created_container_shows_a_sealed_copy_where_that_is_asked_for,
+    a_program_that_only_claims_to_be_sealed_makes_a_copy,
+    an_unknown_way_to_seal_is_refused,
     a_program_that_is_the_runtime_itself_is_harmless,
     a_container_that_may_trace_finds_no_file_of_the_host_s,
 }
@@ -36,30 +43,80 @@ fn fingerprint(runtime: &Runtime) -> (u64, i64, i64, u32, Vec<u8>) {
     )
 }
 
-fn a_created_container_shows_a_sealed_copy(runtime: &Runtime) {
+fn a_created_container_shows_a_program_on_an_overlay_without_an_upper_layer(runtime: &Runtime) {
     let before = fingerprint(runtime);
     let mut bundle = runtime.bundle();
     bundle.probe(&["exit", "0"]);
     let container = bundle.create();
-    let program = PathBuf::from(format!("/proc/{}/exe", container.pid));
+    let program = shown(&container);
+    let file = fs::File::open(&program).expect("root may read it");
+    assert_eq!(rustix::fs::fstatfs(&file).expect("fstatfs").f_type, OVERLAYFS_MAGIC);
+    assert_ne!(
+        fs::metadata(&program).expect("init runs").dev(),
+        fs::metadata(runtime_binary(runtime)).expect("stat").dev()
+    );
+    assert_out_of_reach(&container);
+    // Once nobody runs it, only the filesystem is in the way.
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let error = fs::OpenOptions::new()
+        .write(true)
+        .open(&again)
+        .expect_err("nothing can be written");
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{error}");
+    drop(file);
+    assert_eq!(fingerprint(runtime), before);
+}
+
+fn a_created_container_shows_a_sealed_copy_where_that_is_asked_for(runtime: &Runtime) {
+    assert_sealed_copy(runtime, "CORTEN_SEAL", "copy");
+}
+
+/// The variable by which the program's entry tells it of the overlay it runs from.
+fn a_program_that_only_claims_to_be_sealed_makes_a_copy(runtime: &Runtime) {
+    assert_sealed_copy(runtime, "_CORTEN_SEALED_MOUNT", "1");
+}
+
+fn an_unknown_way_to_seal_is_refused(runtime: &Runtime) {
+    let bundle = runtime.bundle();
+    let mut command = bundle.command("create");
+    let error = finish(command.env("CORTEN_SEAL", "never").arg(&bundle.id)).failure();
+    assert!(
+        error.contains("CORTEN_SEAL=\"never\": must be copy or overlay"),
+        "{error}"
+    );
+}
+
+fn assert_sealed_copy(runtime: &Runtime, variable: &str, value: &str) {
+    let before = fingerprint(runtime);
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["exit", "0"]);
+    let container = bundle.launch_in(&[(variable, value)], "create", &[]);
+    let program = shown(&container);
     let name = fs::read_link(&program).expect("init runs");
     assert!(name.to_string_lossy().starts_with("/memfd:"), "{}", name.display());
-    let host = fs::metadata(runtime_binary(runtime)).expect("stat the runtime");
-    let shown = fs::metadata(&program).expect("init runs");
-    assert_ne!((shown.dev(), shown.ino()), (host.dev(), host.ino()));
     let file = fs::File::open(&program).expect("root may read it");
     let seals = fcntl_get_seals(&file).expect("a memory file has seals");
     let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     assert!(seals.contains(all), "{seals:?}");
+    assert_out_of_reach(&container);
+    drop(file);
+    assert_eq!(fingerprint(runtime), before);
+}
+
+/// The program of a created container's init.
+fn shown(container: &Container) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/exe", container.pid))
+}
+
+fn assert_out_of_reach(container: &Container) {
     assert!(
-        fs::OpenOptions::new().write(true).open(&program).is_err(),
+        fs::OpenOptions::new().write(true).open(shown(container)).is_err(),
         "it cannot be opened for writing as it runs"
     );
     // Not dumpable: all that is in its directory of /proc is root's and out of reach from the container.
     let owner = fs::metadata(format!("/proc/{}/fd", container.pid)).expect("init runs");
     assert_eq!(owner.uid(), 0);
-    drop(file);
-    assert_eq!(fingerprint(runtime), before);
 }
 
 /// The attack of CVE-2019-5736: the program to be executed is, or asks for, /proc/self/exe.
@@ -118,7 +175,8 @@ fn snooping<'r>(runtime: &'r Runtime, capabilities: &[&str]) -> Bundle<'r> {
 
 fn assert_harmless(stdout: &str) {
     let seen: Value = serde_json::from_str(stdout).expect("the probe prints JSON");
-    let own = |path: &Value| path == "/probe" || path.as_str().is_some_and(|path| path.starts_with("/memfd:"));
+    // The runtime's by its path on the overlay, whose root is the directory that it is in.
+    let own = |path: &Value| path == "/probe" || path == "/corten";
     let programs = seen["programs"].as_array().expect("programs are a list");
     assert!(programs.iter().all(own), "{seen}");
     let writable = seen["writable"].as_array().expect("programs are a list");

@@ -376,8 +376,18 @@ impl<'r> Bundle<'r> {
     /// Where the command fails or leaves no pid.
     #[track_caller]
     pub fn launch(&self, subcommand: &str, args: &[&str]) -> Container {
+        self.launch_in(&[], subcommand, args)
+    }
+
+    /// The same, with variables in the command's environment.
+    ///
+    /// # Panics
+    /// Where the command fails or leaves no pid.
+    #[track_caller]
+    pub fn launch_in(&self, environment: &[(&str, &str)], subcommand: &str, args: &[&str]) -> Container {
         let pid_file = self.path().join("pid");
         let mut command = self.command(subcommand);
+        command.envs(environment.iter().copied());
         command.args(args).arg("--pid-file").arg(&pid_file).arg(&self.id);
         let mut running = Running::start(&mut command);
         let status = wait_until(|| running.child.try_wait().expect("wait for a child"));

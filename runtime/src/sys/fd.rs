@@ -68,7 +68,7 @@ pub fn redirect_stdio(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// A memory file of these seals: nobody can change it any more, through whatever path they reach it.
-pub fn is_sealed(fd: &OwnedFd) -> bool {
+pub fn is_sealed(fd: BorrowedFd<'_>) -> bool {
     let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(all))
 }
