@@ -79,7 +79,7 @@ fn execute(program: &OwnedFd) -> Result<()> {
 
 /// Whether `program` is on a read-only overlay, in the mount of this id.
 fn runs_from(program: &File, id: &OsStr) -> bool {
-    let on_overlay = rustix::fs::fstatfs(program).is_ok_and(|stat| i64::from(stat.f_type) == OVERLAYFS_MAGIC);
+    let on_overlay = rustix::fs::fstatfs(program).is_ok_and(|stat| stat.f_type == OVERLAYFS_MAGIC);
     let read_only = rustix::fs::fstatvfs(program).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY));
     on_overlay && read_only && mount_id(program.as_fd()).is_ok_and(|own| OsStr::new(&own.to_string()) == id)
 }
