@@ -22,6 +22,7 @@ pub mod foreground;
 pub mod hooks;
 pub mod id_map;
 pub mod init;
+pub mod interrupt;
 pub mod log;
 pub mod lsm;
 pub mod memory_policy;

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use archive::{a_mount_behind_a_link_is_refused, an_archive_with_more_than_the_bundle_is_refused};
-use request::{criu_gets_nothing_of_ours, every_flag_reaches_criu};
+use request::{an_interrupt_ends_a_restore, criu_gets_nothing_of_ours, every_flag_reaches_criu};
 
 each_runtime! {
     a_process_goes_on_where_it_was,
@@ -36,6 +36,7 @@ corten_only! {
     an_archive_with_more_than_the_bundle_is_refused: "runc takes what CRIU makes of the images",
     a_mount_behind_a_link_is_refused: "runc's checks are of the bundle alone",
     hooks_run_at_a_restore: "runc runs no poststart hooks",
+    an_interrupt_ends_a_restore: "runc keeps the signal for a process that never comes",
     criu_gets_nothing_of_ours: "the request is corten's own",
     every_flag_reaches_criu: "the request is corten's own",
     without_criu_there_is_an_error: "runc finds it out late, and says less",

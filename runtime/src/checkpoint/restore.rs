@@ -122,8 +122,14 @@ impl<'a> Restore<'a> {
                     init,
                 };
                 let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
-                run_all_hooks("poststart", hooks, &created.state, ContainerState::Running);
-                Ok(created)
+                match run_all_hooks("poststart", hooks, &created.state, ContainerState::Running) {
+                    Ok(()) => Ok(created),
+                    Err(interrupted) => {
+                        let deleted = container::delete_opened(&created.directory, &created.state);
+                        log::best_effort("delete the container", deleted);
+                        Err(interrupted)
+                    }
+                }
             }
             Err(error) => {
                 drop(made);

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use corten_tests::bundle::{Bundle, Runtime, finish};
+use corten_tests::bundle::{Bundle, Running, Runtime, finish, wait_until};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 /// The probe in CRIU's place.
@@ -33,6 +34,30 @@ impl Fake {
         let log = fs::read_to_string(self.0.with_extension("log")).expect("criu was started");
         serde_json::from_str(log.lines().last().expect("a line")).expect("a line is JSON")
     }
+}
+
+/// A CRIU that says nothing does not hold a restore in the foreground for ever.
+pub(super) fn an_interrupt_ends_a_restore(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let fake = Fake::new(&bundle);
+    fs::write(fake.0.with_extension("silent"), "").expect("write a file");
+    let images = bundle.path().join("images");
+    fs::create_dir(&images).expect("make a directory");
+    fs::write(images.join("inventory.img"), "").expect("write a file");
+    bundle.write();
+    let mut command = bundle.global(&["--criu", &fake.0.to_string_lossy()]);
+    command.args(["restore", "--image-path"]).arg(&images);
+    command.arg("--bundle").arg(bundle.path()).arg(&bundle.id);
+    let restoring = Running::start(&mut command);
+    // The question for the version, and the request.
+    let asked = || fs::read_to_string(fake.0.with_extension("log")).is_ok_and(|log| log.lines().count() == 2);
+    assert!(wait_until(|| asked().then_some(())).is_some(), "{}", restoring.stdout());
+    kill(restoring.pid(), Signal::SIGTERM).expect("signal a process of this test");
+    let output = restoring.wait();
+    assert_eq!(output.code, 128 + libc::SIGTERM, "{output:?}");
+    assert!(output.stderr.contains("interrupted by SIGTERM"), "{output:?}");
+    bundle.assert_nothing_left();
 }
 
 /// The fields of a protobuf message: number and value, a varint's or the bytes'.
