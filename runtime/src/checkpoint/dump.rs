@@ -14,7 +14,7 @@ use super::{Directories, external, images, mountinfo, rpc};
 use crate::cgroup::{Cgroup, CgroupPaths};
 use crate::rootfs::resolve::Root;
 use crate::state::{Directory, State, Status};
-use crate::{cli, container, log, namespaces};
+use crate::{cli, container, log, namespaces, notify};
 
 /// CRIU's log, in the work directory; runc's name.
 const LOG: &str = "dump.log";
@@ -29,7 +29,10 @@ pub fn dump(root: &Path, criu: Option<&Path>, asked: &cli::Checkpoint) -> Result
     let status = directory.status(&state);
     let running = matches!(status, Status::Running | Status::Paused);
     ensure!(running, "checkpoint container {}: it is {status}", asked.id);
-    let spec = directory.spec()?;
+    let mut spec = directory.spec()?;
+    if notify::made(directory.path()) {
+        notify::show(&mut spec, directory.path());
+    }
     external::check_possible(&spec)?;
     let external = external_names(&state, &spec)?;
     let freeze_cgroup = freezer(&state.cgroup)?;
