@@ -26,6 +26,7 @@ pub mod interrupt;
 pub mod log;
 pub mod lsm;
 pub mod memory_policy;
+pub mod mountinfo;
 pub mod namespaces;
 pub mod netdev;
 pub mod netlink;

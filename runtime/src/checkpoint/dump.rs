@@ -10,11 +10,11 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use super::rpc::{Criu, Options, PageServer, Request, Surroundings, kind};
-use super::{Directories, external, images, mountinfo, rpc};
+use super::{Directories, external, images, rpc};
 use crate::cgroup::{Cgroup, CgroupPaths};
 use crate::rootfs::resolve::Root;
 use crate::state::{Directory, State, Status};
-use crate::{cli, container, log, namespaces, notify};
+use crate::{cli, container, log, mountinfo, namespaces, notify};
 
 /// CRIU's log, in the work directory; runc's name.
 const LOG: &str = "dump.log";
@@ -72,7 +72,8 @@ pub fn dump(root: &Path, criu: Option<&Path>, asked: &cli::Checkpoint) -> Result
 fn external_names(state: &State, spec: &Spec) -> Result<Vec<String>> {
     let externals = external::mounts(spec, &state.bundle, &state.cgroup, user_namespace(spec))?;
     let process = state.pid.to_string();
-    let mut names = external::at_dump(&externals, &root_of(state.pid)?, &mountinfo::of_process(&process)?)?;
+    let mounts = mountinfo::read(&process)?;
+    let mut names = external::at_dump(&externals, &root_of(state.pid)?, &mountinfo::parse(&mounts)?)?;
     for (name, key, _) in external::namespaces(spec)?.external {
         // What is at the path may be another by now; what counts is the one the container is in.
         let own = format!("/proc/{process}/ns/{name}");
