@@ -4,6 +4,7 @@
 //! CRIU is asked for is looked at everywhere, with the probe in its place.
 
 mod archive;
+mod joined;
 mod request;
 
 use std::fs::{self, File};
@@ -19,6 +20,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use archive::{a_mount_behind_a_link_is_refused, an_archive_with_more_than_the_bundle_is_refused};
+use joined::{a_joined_network_is_the_bundles, joined_names_and_queues_are_the_bundles};
 use request::{
     a_notify_socket_is_named_to_criu, an_interrupt_ends_a_restore, criu_gets_nothing_of_ours, every_flag_reaches_criu,
 };
@@ -361,79 +363,6 @@ fn a_bind_shows_what_the_bundle_says(runtime: &Runtime) {
     bundle.mount("/data")["source"] = json!(new);
     restore(&bundle, "images");
     assert_eq!(count_in(&new.join("count")).0, name, "the source is the bundle's");
-}
-
-/// A namespace that lives as long as its process.
-struct Namespace {
-    holder: std::process::Child,
-    /// As /proc has it.
-    kind: &'static str,
-}
-
-impl Namespace {
-    fn new(kind: &'static str) -> Namespace {
-        let holder = Command::new("unshare")
-            .args([&format!("--{kind}"), "sleep", "1000"])
-            .spawn()
-            .expect("start unshare");
-        let namespace = Namespace { holder, kind };
-        let own = fs::read_link(format!("/proc/self/ns/{kind}")).expect("read a link");
-        let made = wait_until(|| fs::read_link(namespace.path()).ok().filter(|link| *link != own));
-        assert!(made.is_some(), "no namespace was made");
-        namespace
-    }
-
-    fn path(&self) -> String {
-        format!("/proc/{}/ns/{}", self.holder.id(), self.kind)
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        self.holder.kill().expect("kill a child");
-        self.holder.wait().expect("reap a child");
-    }
-}
-
-fn a_joined_network_is_the_bundles(runtime: &Runtime) {
-    if !criu_works() {
-        return;
-    }
-    let (first, second) = (Namespace::new("net"), Namespace::new("net"));
-    let mut bundle = counting(runtime);
-    bundle.namespace("network", Some(&first.path()));
-    start(&bundle);
-    count(&bundle);
-    dump(&bundle, "images", &[]);
-    let before = count(&bundle);
-    bundle.namespace("network", Some(&second.path()));
-    let pid = restore(&bundle, "images");
-    assert_goes_on(&bundle, &before);
-    let link = |path: &str| fs::read_link(path).expect("read a link");
-    assert_eq!(link(&format!("/proc/{pid}/ns/net")), link(&second.path()));
-}
-
-fn joined_names_and_queues_are_the_bundles(runtime: &Runtime) {
-    if !criu_works() {
-        return;
-    }
-    for kind in ["ipc", "uts"] {
-        let (first, second) = (Namespace::new(kind), Namespace::new(kind));
-        let mut bundle = counting(runtime);
-        if let Some(spec) = bundle.spec.as_object_mut() {
-            spec.remove("hostname");
-        }
-        bundle.namespace(kind, Some(&first.path()));
-        start(&bundle);
-        count(&bundle);
-        dump(&bundle, "images", &[]);
-        let before = count(&bundle);
-        bundle.namespace(kind, Some(&second.path()));
-        let pid = restore(&bundle, "images");
-        assert_goes_on(&bundle, &before);
-        let link = |path: &str| fs::read_link(path).expect("read a link");
-        assert_eq!(link(&format!("/proc/{pid}/ns/{kind}")), link(&second.path()), "{kind}");
-    }
 }
 
 /// And the root is read-only, as that of most containers is.
