@@ -78,7 +78,8 @@ impl Interrupt {
 }
 
 /// Waits until one of these can be read or has hung up, and says of each whether; `None` when the deadline comes first.
-/// An interrupt is an error.
+/// An interrupt is an error, unless the first of the files is ready too: that is the end of what is waited for, after which
+/// a signal is for the container's program, and stays where it is.
 pub fn wait<const N: usize>(
     files: [Option<BorrowedFd<'_>>; N],
     interrupt: Option<&Interrupt>,
@@ -99,12 +100,21 @@ pub fn wait<const N: usize>(
             Ok(0) | Err(Errno::EINTR) => continue,
             result => result.context("poll")?,
         };
-        interrupt.map_or(Ok(()), Interrupt::check)?;
         let mut ready = polled.iter().map(|file| file.any() == Some(true));
-        return Ok(Some(
-            files.map(|file| file.is_some() && ready.next().unwrap_or_default()),
-        ));
+        let mut ready = files.map(|file| file.is_some() && ready.next().unwrap_or_default());
+        if let (Some(interrupt), Some(first)) = (interrupt, ready.first_mut()) {
+            // Looked at again: poll looks at one after the other, and the signal may have followed upon the end.
+            *first = *first || files[0].is_some_and(is_ready);
+            if !*first {
+                interrupt.check()?;
+            }
+        }
+        return Ok(Some(ready));
     }
+}
+
+fn is_ready(file: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(file, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }
 
 #[cfg(test)]
@@ -134,10 +144,17 @@ mod tests {
             kept.extend([Signal::SIGTERM, Signal::SIGUSR1]);
             pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&kept), None).unwrap();
             let interrupt = Interrupt::watch().unwrap().unwrap();
-            let look = || wait([], Some(&interrupt), Some(Instant::now() + Duration::from_millis(5)));
+            let soon = || Some(Instant::now() + Duration::from_millis(5));
+            let look = || wait([None], Some(&interrupt), soon());
             // Not one of those that ask for an end.
             raise(Signal::SIGUSR1).unwrap();
             assert_eq!(look().unwrap(), None);
+            raise(Signal::SIGTERM).unwrap();
+            let (reader, writer) = nix::unistd::pipe().unwrap();
+            drop(writer);
+            let end = wait([Some(reader.as_fd())], Some(&interrupt), None).unwrap();
+            assert_eq!(end, Some([true]), "the end comes first");
+            wait([None, Some(reader.as_fd())], Some(&interrupt), None).unwrap_err();
             raise(Signal::SIGTERM).unwrap();
             let error = look().unwrap_err().context("while waiting");
             assert_eq!(caused(&error), Some(Interrupted(Signal::SIGTERM)));
