@@ -14,14 +14,14 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 PROFILE=dev
 
 # With systemd: cgroups by both drivers, AppArmor, capabilities.
-ROUND=(limits.sh devices.sh delegation.sh systemd.sh apparmor.sh privileges.sh checkpoint.sh)
+ROUND=(limits.sh devices.sh delegation.sh rootless.sh systemd.sh apparmor.sh privileges.sh checkpoint.sh)
 
 # Of the suite what v2 makes different. Without systemd: with it some of these fail. It owns the root cgroup, and may well
 # take back controllers there that no unit of its own needs, while tests in parallel make and remove cgroups below it.
 SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten"
 
 SCRIPTS=(
-    apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh systemd.sh
+    apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh rootless.sh systemd.sh
 )
 
 # With Linux 6.1: what falls back where the kernel lacks a call.

@@ -21,6 +21,7 @@ use crate::cgroup::{self, Cgroup, Driver};
 use crate::cli::Rootless;
 use crate::error::Error;
 use crate::init::{Init, runtime_hooks};
+use crate::interrupt::{self, Interrupt};
 use crate::namespaces::{self, Namespaces};
 use crate::notify::Notify;
 use crate::process::Terms;
@@ -303,9 +304,13 @@ fn prepare(init: &Init<'_>, child: &Child, between: bool) -> Result<()> {
     process::set_oom_score_adj(process, child.pid)
 }
 
-/// Answers init until it is ready.
+/// Answers init until it is ready. It may be at its hooks.
 fn serve(child: &Child, bundle: &Bundle, state: &State, filter: Option<&Filter>) -> Result<()> {
+    let interrupt = Interrupt::watch()?;
     loop {
+        if interrupt.is_some() {
+            interrupt::wait([Some(child.channel.as_fd())], interrupt.as_ref(), None)?;
+        }
         match child.receive()? {
             Some(FromChild::RunHooks) => {
                 for (name, hooks) in runtime_hooks(&bundle.spec) {
@@ -327,15 +332,20 @@ pub(crate) fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: Conta
     if hooks.is_empty() {
         return Ok(());
     }
-    hooks::run(hooks, &state.oci(status), &state.bundle).with_context(|| format!("hooks.{name}"))
+    let interrupt = Interrupt::watch()?;
+    hooks::run(hooks, &state.oci(status), &state.bundle, interrupt.as_ref()).with_context(|| format!("hooks.{name}"))
 }
 
 /// Runs hooks whose failure changes nothing: what they follow has happened, and each of the others is still run (OCI
-/// runtime-spec, runtime.md, "Lifecycle").
-pub(crate) fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) {
+/// runtime-spec, runtime.md, "Lifecycle"). Only an interrupt is an error, and leaves the others out.
+pub(crate) fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) -> Result<()> {
     for hook in hooks.unwrap_or_default() {
-        log::best_effort("a hook", run_hooks(name, std::slice::from_ref(hook), state, status));
+        match run_hooks(name, std::slice::from_ref(hook), state, status) {
+            Err(error) if interrupt::caused(&error).is_some() => return Err(error),
+            done => drop(log::best_effort("a hook", done)),
+        }
     }
+    Ok(())
 }
 
 /// Starts a container that is created: returns when its program runs, or could not.
@@ -362,24 +372,17 @@ pub fn start_created(created: &Created) -> Result<()> {
     wait_for_exec(&mut fifo, &created.init)?;
     let spec = created.directory.spec()?;
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
-    run_all_hooks("poststart", hooks, &created.state, ContainerState::Running);
-    Ok(())
+    run_all_hooks("poststart", hooks, &created.state, ContainerState::Running)
 }
 
 /// Reads the fifo to its end: empty, the program has taken over; a text says why not.
 fn wait_for_exec(fifo: &mut std::fs::File, init: &OwnedFd) -> Result<()> {
     let mut text = Vec::new();
+    let interrupt = Interrupt::watch()?;
     loop {
-        let mut descriptors = [
-            PollFd::new(fifo.as_fd(), PollFlags::POLLIN),
-            PollFd::new(init.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut descriptors, PollTimeout::NONE) {
-            Err(nix::errno::Errno::EINTR) => continue,
-            result => result.context("poll")?,
-        };
+        let files = [Some(fifo.as_fd()), Some(init.as_fd())];
         // A hang-up too: the writer has come and gone.
-        let written = descriptors[0].any() == Some(true);
+        let [written, _] = interrupt::wait(files, interrupt.as_ref(), None)?.unwrap_or_default();
         // poll looks at one descriptor after the other: between the two looks a short program can have begun and ended.
         // What the fifo shows once init has ended is final.
         if !written && !is_readable(fifo)? {
@@ -508,7 +511,8 @@ pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
 
 pub(crate) fn run_poststop_hooks(spec: &Spec, state: &State) {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref());
-    run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
+    let done = run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
+    log::best_effort("poststop hooks", done);
 }
 
 /// Kills init, and waits until it is gone.

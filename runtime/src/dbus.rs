@@ -10,11 +10,12 @@ mod wire;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 
 pub use wire::{Body, Message, Method, Value};
 use wire::{ENDIAN, ERROR, REPLY, Reader, SIGNAL, marshal};
@@ -54,24 +55,28 @@ impl Connection {
     /// Connects to the first of these addresses (`unix:path=/run/dbus/system_bus_socket;...`) that answers. Everything
     /// on this connection has to be done within `timeout`.
     pub fn open(addresses: &str, timeout: Duration) -> Result<Connection> {
+        let deadline = Instant::now() + timeout;
         let mut failure = anyhow!("{addresses:?}: no address of a unix socket");
         for address in addresses.split(';') {
             let Some(address) = parse_address(address) else {
                 continue;
             };
-            match address.and_then(|address| UnixStream::connect_addr(&address)) {
-                Ok(socket) => return Connection::begin(socket, timeout).context(addresses.to_owned()),
-                Err(error) => failure = anyhow!(error).context(addresses.to_owned()),
+            match address
+                .map_err(Into::into)
+                .and_then(|address| connect(&address, deadline))
+            {
+                Ok(socket) => return Connection::begin(socket, deadline, timeout).context(addresses.to_owned()),
+                Err(error) => failure = error.context(addresses.to_owned()),
             }
         }
         Err(failure)
     }
 
-    fn begin(socket: UnixStream, timeout: Duration) -> Result<Connection> {
+    fn begin(socket: UnixStream, deadline: Instant, timeout: Duration) -> Result<Connection> {
         let mut connection = Connection {
             socket,
             serial: 0,
-            deadline: Instant::now() + timeout,
+            deadline,
             timeout,
             signals: VecDeque::new(),
         };
@@ -205,15 +210,28 @@ impl Connection {
     }
 }
 
+/// Connects before the deadline. A bus that accepts nobody lets whoever connects wait once its queue is full, for as long as
+/// a write may take (socket(7), SO_SNDTIMEO).
+fn connect(address: &UnixAddr, deadline: Instant) -> Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).context("socket(AF_UNIX)")?;
+    let socket = UnixStream::from(socket);
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Zero would be without end.
+    socket.set_write_timeout(Some(left.max(Duration::from_millis(1))))?;
+    nix::sys::socket::connect(socket.as_raw_fd(), address).context("connect")?;
+    Ok(socket)
+}
+
 /// A `unix:` address; `None` for another transport's.
-fn parse_address(address: &str) -> Option<std::io::Result<SocketAddr>> {
+fn parse_address(address: &str) -> Option<nix::Result<UnixAddr>> {
     let mut pairs = address
         .strip_prefix("unix:")?
         .split(',')
         .filter_map(|pair| pair.split_once('='));
     pairs.find_map(|(key, value)| match key {
-        "path" => Some(SocketAddr::from_pathname(unescape(value))),
-        "abstract" => Some(SocketAddr::from_abstract_name(unescape(value))),
+        "path" => Some(UnixAddr::new(unescape(value).as_str())),
+        "abstract" => Some(UnixAddr::new_abstract(unescape(value).as_bytes())),
         _ => None,
     })
 }
@@ -249,10 +267,28 @@ mod tests {
             ("", None),
         ] {
             let parsed = parse_address(address).map(|address| address.unwrap());
-            let parsed = parsed.as_ref().and_then(|address| address.as_pathname());
+            let parsed = parsed.as_ref().and_then(|address| address.path());
             assert_eq!(parsed, path.map(std::path::Path::new), "{address}");
         }
         let address = parse_address("unix:abstract=/tmp/dbus-x,guid=y").unwrap().unwrap();
-        assert_eq!(address.as_abstract_name(), Some(&b"/tmp/dbus-x"[..]));
+        assert_eq!(address.as_abstract(), Some(&b"/tmp/dbus-x"[..]));
+    }
+
+    #[test]
+    fn a_bus_that_accepts_nobody_is_not_waited_for() {
+        use nix::sys::socket::{Backlog, bind, listen};
+
+        let name = format!("corten-test-bus-{}", std::process::id());
+        let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+        let bus = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(bus.as_raw_fd(), &address).unwrap();
+        listen(&bus, Backlog::new(0).unwrap()).unwrap();
+        let short = Duration::from_millis(50);
+        let _first = connect(&address, Instant::now() + short).unwrap();
+        let began = Instant::now();
+        let addresses = format!("unix:abstract={name};unix:abstract={name}");
+        let error = Connection::open(&addresses, short).unwrap_err();
+        assert!(began.elapsed() < Duration::from_secs(5), "{error:#}");
+        assert!(format!("{error:#}").contains("connect"), "{error:#}");
     }
 }

@@ -40,7 +40,8 @@ pub struct Foreground {
 }
 
 impl Foreground {
-    /// Prepares: from here on signals are kept for the process that is to come. With `terminal` the second value is the
+    /// Prepares: from here on signals are kept for the process that is to come, or end a wait for something that comes
+    /// before it ([`crate::interrupt`]). With `terminal` the second value is the
     /// console socket for it.
     pub fn begin(terminal: bool) -> Result<(Foreground, Option<OwnedFd>)> {
         let signals = SigSet::all();

@@ -2,16 +2,16 @@
 //!
 //! A hook gets the container's state as JSON on standard input, exactly the arguments and the environment its entry
 //! names (with no `env` an empty one: never ours, never the image's; CVE-2025-23266 was an LD_PRELOAD from an image that
-//! reached a hook), no descriptor beyond standard error, and a process group of its own. Its standard output goes
-//! nowhere: ours may be the container's.
+//! reached a hook), no descriptor beyond standard error, no signal kept back, and a process group of its own. Its standard
+//! output goes nowhere: ours may be the container's.
 //!
-//! A hook has failed if it cannot be started, does not exit with 0, or exceeds its timeout; then its whole process group
-//! is killed. What it leaves running on purpose after a success is left alone, and cannot delay us: we wait for the hook,
-//! not for the end of its output.
+//! A hook has failed if it cannot be started, does not exit with 0, exceeds its timeout, or is interrupted; then its whole
+//! process group is killed. What it leaves running on purpose after a success is left alone, and cannot delay us: we wait
+//! for the hook, not for the end of its output.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -19,34 +19,36 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, State};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fcntl_setfl, memfd_create};
 use rustix::process::{PidfdFlags, pidfd_open};
 
+use crate::interrupt::{self, Interrupt};
+
 /// How much of a hook's standard error is kept, in bytes; it may write any amount.
 const KEPT_OUTPUT: usize = 4096;
 
 /// Runs the hooks one after the other in `cwd` (host hooks: the bundle, as runc; in the container: `/`). The first that
-/// fails stops the row; where the others are to run all the same the caller gives them one by one.
-pub fn run(hooks: &[Hook], state: &State, cwd: &Path) -> Result<()> {
+/// fails stops the row; where the others are to run all the same the caller gives them one by one. An interrupt ends the
+/// hook that runs.
+pub fn run(hooks: &[Hook], state: &State, cwd: &Path, interrupt: Option<&Interrupt>) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
     let state = serde_json::to_vec(state).context("encode the state for hooks")?;
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, &state, cwd).with_context(|| format!("hook {index} ({})", hook.path().display()))?;
+        run_one(hook, &state, cwd, interrupt).with_context(|| format!("hook {index} ({})", hook.path().display()))?;
     }
     Ok(())
 }
 
-fn run_one(hook: &Hook, state: &[u8], cwd: &Path) -> Result<()> {
+fn run_one(hook: &Hook, state: &[u8], cwd: &Path, interrupt: Option<&Interrupt>) -> Result<()> {
     let timeout = hook.timeout().map(timeout).transpose()?;
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut running = Running::start(hook, state, cwd)?;
-    let Some(status) = running.wait(deadline)? else {
+    let Some(status) = running.wait(deadline, interrupt)? else {
         bail!("did not end within {:?}{}", timeout.unwrap_or_default(), running.told());
     };
     ensure!(status.success(), "{status}{}", running.told());
@@ -100,13 +102,13 @@ impl Running {
     }
 
     /// Waits for the hook's end, reading what it writes meanwhile; `None` when the deadline comes first.
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Option<ExitStatus>> {
+    fn wait(&mut self, deadline: Option<Instant>, interrupt: Option<&Interrupt>) -> Result<Option<ExitStatus>> {
         let pid = rustix::process::Pid::from_child(&self.child);
         let process = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid:?})"))?;
         let mut writing = true;
         loop {
             let stderr = writing.then(|| self.stderr.as_fd());
-            if !wait_readable(process.as_fd(), stderr, deadline)? {
+            if interrupt::wait([Some(process.as_fd()), stderr], interrupt, deadline)?.is_none() {
                 return Ok(None);
             }
             // Before the status: what the hook has written is there by the time it has ended.
@@ -162,28 +164,6 @@ impl Drop for Running {
     }
 }
 
-/// Waits until the hook has ended or has written something; whether that was before the deadline.
-fn wait_readable(process: BorrowedFd<'_>, stderr: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> Result<bool> {
-    let mut fds: Vec<PollFd<'_>> = std::iter::once(process)
-        .chain(stderr)
-        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-        .collect();
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // Rounded up, lest the last millisecond be spent in a busy loop. A wait longer than poll takes is cut in two.
-        let wait = match left {
-            Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        };
-        match poll(&mut fds, wait) {
-            Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(error) => return Err(error).context("poll"),
-        }
-    }
-}
-
 /// The state as a file to be standard input: a hook that does not read it cannot block us, as a full pipe would.
 fn state_file(state: &[u8]) -> Result<File> {
     let mut file = File::from(memfd_create("oci-state", MemfdFlags::CLOEXEC).context("memfd_create(\"oci-state\")")?);
@@ -207,7 +187,7 @@ mod tests {
         let hook: Hook = serde_json::from_value(hook).unwrap();
         let mut state = State::default();
         state.set_id("c1".to_owned());
-        run(&[hook], &state, Path::new("/"))
+        run(&[hook], &state, Path::new("/"), None)
     }
 
     #[test]

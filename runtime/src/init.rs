@@ -205,7 +205,7 @@ impl Init<'_> {
         let mut state = self.state.oci(status);
         // A process knows its own pid only as its namespace has it.
         state.set_pid(Some(nix::unistd::getpid().as_raw()));
-        hooks::run(hooks, &state, cwd).with_context(|| format!("hooks.{what}"))
+        hooks::run(hooks, &state, cwd, None).with_context(|| format!("hooks.{what}"))
     }
 }
 

@@ -1,7 +1,8 @@
 //! `corten`, the OCI runtime's command line.
 //!
 //! One thread throughout: the runtime forks and runs its own code in the child. What fails is said in one line on standard
-//! error, and in the log if there is one; the exit code is then 1.
+//! error, and in the log if there is one; the exit code is then 1. A command that a signal has interrupted dies of it once
+//! all is undone.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use corten_runtime::cli::{self, Command, Globals};
-use corten_runtime::{commands, log, sys};
+use corten_runtime::{commands, interrupt, log, sys};
 use nix::sys::signal::Signal;
 
 fn main() -> ExitCode {
@@ -19,6 +20,9 @@ fn main() -> ExitCode {
             let text = log::one_line(&format!("{error:#}"));
             log::error(&text);
             eprintln!("corten: {text}");
+            if let Some(interrupted) = interrupt::caused(&error) {
+                log::best_effort("die of a signal", interrupted.die());
+            }
             ExitCode::FAILURE
         }
     }

@@ -121,12 +121,16 @@ pub fn give_back(directory: &Directory, devices: &[NetDevice]) {
     if devices.is_empty() {
         return;
     }
-    let namespace = log::best_effort("open the container's network namespace", kept_namespace(directory));
-    if let Some(Some(namespace)) = namespace {
-        for device in devices {
-            let back = Ways::open(namespace.as_fd()).and_then(|ways| ways.back(device));
-            log::best_effort("give a network device back", back.with_context(|| device.host.clone()));
-        }
+    let ways = || {
+        let namespace = kept_namespace(directory)?;
+        namespace.map(|namespace| Ways::open(namespace.as_fd())).transpose()
+    };
+    let Some(Some(ways)) = log::best_effort("open the container's network namespace", ways()) else {
+        return;
+    };
+    for device in devices {
+        let back = ways.back(device).with_context(|| device.host.clone());
+        log::best_effort("give a network device back", back);
     }
 }
 

@@ -9,6 +9,10 @@
 //! The directory is made and bound by create; the socket is bound when the container is started, by whoever stays to
 //! read it: `run` until the container ends, `start` and `run --detach` until it is ready.
 //!
+//! None of it is in config.json, nor in the copy of it that is kept: whether a container has it is told by the directory
+//! ([`made`]). A checkpoint finds the mount by that, and a restore makes the directory anew where the images have the mount;
+//! without the socket, as the container was ready long ago.
+//!
 //! Nothing else that a container says is passed on: the manager would take the rest (its main process, its watchdog,
 //! descriptors to keep) for the word of the unit it trusts. runc does the same.
 
@@ -27,7 +31,7 @@ use rustix::fs::{Mode, OFlags};
 /// Where the service manager listens, in its service's environment and in the container's.
 const VARIABLE: &str = "NOTIFY_SOCKET";
 /// The directory with the socket, as the container sees it.
-const SHOWN_AT: &str = "/run/notify";
+pub const SHOWN_AT: &str = "/run/notify";
 /// The socket in it.
 const SOCKET: &str = "notify.sock";
 /// The directory with the socket, in the container's directory.
@@ -47,6 +51,11 @@ pub fn manager() -> Option<OsString> {
 /// The directory of the socket, in a container's.
 pub fn directory(container: &Path) -> PathBuf {
     container.join(DIRECTORY)
+}
+
+/// Whether a container has one.
+pub fn made(container: &Path) -> bool {
+    directory(container).is_dir()
 }
 
 /// Makes that directory, which any user of the container may search.

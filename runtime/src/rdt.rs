@@ -23,6 +23,8 @@ use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::LinuxIntelRdt;
 use serde::{Deserialize, Serialize};
 
+use crate::mountinfo::{self, Line};
+
 /// Names that are not a group's, but the filesystem's own directories.
 const RESERVED: [&str; 5] = [".", "..", "info", "mon_data", "mon_groups"];
 
@@ -47,18 +49,15 @@ pub struct Plan {
 
 /// Where resctrl is mounted, by the lines of a mountinfo; `None` where it is not.
 pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let is = right.split(' ').next() == Some("resctrl");
-        is.then(|| left.split(' ').nth(4)).flatten().map(PathBuf::from)
-    })
+    let mut lines = mountinfo.lines().filter_map(Line::parse);
+    let mount = lines.find(|line| line.kind == "resctrl")?;
+    Some(mount.place.into_owned())
 }
 
 /// Where this machine has it mounted.
 pub fn mounted() -> Result<PathBuf> {
-    let path = "/proc/self/mountinfo";
-    let mountinfo = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    mount_point(&mountinfo).context("linux.intelRdt: the resctrl filesystem is not mounted on this machine")
+    mount_point(&mountinfo::read("self")?)
+        .context("linux.intelRdt: the resctrl filesystem is not mounted on this machine")
 }
 
 impl Plan {
@@ -327,8 +326,8 @@ mod tests {
     #[test]
     fn where_it_is_mounted() {
         let mountinfo = "29 23 0:25 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw\n\
-                         40 23 0:33 / /sys/fs/resctrl rw,relatime shared:12 - resctrl resctrl rw,mba_MBps\n";
-        assert_eq!(mount_point(mountinfo), Some(PathBuf::from("/sys/fs/resctrl")));
+                         40 23 0:33 / /sys/fs/res\\040ctrl rw,relatime shared:12 - resctrl resctrl rw,mba_MBps\n";
+        assert_eq!(mount_point(mountinfo), Some(PathBuf::from("/sys/fs/res ctrl")));
         assert_eq!(mount_point("29 23 0:25 / /resctrl rw - tmpfs resctrl rw\n"), None);
         assert_eq!(mount_point(""), None);
     }

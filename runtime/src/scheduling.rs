@@ -205,7 +205,8 @@ fn cpus(list: Option<&str>) -> Result<Option<CpuSet>> {
     Ok(Some(cpus))
 }
 
-/// The numbers of a list such as `0-3,7`, all of them below `limit`.
+/// The numbers of a list such as `0-3,7`, each once and in order, all of them below `limit`: however long a list, there
+/// are no more of them than that.
 pub(crate) fn numbers(list: &str, limit: usize) -> Result<Vec<usize>> {
     let refuse = || anyhow!("{list:?}: must be numbers below {limit} and ranges of them, as in 0-3,7");
     let number = |text: &str| {
@@ -213,16 +214,16 @@ pub(crate) fn numbers(list: &str, limit: usize) -> Result<Vec<usize>> {
         let number = text.parse().ok().filter(|&number: &usize| digits && number < limit);
         number.ok_or_else(refuse)
     };
-    let mut numbers = Vec::new();
+    let mut named = vec![false; limit];
     for range in list.split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last) = (number(first)?, number(last)?);
         if first > last {
             bail!(refuse());
         }
-        numbers.extend(first..=last);
+        named[first..=last].fill(true);
     }
-    Ok(numbers)
+    Ok((0..limit).filter(|&number| named[number]).collect())
 }
 
 #[cfg(test)]
@@ -236,7 +237,8 @@ mod tests {
         for (list, expected) in [
             ("0", vec![0]),
             ("0-2,7", vec![0, 1, 2, 7]),
-            ("7,0-1,1", vec![7, 0, 1, 1]),
+            ("7,0-1,1", vec![0, 1, 7]),
+            ("0-7,".repeat(100_000).trim_end_matches(','), (0..8).collect()),
         ] {
             assert_eq!(numbers(list, 8).unwrap(), expected, "{list}");
         }
@@ -254,6 +256,7 @@ mod tests {
             "+1",
             "1--2",
             "99999999999999999999",
+            "0-4294967295",
         ] {
             let error = numbers(bad, 8).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{bad:?}: ")), "{error}");

@@ -4,6 +4,7 @@
 //! CRIU is asked for is looked at everywhere, with the probe in its place.
 
 mod archive;
+mod joined;
 mod request;
 
 use std::fs::{self, File};
@@ -13,12 +14,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-use corten_tests::bundle::{Bundle, Runtime, finish, wait_until};
+use corten_tests::bundle::{Bundle, Running, Runtime, finish, wait_until};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use archive::{a_mount_behind_a_link_is_refused, an_archive_with_more_than_the_bundle_is_refused};
-use request::{criu_gets_nothing_of_ours, every_flag_reaches_criu};
+use joined::{a_joined_network_is_the_bundles, joined_names_and_queues_are_the_bundles};
+use request::{
+    a_notify_socket_is_named_to_criu, an_interrupt_ends_a_restore, criu_gets_nothing_of_ours, every_flag_reaches_criu,
+};
 
 each_runtime! {
     a_process_goes_on_where_it_was,
@@ -28,6 +33,8 @@ each_runtime! {
     a_terminal_comes_over_the_console_socket,
     a_bind_shows_what_the_bundle_says,
     a_joined_network_is_the_bundles,
+    joined_names_and_queues_are_the_bundles,
+    a_restore_in_the_foreground_passes_signals_and_the_exit_code_on,
     a_failed_dump_leaves_the_container_running,
     an_archive_that_is_none_is_refused,
 }
@@ -36,6 +43,9 @@ corten_only! {
     an_archive_with_more_than_the_bundle_is_refused: "runc takes what CRIU makes of the images",
     a_mount_behind_a_link_is_refused: "runc's checks are of the bundle alone",
     hooks_run_at_a_restore: "runc runs no poststart hooks",
+    a_service_goes_on_without_its_manager: "runc is not to be told of a service manager at a restore",
+    a_notify_socket_is_named_to_criu: "the request is corten's own",
+    an_interrupt_ends_a_restore: "runc keeps the signal for a process that never comes",
     criu_gets_nothing_of_ours: "the request is corten's own",
     every_flag_reaches_criu: "the request is corten's own",
     without_criu_there_is_an_error: "runc finds it out late, and says less",
@@ -173,6 +183,11 @@ fn status(bundle: &Bundle<'_>) -> Option<String> {
     Some(state["status"].as_str()?.to_owned())
 }
 
+#[track_caller]
+fn kill_init(bundle: &Bundle<'_>) {
+    let _killed = finish(bundle.command("kill").arg(&bundle.id).arg("KILL")).success();
+}
+
 fn a_process_goes_on_where_it_was(runtime: &Runtime) {
     if !criu_works() {
         return;
@@ -292,7 +307,7 @@ fn standard_streams_are_those_of_the_restore(runtime: &Runtime) {
     let (name, count) = last.split_once(' ').expect("a name and a count");
     let next = count.parse::<u64>().expect("a number") + 1;
     assert!(text.contains(&format!("{name} {next}\n")), "{text:?} after {last:?}");
-    bundle.call("kill", &["KILL"]);
+    kill_init(&bundle);
 }
 
 fn a_terminal_comes_over_the_console_socket(runtime: &Runtime) {
@@ -329,7 +344,7 @@ fn a_terminal_comes_over_the_console_socket(runtime: &Runtime) {
     master.read_exact(&mut text).expect("the restored container writes");
     let second = String::from_utf8_lossy(&text).into_owned();
     assert!(second.contains(&name), "{second:?} of {name}");
-    bundle.call("kill", &["KILL"]);
+    kill_init(&bundle);
 }
 
 fn a_bind_shows_what_the_bundle_says(runtime: &Runtime) {
@@ -350,50 +365,61 @@ fn a_bind_shows_what_the_bundle_says(runtime: &Runtime) {
     assert_eq!(count_in(&new.join("count")).0, name, "the source is the bundle's");
 }
 
-/// A network namespace that lives as long as its process.
-struct Network(std::process::Child);
-
-impl Network {
-    fn new() -> Network {
-        let child = Command::new("unshare")
-            .args(["-n", "sleep", "1000"])
-            .spawn()
-            .expect("start unshare");
-        let network = Network(child);
-        let own = fs::read_link("/proc/self/ns/net").expect("read a link");
-        let made = wait_until(|| fs::read_link(network.path()).ok().filter(|link| *link != own));
-        assert!(made.is_some(), "no namespace was made");
-        network
-    }
-
-    fn path(&self) -> String {
-        format!("/proc/{}/ns/net", self.0.id())
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        self.0.kill().expect("kill a child");
-        self.0.wait().expect("reap a child");
-    }
-}
-
-fn a_joined_network_is_the_bundles(runtime: &Runtime) {
+/// And the root is read-only, as that of most containers is.
+fn a_restore_in_the_foreground_passes_signals_and_the_exit_code_on(runtime: &Runtime) {
     if !criu_works() {
         return;
     }
-    let (first, second) = (Network::new(), Network::new());
-    let mut bundle = counting(runtime);
-    bundle.namespace("network", Some(&first.path()));
-    start(&bundle);
-    count(&bundle);
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["signal-wait"]);
+    let pid = start(&bundle);
+    let waits = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+        (blocked.trim() != "0000000000000000").then_some(())
+    };
+    assert!(wait_until(waits).is_some(), "it never waits for signals");
     dump(&bundle, "images", &[]);
-    let before = count(&bundle);
-    bundle.namespace("network", Some(&second.path()));
-    let pid = restore(&bundle, "images");
-    assert_goes_on(&bundle, &before);
-    let link = |path: &str| fs::read_link(path).expect("read a link");
-    assert_eq!(link(&format!("/proc/{pid}/ns/net")), link(&second.path()));
+    for (signal, code) in [(Signal::SIGTERM, 0), (Signal::SIGKILL, 128 + libc::SIGKILL)] {
+        let mut command = restore_command(&bundle, &images(&bundle, "images"));
+        let restoring = Running::start(command.arg(&bundle.id));
+        let runs = wait_until(|| status(&bundle).filter(|status| status == "running"));
+        let log = fs::read_to_string(bundle.path().join("log")).unwrap_or_default();
+        assert!(runs.is_some(), "{signal}: {log}");
+        if signal == Signal::SIGKILL {
+            kill_init(&bundle);
+        } else {
+            kill(restoring.pid(), signal).expect("signal a process of this test");
+        }
+        let output = restoring.wait();
+        assert_eq!(output.code, code, "{signal}: {output:?}");
+        assert_eq!(status(&bundle), None, "it is deleted at its end");
+    }
+}
+
+fn a_service_goes_on_without_its_manager(runtime: &Runtime) {
+    if !criu_works() {
+        return;
+    }
+    let bundle = counting(runtime);
+    bundle.write();
+    let mut create = logged(&bundle, "create");
+    create.arg("--bundle").arg(bundle.path()).arg("--pid-file");
+    create
+        .arg(bundle.path().join("pid"))
+        .arg(&bundle.id)
+        .env("NOTIFY_SOCKET", "/nobody");
+    create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(create.status().expect("start the runtime").success());
+    bundle.adopt(&bundle.path().join("pid"));
+    let _started = bundle.call("start", &[]).success();
+    count(&bundle);
+    for round in ["images", "again"] {
+        dump(&bundle, round, &[]);
+        let before = count(&bundle);
+        restore(&bundle, round);
+        assert_goes_on(&bundle, &before);
+    }
 }
 
 fn a_failed_dump_leaves_the_container_running(runtime: &Runtime) {

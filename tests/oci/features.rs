@@ -12,6 +12,7 @@ each_runtime! {
 corten_only! {
     every_mount_option_is_taken: "runc lists idmap and recursive options that it then takes for binds alone",
     what_is_not_enabled_is_refused: "runc 1.1 knows of nothing that it lacks",
+    every_seccomp_word_is_taken: "runc 1.1 names no flags",
     every_namespace_is_made: "runc 1.1 has all but the time namespace",
     it_has_what_runc_has: "it is compared with what runc prints",
 }
@@ -122,6 +123,34 @@ fn what_is_not_enabled_is_refused(runtime: &Runtime) {
     }
 }
 
+/// And a flag that is known, but not to this kernel, is refused.
+fn every_seccomp_word_is_taken(runtime: &Runtime) {
+    let features = features(runtime);
+    let seccomp = &features["linux"]["seccomp"];
+    let rule = |action: &str| json!([{ "names": ["mkdir"], "action": action }]);
+    let run = |profile: Value| {
+        let mut bundle = runtime.bundle();
+        bundle.probe(&["exit", "0"]);
+        bundle.spec["linux"]["seccomp"] = profile;
+        bundle.run()
+    };
+    for arch in words(&seccomp["archs"]) {
+        let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": [arch],
+            "syscalls": rule("SCMP_ACT_ERRNO") });
+        let output = run(profile);
+        assert_eq!(output.code, 0, "{arch}: {output:?}");
+    }
+    let supported = words(&seccomp["supportedFlags"]);
+    for flag in words(&seccomp["knownFlags"]) {
+        // It goes with an agent; that such profiles are taken is shown elsewhere.
+        if flag == "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" {
+            continue;
+        }
+        let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "flags": [flag], "syscalls": rule("SCMP_ACT_ERRNO") });
+        assert_eq!(run(profile).code == 0, supported.contains(&flag), "{flag}");
+    }
+}
+
 fn every_namespace_is_made(runtime: &Runtime) {
     let features = features(runtime);
     for kind in words(&features["linux"]["namespaces"]) {
@@ -138,6 +167,17 @@ fn every_namespace_is_made(runtime: &Runtime) {
     }
 }
 
+/// Architectures whose byte order is not that of x86 and ARM.
+const OTHER_BYTE_ORDER: [&str; 7] = [
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+];
+
 /// Whoever asks runc for something by this document gets it from corten too.
 fn it_has_what_runc_has(runtime: &Runtime) {
     let Some(runc) = Runtime::find("runc") else {
@@ -145,10 +185,22 @@ fn it_has_what_runc_has(runtime: &Runtime) {
         return;
     };
     let (ours, theirs) = (features(runtime), features(&runc));
-    for pointer in ["/hooks", "/linux/namespaces", "/linux/capabilities"] {
+    for pointer in [
+        "/hooks",
+        "/linux/namespaces",
+        "/linux/capabilities",
+        "/linux/seccomp/actions",
+        "/linux/seccomp/operators",
+        "/linux/seccomp/archs",
+    ] {
         let ours = words(ours.pointer(pointer).expect("ours has it"));
         let theirs = words(theirs.pointer(pointer).expect("runc's has it"));
-        let missing: Vec<&&str> = theirs.iter().filter(|word| !ours.contains(word)).collect();
+        // runc lists what its libseccomp has ever heard of; that refuses to put both byte orders into one filter.
+        let other_order = |word: &str| pointer.ends_with("archs") && OTHER_BYTE_ORDER.contains(&word);
+        let missing: Vec<&&str> = theirs
+            .iter()
+            .filter(|word| !ours.contains(word) && !other_order(word))
+            .collect();
         assert!(missing.is_empty(), "{pointer}: {missing:?}");
     }
     let (ours, theirs) = (words(&ours["mountOptions"]), words(&theirs["mountOptions"]));

@@ -4,12 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use corten_tests::bundle::{Bundle, Runtime};
+use corten_tests::bundle::{Bundle, Running, Runtime, wait_until};
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 each_runtime! {
     the_environment_is_the_hook_s_own,
     namespaces_are_those_of_the_specification,
+    hooks_get_every_signal,
     a_failing_hook_undoes_create,
     a_failing_start_hook_fails_start,
     a_hook_that_takes_too_long_is_killed,
@@ -31,6 +33,8 @@ corten_only! {
     the_state_is_on_stdin: "the same: their state says created",
     hooks_have_only_stdio_open: "runc 1.1 lets createContainer hooks inherit the descriptors of its init",
     a_failing_poststop_hook_does_not_stop_delete: "runc 1.1 leaves the remaining hooks out; runtime.md, step 15, does not",
+    an_interrupt_ends_a_run_at_its_hooks: "runc 1.1 keeps the signal for a program that never comes",
+    an_interrupt_ends_the_last_hooks: "runc 1.1 waits for them",
     a_relative_hook_path_is_refused: "runc 1.1 runs it; config.md, POSIX-platform hooks, asks for an absolute path",
 }
 
@@ -172,6 +176,18 @@ fn hooks_have_only_stdio_open(runtime: &Runtime) {
     }
 }
 
+/// Also where the runtime keeps signals for the container's program.
+fn hooks_get_every_signal(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    let script = format!("grep SigBlk /proc/self/status >>{}", log(&bundle).display());
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"] });
+    add(&mut bundle, "createRuntime", hook.clone());
+    add(&mut bundle, "createContainer", hook);
+    let _ran = bundle.run().success();
+    let text = fs::read_to_string(log(&bundle)).expect("the hooks ran");
+    assert_eq!(text, "SigBlk:\t0000000000000000\n".repeat(2));
+}
+
 fn namespaces_are_those_of_the_specification(runtime: &Runtime) {
     let (_bundle, _pid, entries) = whole_life(runtime);
     for entry in &entries {
@@ -235,6 +251,53 @@ fn a_hook_that_takes_too_long_is_killed(runtime: &Runtime) {
     bundle.assert_nothing_left();
     let sleeping = running(&bundle.rootfs("/probe"));
     assert!(sleeping.is_empty(), "{sleeping:?}");
+}
+
+/// Without a timeout a hook may take for ever, and in the foreground signals are kept for a program that is not there yet.
+fn an_interrupt_ends_a_run_at_its_hooks(runtime: &Runtime) {
+    for (kind, signal) in [
+        ("prestart", Signal::SIGTERM),
+        ("createRuntime", Signal::SIGINT),
+        ("createContainer", Signal::SIGTERM),
+        ("startContainer", Signal::SIGHUP),
+        ("poststart", Signal::SIGTERM),
+    ] {
+        let mut bundle = with_hooks(runtime);
+        bundle.probe(&["sleep"]);
+        let begun = hook(&bundle, kind, "begun");
+        let mut sleeping = begun.clone();
+        sleeping["args"] = json!(["probe", "sleep", bundle.id]);
+        add(&mut bundle, kind, begun);
+        add(&mut bundle, kind, sleeping);
+        let last = hook(&bundle, "poststop", "last");
+        add(&mut bundle, "poststop", last);
+        let run = Running::start(bundle.command("run").arg(&bundle.id));
+        assert!(
+            wait_until(|| (labels(&bundle) == ["begun"]).then_some(())).is_some(),
+            "{kind}"
+        );
+        kill(run.pid(), signal).expect("signal a process of this test");
+        let output = run.wait();
+        assert_eq!(output.code, 128 + signal as i32, "{kind}: {output:?}");
+        assert!(output.stderr.contains("interrupted by SIG"), "{kind}: {output:?}");
+        assert_eq!(labels(&bundle), ["begun", "last"], "{kind}: what was begun is undone");
+        bundle.assert_nothing_left();
+    }
+}
+
+fn an_interrupt_ends_the_last_hooks(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    bundle.probe(&["exit", "7"]);
+    let begun = hook(&bundle, "poststop", "begun");
+    let sleeping = json!({ "path": bundle.rootfs("/probe"), "args": ["probe", "sleep", bundle.id] });
+    for hook in [begun, sleeping.clone(), sleeping] {
+        add(&mut bundle, "poststop", hook);
+    }
+    let run = Running::start(bundle.command("run").arg(&bundle.id));
+    assert!(wait_until(|| (labels(&bundle) == ["begun"]).then_some(())).is_some());
+    kill(run.pid(), Signal::SIGTERM).expect("signal a process of this test");
+    assert_eq!(run.wait().code, 7, "the program's, which had ended before");
+    bundle.assert_nothing_left();
 }
 
 /// Processes that run this very file.

@@ -16,6 +16,7 @@ each_runtime! {
 }
 
 corten_only! {
+    a_remount_is_led_nowhere_by_the_image: "runc changes whatever mount a link leads to",
     recursive_options_lift_those_below: "runc 1.1 asks the kernel for half of the atime field, which it refuses",
     atime_options_lift_those_of_the_source: "runc 1.1 knows of binds only what their options set",
 }
@@ -196,6 +197,23 @@ fn a_mount_is_changed_by_remount(runtime: &Runtime) {
     assert_eq!(report.path("/tmp")["write"], "EROFS");
     assert!(report.mount("/tmp")["data"].to_string().contains("size=1024k"));
     assert_eq!(report.mount("/tmp")["source"], "first");
+}
+
+/// A link in the place of a volume would turn its options on /sys; one that has led the mount itself may lead its remount.
+fn a_remount_is_led_nowhere_by_the_image(runtime: &Runtime) {
+    let remount = |destination: &str, option: &str| json!({ "destination": destination, "type": "tmpfs", "source": "x", "options": ["remount", option] });
+    let mut bundle = runtime.bundle();
+    std::os::unix::fs::symlink("sys", bundle.rootfs("/volume")).expect("make a link");
+    bundle.add_mount(remount("/volume", "rw"));
+    let error = bundle.run().failure();
+    assert!(error.contains("/volume") && error.contains("link"), "{error}");
+    bundle.assert_nothing_left();
+
+    let mut bundle = runtime.bundle();
+    std::os::unix::fs::symlink("tmp", bundle.rootfs("/volume")).expect("make a link");
+    bundle.add_mount(json!({ "destination": "/volume", "type": "tmpfs", "source": "x" }));
+    bundle.add_mount(remount("/volume", "ro"));
+    assert!(bundle.report(&[]).has_option("/tmp", "ro"));
 }
 
 fn remount_needs_a_mount(runtime: &Runtime) {

@@ -13,6 +13,7 @@ corten_only! {
     a_device_is_moved_in_with_its_addresses_and_back: "runc has it from 1.4 on, and leaves the way back to the kernel",
     a_device_is_renamed_and_gets_its_name_back: "runc has it from 1.4 on, and leaves the way back to the kernel",
     a_device_comes_back_from_a_killed_container: "runc has it from 1.4 on, and leaves the way back to the kernel",
+    any_number_of_devices_takes_the_same_sockets: "runc has it from 1.4 on, and leaves the way back to the kernel",
     a_device_comes_back_from_a_failed_create: "runc has it from 1.4 on, and leaves the way back to the kernel",
     a_device_is_moved_to_a_joined_namespace_and_back: "runc has it from 1.4 on, and leaves the way back to the kernel",
     a_user_namespace_gets_a_device: "runc has it from 1.4 on, and leaves the way back to the kernel",
@@ -117,6 +118,24 @@ fn a_device_comes_back_from_a_killed_container(runtime: &Runtime) {
         );
         assert_back(&script(&bundle, &text).success().stdout);
     }
+}
+
+/// One of the host's network and one of the container's, in every command; create has looked before, from a third.
+fn any_number_of_devices_takes_the_same_sockets(runtime: &Runtime) {
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("SKIP: strace is not installed");
+        return;
+    }
+    let mut bundle = runtime.bundle();
+    bundle.spec["linux"]["netDevices"] = json!({ "first": { "name": "eth0" }, "second": { "name": "eth1" } });
+    bundle.probe(&["exit", "0"]);
+    let text = "trace() { strace -qq -e trace=socket -e signal=none -o $BUNDLE/$1 $CORTEN \"$@\"; }
+        trace create --bundle $BUNDLE $ID >/dev/null; trace delete --force $ID
+        for command in create delete; do grep -c AF_NETLINK $BUNDLE/$command; done; ip addr show first";
+    let output = script(&bundle, text).success();
+    let (counts, rest) = output.stdout.split_at(4);
+    assert_eq!(counts, "3\n2\n", "{output:?}");
+    assert_back(rest);
 }
 
 fn a_device_comes_back_from_a_failed_create(runtime: &Runtime) {

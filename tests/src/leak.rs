@@ -234,9 +234,24 @@ fn processes() -> Vec<(i32, String)> {
         .collect()
 }
 
+/// The arguments of a process. In the middle of execve it has its new memory and no arguments in it yet; whoever has
+/// spawned it is told of the execve just then. So one that has memory is asked again before it passes for one without.
 fn command_line(pid: i32) -> String {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
+    let deadline = Instant::now() + POLL;
+    loop {
+        let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if !bytes.is_empty() || !has_memory(pid) || Instant::now() > deadline {
+            return String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned();
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Zombies and the kernel's own threads have none.
+fn has_memory(pid: i32) -> bool {
+    lines(&format!("/proc/{pid}/status"))
+        .iter()
+        .any(|line| line.starts_with("VmSize:"))
 }
 
 /// What the open descriptors of this process refer to, `/dev/null` and files that were unlinked included.
@@ -276,11 +291,8 @@ mod tests {
     fn a_child_is_left_until_it_is_reaped() {
         let watch = Watch::new(["corten-leak-test-child"]);
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        assert!(
-            watch.left().iter().any(|line| line.starts_with("child")),
-            "{:?}",
-            watch.left()
-        );
+        let left = watch.left();
+        assert!(left.iter().any(|line| line.starts_with("child")), "{left:?}");
         child.kill().unwrap();
         assert!(
             watch.left().iter().any(|line| line.starts_with("child")),
@@ -299,17 +311,26 @@ mod tests {
         let watch = Watch::new([dir.path().display().to_string()]);
         let path = dir.path().join("file");
         let file = fs::File::create(&path).unwrap();
-        assert_eq!(watch.left().len(), 1, "{:?}", watch.left());
+        let left = watch.left();
+        assert_eq!(left.len(), 1, "{left:?}");
         drop(file);
         let mut child = Command::new("tail").arg("-f").arg(&path).spawn().unwrap();
-        assert!(
-            watch.left().iter().any(|line| line.starts_with("process")),
-            "{:?}",
-            watch.left()
-        );
+        let left = watch.left();
+        assert!(left.iter().any(|line| line.starts_with("process")), "{left:?}");
         child.kill().unwrap();
         child.wait().unwrap();
         watch.assert_clean();
+    }
+
+    #[test]
+    fn a_process_has_its_arguments_from_its_spawn_on() {
+        for _ in 0..300 {
+            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+            let seen = command_line(child.id().cast_signed());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(seen, "sleep 60");
+        }
     }
 
     #[test]

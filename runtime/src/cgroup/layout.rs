@@ -15,6 +15,12 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::mountinfo::Line;
+
+/// The filesystems.
+const V1: &str = "cgroup";
+const V2: &str = "cgroup2";
+
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
@@ -112,18 +118,17 @@ fn detect(memberships: &str, mountinfo: impl BufRead) -> Result<Layout> {
     while !wanted.is_empty() {
         let Some(line) = lines.next() else { break };
         let line = line.context("read /proc/self/mountinfo")?;
-        let Some(mount) = parse_mount(&line) else {
+        let Some(mount) = Line::parse(&line).filter(|mount| matches!(mount.kind, V1 | V2)) else {
             continue;
         };
-        let at = wanted.iter().position(|name| mount.holds(name));
+        let at = wanted.iter().position(|name| holds(&mount, name));
         let name = at.map_or("", |at| wanted.swap_remove(at)).to_owned();
-        let v2 = mount.v2;
         let hierarchy = Hierarchy {
             name,
-            mount_point: mount.point,
-            root: mount.root,
+            mount_point: mount.place.into_owned(),
+            root: mount.root.into_owned(),
         };
-        if v2 {
+        if mount.kind == V2 {
             unified.get_or_insert(hierarchy);
         } else if at.is_some() {
             found.push(hierarchy);
@@ -142,59 +147,18 @@ fn detect(memberships: &str, mountinfo: impl BufRead) -> Result<Layout> {
     Ok(Layout::V1(found))
 }
 
-/// A cgroup mount as a line of mountinfo describes it.
-struct CgroupMount<'a> {
-    v2: bool,
-    root: PathBuf,
-    point: PathBuf,
-    super_options: &'a str,
-}
-
-impl CgroupMount<'_> {
-    /// Whether this is the hierarchy called `name`. Its controllers stand among the filesystem's options, maybe in
-    /// another order.
-    fn holds(&self, name: &str) -> bool {
-        match self.v2 {
-            true => name.is_empty(),
-            false => !name.is_empty() && name.split(',').all(|part| has_controller(self.super_options, part)),
+/// Whether a mount of cgroups is the hierarchy called `name`. Its controllers stand among the filesystem's options, maybe
+/// in another order.
+fn holds(mount: &Line<'_>, name: &str) -> bool {
+    match mount.kind {
+        V2 => name.is_empty(),
+        _ => {
+            !name.is_empty()
+                && name
+                    .split(',')
+                    .all(|part| has_controller(mount.filesystem_options, part))
         }
     }
-}
-
-/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG...] - TYPE SOURCE SUPER_OPTIONS`, proc_pid_mountinfo(5).
-fn parse_mount(line: &str) -> Option<CgroupMount<'_>> {
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut filesystem = filesystem.split(' ');
-    let v2 = match filesystem.next()? {
-        "cgroup" => false,
-        "cgroup2" => true,
-        _ => return None,
-    };
-    let super_options = filesystem.nth(1)?;
-    let mut fields = mount.split(' ').skip(3).map(unescape);
-    Some(CgroupMount {
-        v2,
-        root: fields.next()?,
-        point: fields.next()?,
-        super_options,
-    })
-}
-
-/// Undoes mountinfo's escapes: space, tab, line feed and backslash stand as `\` and three octal digits.
-fn unescape(field: &str) -> PathBuf {
-    let mut out = String::with_capacity(field.len());
-    let mut rest = field;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let code = rest
-            .get(at + 1..at + 4)
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        // The kernel escapes these four alone, all of them ASCII.
-        out.push(code.map_or('\\', char::from));
-        rest = &rest[at + if code.is_some() { 4 } else { 1 }..];
-    }
-    out.push_str(rest);
-    out.into()
 }
 
 #[cfg(test)]
@@ -290,18 +254,5 @@ mod tests {
         let whole = hierarchy("memory", "/m", "/");
         assert_eq!(whole.directory(Path::new("/a:b")), Some("/m/a:b".into()));
         assert_eq!(whole.directory(Path::new("/../a")), None);
-    }
-
-    #[test]
-    fn mountinfo_escapes() {
-        for (field, path) in [
-            ("/a", "/a"),
-            ("/a\\040b\\134", "/a b\\"),
-            ("\\", "\\"),
-            ("\\9x", "\\9x"),
-            ("\\04", "\\04"),
-        ] {
-            assert_eq!(unescape(field), Path::new(path), "{field}");
-        }
     }
 }

@@ -12,6 +12,8 @@ mod memory;
 #[cfg(test)]
 mod tests;
 
+pub(super) use cpu::{MAX_CPUS, MAX_LIST};
+
 use std::borrow::Cow;
 
 use anyhow::{Result, bail, ensure};

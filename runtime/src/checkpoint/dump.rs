@@ -10,11 +10,11 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use super::rpc::{Criu, Options, PageServer, Request, Surroundings, kind};
-use super::{Directories, external, images, mountinfo, rpc};
+use super::{Directories, external, images, rpc};
 use crate::cgroup::{Cgroup, CgroupPaths};
 use crate::rootfs::resolve::Root;
 use crate::state::{Directory, State, Status};
-use crate::{cli, container, log, namespaces};
+use crate::{cli, container, log, mountinfo, namespaces, notify};
 
 /// CRIU's log, in the work directory; runc's name.
 const LOG: &str = "dump.log";
@@ -29,7 +29,10 @@ pub fn dump(root: &Path, criu: Option<&Path>, asked: &cli::Checkpoint) -> Result
     let status = directory.status(&state);
     let running = matches!(status, Status::Running | Status::Paused);
     ensure!(running, "checkpoint container {}: it is {status}", asked.id);
-    let spec = directory.spec()?;
+    let mut spec = directory.spec()?;
+    if notify::made(directory.path()) {
+        notify::show(&mut spec, directory.path());
+    }
     external::check_possible(&spec)?;
     let external = external_names(&state, &spec)?;
     let freeze_cgroup = freezer(&state.cgroup)?;
@@ -69,7 +72,8 @@ pub fn dump(root: &Path, criu: Option<&Path>, asked: &cli::Checkpoint) -> Result
 fn external_names(state: &State, spec: &Spec) -> Result<Vec<String>> {
     let externals = external::mounts(spec, &state.bundle, &state.cgroup, user_namespace(spec))?;
     let process = state.pid.to_string();
-    let mut names = external::at_dump(&externals, &root_of(state.pid)?, &mountinfo::of_process(&process)?)?;
+    let mounts = mountinfo::read(&process)?;
+    let mut names = external::at_dump(&externals, &root_of(state.pid)?, &mountinfo::parse(&mounts)?)?;
     for (name, key, _) in external::namespaces(spec)?.external {
         // What is at the path may be another by now; what counts is the one the container is in.
         let own = format!("/proc/{process}/ns/{name}");

@@ -17,8 +17,8 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
 
 use super::images::Mount;
-use super::mountinfo;
 use crate::cgroup::{self, CgroupPaths};
+use crate::mountinfo;
 use crate::namespaces;
 use crate::rootfs::options::{Bind, Options};
 use crate::rootfs::resolve::Root;
@@ -86,7 +86,8 @@ pub fn check_possible(spec: &Spec) -> Result<()> {
 /// The mounts of a specification that come from outside, in its order; those below a recursive bind by their place now.
 pub fn mounts(spec: &Spec, bundle: &Path, cgroup: &CgroupPaths, user_namespace: bool) -> Result<Vec<External>> {
     let mut found = Vec::new();
-    let host = mountinfo::of_process("self")?;
+    let host = mountinfo::read("self")?;
+    let host = mountinfo::parse(&host)?;
     for (index, mount) in spec_mounts(spec).iter().enumerate() {
         let at = || format!("mounts[{index}].destination");
         let options = Options::parse(mount.options().as_deref().unwrap_or_default()).with_context(at)?;

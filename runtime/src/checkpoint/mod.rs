@@ -4,7 +4,7 @@
 //!   dump.rs        a running container to images           rpc.rs        CRIU's protocol, and starting it
 //!   restore.rs     images to a running container           external.rs   what is not in the images: binds, cgroups, namespaces
 //!   verify.rs      is it what the bundle says? the tasks  images.rs     what is read in the images before CRIU reads them
-//!   mounts.rs      the same of its mounts                 mountinfo.rs  /proc/PID/mountinfo
+//!   mounts.rs      the same of its mounts
 //! ```
 //! The images are untrusted: whoever can write them decides what CRIU makes, identity, capabilities, filters, mounts and
 //! all, and CRIU asks nobody (CVE-2026-95837, CVE-2026-95838). So the specification in the bundle given at the restore is
@@ -21,7 +21,6 @@
 pub mod dump;
 pub mod external;
 pub mod images;
-pub mod mountinfo;
 pub mod mounts;
 pub mod restore;
 pub mod rpc;

@@ -11,8 +11,8 @@ use rustix::fs::{FileType, fstat, makedev};
 
 use super::dump::{root_of, user_namespace};
 use super::external::{self, External};
-use super::mountinfo::{self, Line};
 use crate::bundle::Bundle;
+use crate::mountinfo::{self, Line};
 use crate::namespaces;
 use crate::rootfs::options::Options;
 use crate::rootfs::resolve::Root;
@@ -28,13 +28,13 @@ const SHOWS: [(&str, LinuxNamespaceType); 4] = [
 
 /// The mounts are those of the bundle, with its flags, and no others.
 pub fn check(pid: i32, bundle: &Bundle, externals: &[External]) -> Result<()> {
-    let lines = mountinfo::of_process(&pid.to_string())?;
-    let host = mountinfo::of_process("self")?;
+    let (text, host) = (mountinfo::read(&pid.to_string())?, mountinfo::read("self")?);
+    let (lines, host) = (mountinfo::parse(&text)?, mountinfo::parse(&host)?);
     let view = View {
         root: root_of(pid)?,
         spec: &bundle.spec,
         lines: &lines,
-        host: host.iter().map(|line| line.device.as_str()).collect(),
+        host: host.iter().map(|line| line.device).collect(),
     };
     let mut known: HashSet<PathBuf> = HashSet::from(["/".into()]);
     view.check_root(&bundle.rootfs).context("the root filesystem")?;
@@ -56,9 +56,9 @@ pub fn check(pid: i32, bundle: &Bundle, externals: &[External]) -> Result<()> {
     };
     let places = externals.iter().map(|external| external.destination.clone());
     for path in places.chain(devices).chain(["/dev/console".into()]) {
-        known.extend(view.at(&path)?.map(|line| line.place.clone()));
+        known.extend(view.at(&path)?.map(|line| line.place.clone().into_owned()));
     }
-    let foreign = lines.iter().find(|line| !known.contains(&line.place));
+    let foreign = lines.iter().find(|line| !known.contains(&*line.place));
     match foreign {
         Some(line) => bail!(
             "a {} is mounted on {}: the bundle has no such mount",
@@ -73,14 +73,14 @@ pub fn check(pid: i32, bundle: &Bundle, externals: &[External]) -> Result<()> {
 struct View<'a> {
     root: Root,
     spec: &'a Spec,
-    lines: &'a [Line],
+    lines: &'a [Line<'a>],
     /// Devices of the filesystems that are mounted on the host.
     host: HashSet<&'a str>,
 }
 
 impl View<'_> {
     /// The mount whose root is at this path, if one is.
-    fn at(&self, path: &Path) -> Result<Option<&Line>> {
+    fn at(&self, path: &Path) -> Result<Option<&Line<'_>>> {
         let Some(there) = self.root.find(path)? else {
             return Ok(None);
         };
@@ -123,7 +123,7 @@ impl View<'_> {
                                 .any(|(joined, ..)| joined == namespace))
                 });
                 ensure!(
-                    shared || !self.host.contains(line.device.as_str()),
+                    shared || !self.host.contains(line.device),
                     "a {kind} of the host is mounted there"
                 );
             }
@@ -137,7 +137,7 @@ impl View<'_> {
             let wanted = (options.attributes.set | options.recursive.set) & flag != 0;
             ensure!(!wanted || line.has(name), "it is not {name}");
         }
-        Ok(line.place.clone())
+        Ok(line.place.clone().into_owned())
     }
 
     fn same_file(&self, path: &Path, source: &Path) -> Result<()> {
@@ -162,13 +162,13 @@ impl View<'_> {
             let stat = fstat(&there).with_context(what)?;
             let line = self.at(Path::new(path)).with_context(what)?;
             let covered = match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => line.is_some_and(|line| {
-                    line.kind == "tmpfs" && line.has("ro") && !self.host.contains(line.device.as_str())
-                }),
+                FileType::Directory => {
+                    line.is_some_and(|line| line.kind == "tmpfs" && line.has("ro") && !self.host.contains(line.device))
+                }
                 kind => line.is_some() && kind == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3),
             };
             ensure!(covered, "{}: it is not masked", what());
-            places.extend(line.map(|line| line.place.clone()));
+            places.extend(line.map(|line| line.place.clone().into_owned()));
         }
         let linux = self.spec.linux().as_ref();
         let readonly = linux
@@ -183,7 +183,7 @@ impl View<'_> {
             let line = line
                 .filter(|line| line.has("ro"))
                 .with_context(|| format!("{}: it can be written to", what()))?;
-            places.push(line.place.clone());
+            places.push(line.place.clone().into_owned());
         }
         Ok(places)
     }

@@ -12,13 +12,13 @@
 //! been started long ago.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use oci_spec::runtime::ContainerState;
+use oci_spec::runtime::{ContainerState, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use super::dump::user_namespace;
@@ -30,10 +30,12 @@ use crate::cgroup::{Cgroup, Driver};
 use crate::container::{self, Created, run_all_hooks, run_hooks};
 use crate::init::runtime_hooks;
 use crate::namespaces::Namespaces;
+use crate::rootfs::mount::set_readonly;
 use crate::rootfs::resolve::Root;
+use crate::rootfs::{destination, spec_mounts};
 use crate::seccomp::Filter;
 use crate::state::{self, Directory, State};
-use crate::{cli, console, log, signal};
+use crate::{cli, console, log, notify, signal};
 
 /// CRIU's log, in the work directory; runc's name.
 const LOG: &str = "restore.log";
@@ -45,7 +47,7 @@ const ROOT: &str = "root";
 #[derive(Debug)]
 pub struct Restore<'a> {
     asked: &'a cli::Restore,
-    bundle: &'a Bundle,
+    bundle: Bundle,
     program: PathBuf,
     directories: Directories,
     externals: Vec<External>,
@@ -55,6 +57,8 @@ pub struct Restore<'a> {
     /// `TYPE:NAME`.
     profile: Option<String>,
     cgroup: Cgroup,
+    /// The images are of a container that was shown a notify socket ([`notify`]), which no bundle says.
+    notified: bool,
 }
 
 impl<'a> Restore<'a> {
@@ -64,7 +68,7 @@ impl<'a> Restore<'a> {
         criu: Option<&Path>,
         driver: Driver,
         asked: &'a cli::Restore,
-        bundle: &'a Bundle,
+        bundle: Bundle,
     ) -> Result<Restore<'a>> {
         super::needs_root()?;
         let spec = &bundle.spec;
@@ -93,6 +97,7 @@ impl<'a> Restore<'a> {
             namespaces: sorted.external.into_iter().map(open).collect::<Result<_>>()?,
             joined: sorted.joined.into_iter().map(join).collect::<Result<_>>()?,
             profile: verify::profile(asked.lsm_profile.as_deref(), bundle.process()?)?,
+            notified: notified(directories.images.as_fd(), spec)?,
             directories,
             cgroup,
             asked,
@@ -101,13 +106,16 @@ impl<'a> Restore<'a> {
     }
 
     /// Makes the container: on success it runs, on failure nothing is left.
-    pub fn restore(&self, root: &Path, console: Option<&OwnedFd>) -> Result<Created> {
-        let spec = &self.bundle.spec;
-        let linux = spec.linux().as_ref().context("linux: missing")?;
+    pub fn restore(mut self, root: &Path, console: Option<&OwnedFd>) -> Result<Created> {
         let reserved = state::reserve(root, &self.asked.id)?;
         let directory = reserved.directory();
-        let mut state = container::first_state(&self.asked.id, self.bundle, &self.cgroup);
+        let mut state = container::first_state(&self.asked.id, &self.bundle, &self.cgroup);
         directory.write_spec(&self.bundle.text)?;
+        if self.notified {
+            self.show_notify(directory)?;
+        }
+        let spec = &self.bundle.spec;
+        let linux = spec.linux().as_ref().context("linux: missing")?;
         directory.write(&state)?;
         let made = self.cgroup.create(spec).context("make the cgroup")?;
         state.own_cgroup = true;
@@ -122,8 +130,14 @@ impl<'a> Restore<'a> {
                     init,
                 };
                 let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
-                run_all_hooks("poststart", hooks, &created.state, ContainerState::Running);
-                Ok(created)
+                match run_all_hooks("poststart", hooks, &created.state, ContainerState::Running) {
+                    Ok(()) => Ok(created),
+                    Err(interrupted) => {
+                        let deleted = container::delete_opened(&created.directory, &created.state);
+                        log::best_effort("delete the container", deleted);
+                        Err(interrupted)
+                    }
+                }
             }
             Err(error) => {
                 drop(made);
@@ -132,6 +146,15 @@ impl<'a> Restore<'a> {
                 Err(error)
             }
         }
+    }
+
+    /// Makes the directory of the notify socket, and the mount that shows it.
+    fn show_notify(&mut self, directory: &Directory) -> Result<()> {
+        notify::make_directory(directory.path())?;
+        let spec = &mut self.bundle.spec;
+        notify::show(spec, directory.path());
+        self.externals = external::mounts(spec, &self.bundle.path, self.cgroup.paths(), user_namespace(spec))?;
+        Ok(())
     }
 
     fn launch(
@@ -146,7 +169,9 @@ impl<'a> Restore<'a> {
         external::prepare(&mounts, &self.externals, &Root::new(rootfs.into()))?;
         let place = root.join(self.asked.id.as_str()).join(ROOT);
         std::fs::create_dir(&place).with_context(|| format!("create {}", place.display()))?;
-        let stage = Stage::set(&self.bundle.rootfs, &place)?;
+        let root = self.bundle.spec.root().as_ref();
+        let readonly = root.and_then(oci_spec::runtime::Root::readonly) == Some(true);
+        let stage = Stage::set(&self.bundle.rootfs, &place, readonly)?;
         // CRIU mounts things in its work directory, which has to be of its own mount namespace.
         let directories = Directories::open(&self.asked.images, false)?;
         let surroundings = Surroundings {
@@ -260,7 +285,7 @@ impl<'a> Restore<'a> {
                 let init = init.as_mut().context("criu: pre-resume before it told a pid")?;
                 verify::container(
                     state.pid,
-                    self.bundle,
+                    &self.bundle,
                     &self.externals,
                     &self.cgroup,
                     self.profile.as_deref(),
@@ -274,6 +299,17 @@ impl<'a> Restore<'a> {
     }
 }
 
+/// Whether the images have the mount of a notify socket, and the bundle has not something of its own there.
+fn notified(images: BorrowedFd<'_>, spec: &Spec) -> Result<bool> {
+    let own = spec_mounts(spec)
+        .iter()
+        .any(|mount| destination(mount) == Path::new(notify::SHOWN_AT));
+    let shown = images::mounts(images)?
+        .iter()
+        .any(|mount| mount.key.as_deref() == Some(notify::SHOWN_AT));
+    Ok(shown && !own)
+}
+
 /// A mount namespace of CRIU's and ours, in which the root filesystem is a mount point: CRIU demands one, and on the host
 /// nothing is to be unmounted when a restore is killed. Dropping it goes back to the namespace before.
 #[derive(Debug)]
@@ -284,8 +320,9 @@ struct Stage {
 }
 
 impl Stage {
-    /// Enters a new one, and shows `root` at `place` in it.
-    fn set(root: &Path, place: &Path) -> Result<Stage> {
+    /// Enters a new one, and shows `root` at `place` in it. CRIU takes the mount as it finds it: of all mounts in the images
+    /// it is the one whose flags are not restored.
+    fn set(root: &Path, place: &Path, readonly: bool) -> Result<Stage> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(".", flags, Mode::empty()).context("open the working directory")?;
         let outside = Stage::current()?;
@@ -296,6 +333,10 @@ impl Stage {
         let what = || format!("mount({}, {}, MS_REC | MS_BIND)", root.display(), place.display());
         mount(Some(root), place, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).with_context(what)?;
         mount(none, place, none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).with_context(what)?;
+        if readonly {
+            let shown = rustix::fs::open(place, flags, Mode::empty()).with_context(what)?;
+            set_readonly(shown.as_fd(), false).context("root.readonly")?;
+        }
         Ok(stage)
     }
 

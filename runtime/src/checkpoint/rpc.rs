@@ -12,7 +12,7 @@
 //! the place of paths. Field numbers are those of criu/images/rpc.proto; what is not sent or looked at is left out.
 
 use std::io::{IoSliceMut, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +22,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, socketpair};
 use prost::Message;
 use rustix::process::{PidfdFlags, pidfd_open};
+
+use crate::interrupt::{self, Interrupt};
 
 /// The oldest CRIU that has all that is used: the security label of restored tasks by name is of 3.16.
 const OLDEST: (i32, i32) = (3, 16);
@@ -288,6 +290,7 @@ impl Surroundings<'_> {
 pub struct Criu {
     child: Child,
     socket: OwnedFd,
+    interrupt: Option<Interrupt>,
 }
 
 /// One message of CRIU's, with what came along.
@@ -311,14 +314,17 @@ impl Criu {
         if !surroundings.stdio {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         }
-        let descriptors: Vec<&OwnedFd> = std::iter::once(&theirs)
+        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(&theirs)
             .chain(surroundings.descriptors.iter().copied())
+            .map(AsFd::as_fd)
             .collect();
-        crate::sys::spawn::pass_from_3(&mut command, &descriptors);
-        let child = command
-            .spawn()
+        let child = crate::sys::spawn::spawn_passing(&mut command, SOCKET, &descriptors)
             .with_context(|| format!("start {}", program.display()))?;
-        Ok(Criu { child, socket })
+        Ok(Criu {
+            child,
+            socket,
+            interrupt: Interrupt::watch()?,
+        })
     }
 
     /// Its pid.
@@ -366,24 +372,20 @@ impl Criu {
 
     /// Waits until there is a message, or CRIU has ended: processes it has made may hold its socket, which then has no end.
     fn wait_for_message(&mut self) -> Result<()> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let process = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid:?})"))?;
-        loop {
-            let mut descriptors = [
-                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
-                PollFd::new(process.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut descriptors, PollTimeout::NONE) {
-                Err(nix::errno::Errno::EINTR) => continue,
-                result => result.context("poll")?,
-            };
-            let [message, ended] = descriptors.map(|descriptor| descriptor.any() == Some(true));
-            // poll looks at one after the other: what it said last may have come between the two looks.
-            if message || !ended || is_readable(&self.socket)? {
-                return Ok(());
-            }
-            return Err(self.ended());
+        let process = self.process()?;
+        let files = [Some(self.socket.as_fd()), Some(process.as_fd())];
+        let ready = interrupt::wait(files, self.interrupt.as_ref(), None).context("wait for criu")?;
+        let [message, ended] = ready.unwrap_or_default();
+        // poll looks at one after the other: what it said last may have come between the two looks.
+        if message || !ended || is_readable(&self.socket)? {
+            return Ok(());
         }
+        Err(self.ended())
+    }
+
+    fn process(&self) -> Result<OwnedFd> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid:?})"))
     }
 
     /// How it ended, as an error.
@@ -412,6 +414,8 @@ impl Criu {
     pub fn finish(mut self) -> Result<()> {
         // It waits for the next request until the socket is closed.
         nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both).context("shutdown")?;
+        let process = self.process()?;
+        interrupt::wait([Some(process.as_fd())], self.interrupt.as_ref(), None).context("wait for criu")?;
         self.child.wait().context("wait for criu")?;
         Ok(())
     }
@@ -538,13 +542,18 @@ mod tests {
         // As by a process that CRIU has made and left.
         let (socket, _held) = pair();
         let child = Command::new("/bin/sh").args(["-c", "exit 3"]).spawn().unwrap();
-        let error = Criu { child, socket }.receive().unwrap_err().to_string();
+        let criu = |child, socket| Criu {
+            child,
+            socket,
+            interrupt: None,
+        };
+        let error = criu(child, socket).receive().unwrap_err().to_string();
         assert!(error.contains("exit status: 3"), "{error}");
         // What it has said before counts.
         let (socket, held) = pair();
         send(held.as_raw_fd(), &[0x08, 6, 0x10, 1], MsgFlags::empty()).unwrap();
         let child = Command::new("/bin/true").spawn().unwrap();
-        assert_eq!(Criu { child, socket }.receive().unwrap().response.kind, kind::NOTIFY);
+        assert_eq!(criu(child, socket).receive().unwrap().response.kind, kind::NOTIFY);
     }
 
     #[test]

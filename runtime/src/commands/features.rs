@@ -1,6 +1,7 @@
 //! `corten features`: what this runtime can do, as the document of the OCI runtime specification (features.md, 1.3).
 //!
-//! It says what the code does, not what this machine allows (features.md asks for no more), and is taken from what the
+//! It says what the code does, not what this machine allows (features.md asks for no more; `supportedFlags` is the one field
+//! that is the kernel's), and is taken from what the
 //! code goes by wherever there is such a thing: a field of config.json is shown as implemented if its check lets it pass, a
 //! mount option if the parser takes it.
 
@@ -140,7 +141,9 @@ fn linux() -> Value {
             "enabled": is_supported("linux.seccomp"),
             "actions": seccomp::ACTIONS,
             "operators": seccomp::OPERATORS,
+            "archs": seccomp::architectures(),
             "knownFlags": seccomp::FLAGS,
+            "supportedFlags": seccomp::supported_flags(),
         },
         "apparmor": { "enabled": is_supported("process.apparmorProfile") },
         "selinux": { "enabled": is_supported("process.selinuxLabel") },
@@ -191,6 +194,11 @@ mod tests {
             "/linux/cgroup/systemdUser",
             "/linux/cgroup/rdma",
             "/linux/seccomp/enabled",
+            "/linux/seccomp/actions/8",
+            "/linux/seccomp/operators/6",
+            "/linux/seccomp/archs/6",
+            "/linux/seccomp/knownFlags/3",
+            "/linux/seccomp/supportedFlags",
             "/linux/apparmor/enabled",
             "/linux/selinux/enabled",
             "/linux/intelRdt/enabled",

@@ -17,8 +17,8 @@ use crate::foreground::Foreground;
 /// `--no-pivot` is taken and changes nothing: it is CRIU that enters the root.
 pub(super) fn restore(root: &Path, globals: &Globals, flags: &cli::Restore) -> Result<ExitCode> {
     let bundle = Bundle::load(&flags.bundle)?;
-    let restore = Restore::prepare(root, globals.criu.as_deref(), driver(globals), flags, &bundle)?;
     let terminal = bundle.process()?.terminal() == Some(true);
+    let restore = Restore::prepare(root, globals.criu.as_deref(), driver(globals), flags, bundle)?;
     if flags.detach || flags.console_socket.is_some() {
         let console = console_socket(flags.console_socket.as_deref(), terminal)?;
         let created = restore.restore(root, console.as_ref())?;

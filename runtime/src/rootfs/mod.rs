@@ -16,7 +16,7 @@
 //!
 //! Where the specification is silent we do as runc does: mount points that are missing are made in the root filesystem and
 //! stay there; a tmpfs keeps the mode of the directory it covers; a bind that names no propagation is a slave. Where we
-//! differ, on a host whose mounts are shared: runc makes private whichever mount holds the root filesystem, and with it,
+//! differ: a remount follows no link of the image, which could choose the mount that is changed. And on a host whose mounts are shared: runc makes private whichever mount holds the root filesystem, and with it,
 //! by chance, binds from that one mount; or, as 1.1.5 does, leaves the root a slave. Here the root is private
 //! and every bind a slave, wherever the two lie. `rootfsPropagation` is for all binds that name none, in its recursive
 //! form: runc leaves them shared with the host, so that what the container mounts there appears outside.
@@ -273,9 +273,21 @@ impl<'a> Rootfs<'a> {
     }
 
     /// Changes what an earlier mount of the specification, or the image's mount, has put at the destination.
+    ///
+    /// Not where a link of the image leads to: it would choose which mount is changed, and could turn options that are
+    /// meant for a volume on /sys. A link that has led an earlier mount of this destination leads to that one.
     fn remount(&mut self, mount: &Mount, options: &Options) -> Result<()> {
-        let place = self.root.find(&destination(mount))?;
+        let destination = destination(mount);
+        let place = self.root.find(&destination)?;
         let place = place.context("remount: nothing is there")?;
+        let mut earlier = spec_mounts(self.spec)
+            .iter()
+            .take_while(|other| !std::ptr::eq(*other, mount));
+        ensure!(
+            earlier.any(|other| self::destination(other) == destination) || self.root.is_plain(&destination),
+            "remount: {}: a link of the image leads to the mount",
+            destination.display()
+        );
         self.check_not_root(&place)?;
         mount::remount(&place, options)?;
         if options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0 {

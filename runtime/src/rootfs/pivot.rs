@@ -1,16 +1,16 @@
 //! Exchanging the root: the container's in, the host's out.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 use rustix::fs::{Mode, OFlags};
+
+use crate::mountinfo::Line;
 
 /// The mount at the working directory: taken away again, unless it becomes the root. In a mount namespace that others
 /// live in too it would stay.
@@ -84,33 +84,13 @@ fn mountinfo(proc: BorrowedFd<'_>) -> Result<String> {
     String::from_utf8(text).context("mountinfo: a path that is not UTF-8")
 }
 
-/// The places of mounts whose parent has this id, the later ones first, but for `/`: `ID PARENT MAJOR:MINOR ROOT POINT ...`,
-/// proc_pid_mountinfo(5).
+/// The places of mounts whose parent has this id, the later ones first, but for `/`.
 fn mounts_on(mountinfo: &str, id: u64) -> Vec<PathBuf> {
-    let place = |line: &str| {
-        let mut fields = line.split(' ');
-        let parent: u64 = fields.nth(1)?.parse().ok()?;
-        let point = fields.nth(2)?;
-        (parent == id && point != "/").then(|| PathBuf::from(unescape(point)))
-    };
-    mountinfo.lines().rev().filter_map(place).collect()
-}
-
-/// The kernel writes blanks, newlines and backslashes as three octal digits.
-fn unescape(text: &str) -> OsString {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let octal = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        let (byte, after) = match octal.filter(|_| byte == b'\\') {
-            Some(octal) => (octal, &after[3..]),
-            None => (byte, after),
-        };
-        bytes.push(byte);
-        rest = after;
-    }
-    OsString::from_vec(bytes)
+    let lines = mountinfo.lines().rev().filter_map(Line::parse);
+    lines
+        .filter(|line| line.parent == id && *line.place != *Path::new("/"))
+        .map(|line| line.place.into_owned())
+        .collect()
 }
 
 #[cfg(test)]

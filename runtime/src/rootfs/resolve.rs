@@ -36,6 +36,11 @@ impl Root {
         }
     }
 
+    /// Whether something is at `path` without any component being a link.
+    pub fn is_plain(&self, path: &Path) -> bool {
+        self.open(path, OFlags::PATH, ResolveFlags::NO_SYMLINKS).is_ok()
+    }
+
     /// Opens a file for reading, without waiting for a fifo's writer; `None` where there is none.
     pub fn read(&self, path: &Path) -> Result<Option<OwnedFd>> {
         match self.open(

@@ -93,6 +93,12 @@ fn architecture(arch: Arch) -> Result<ScmpArch> {
     name.parse().context(UNKNOWN)
 }
 
+/// Whether a profile can name this architecture.
+pub(super) fn knows(arch: Arch) -> bool {
+    let filter = ScmpFilterContext::new(ScmpAction::Allow);
+    filter.is_ok_and(|mut filter| architecture(arch).is_ok_and(|arch| filter.add_arch(arch).is_ok()))
+}
+
 fn add_rule(filter: &mut ScmpFilterContext, rule: &LinuxSyscall, default: ScmpAction) -> Result<()> {
     let action = action(rule.action(), rule.errno_ret());
     if action == default {

@@ -66,7 +66,35 @@ pub const OPERATORS: [&str; 7] = [
     "SCMP_CMP_MASKED_EQ",
 ];
 
-/// The flags of seccomp(2) that a profile can set. Which of them this kernel knows is another matter.
+/// The architectures that the specification has a name for. Which of them the libseccomp in this runtime knows is another
+/// matter ([`architectures`]).
+const ARCHITECTURES: [&str; 23] = [
+    "SCMP_ARCH_X86",
+    "SCMP_ARCH_X86_64",
+    "SCMP_ARCH_X32",
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_AARCH64",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+];
+
+/// The flags of seccomp(2) that a profile can set. Which of them this kernel knows is another matter ([`supported_flags`]).
 pub const FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_TSYNC",
     "SECCOMP_FILTER_FLAG_LOG",
@@ -274,21 +302,44 @@ fn notifies(profile: &LinuxSeccomp) -> bool {
 
 /// The flags for seccomp(2).
 fn flags(profile: &LinuxSeccomp) -> u64 {
-    let named = profile.flags().iter().flatten().fold(0, |flags, flag| {
-        flags
-            | match flag {
-                Flag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
-                Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
-                Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-                Flag::SeccompFilterFlagWaitKillableRecv => sys::WAIT_KILLABLE_RECV,
-            }
-    });
+    let named = profile.flags().iter().flatten();
+    let named = named.fold(0, |flags, flag| flags | bit(*flag));
     match notifies(profile) {
         false => named,
         // The kernel takes TSYNC beside a listener only in this form.
         true if named & libc::SECCOMP_FILTER_FLAG_TSYNC != 0 => named | sys::NEW_LISTENER | sys::TSYNC_ESRCH,
         true => named | sys::NEW_LISTENER,
     }
+}
+
+fn bit(flag: Flag) -> u64 {
+    match flag {
+        Flag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+        Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+        Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Flag::SeccompFilterFlagWaitKillableRecv => sys::WAIT_KILLABLE_RECV,
+    }
+}
+
+/// The value of an enumeration that a word of the specification stands for.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_value(text.into()).ok()
+}
+
+/// The architectures a profile can name: those of this machine's byte order, as a filter has one.
+pub fn architectures() -> Vec<&'static str> {
+    let known = |name: &&str| word(name).is_some_and(compile::knows);
+    ARCHITECTURES.into_iter().filter(known).collect()
+}
+
+/// The flags that this kernel knows.
+pub fn supported_flags() -> Vec<&'static str> {
+    let known = |name: &&str| match word(name).map(bit) {
+        // Refused where nobody can be waited for.
+        Some(sys::WAIT_KILLABLE_RECV) => sys::knows_flags(sys::WAIT_KILLABLE_RECV | sys::NEW_LISTENER),
+        bit => bit.is_some_and(sys::knows_flags),
+    };
+    FLAGS.into_iter().filter(known).collect()
 }
 
 #[cfg(test)]

@@ -59,6 +59,15 @@ pub(crate) fn duplicate(fd: RawFd, target: RawFd, close: bool) -> io::Result<()>
     }
 }
 
+/// One more descriptor, close-on-exec, for what `fd` refers to; its number is the first from `least` on that is free.
+pub(crate) fn duplicate_above(fd: RawFd, least: RawFd) -> io::Result<RawFd> {
+    // SAFETY: the call takes three integers and changes no descriptor there is.
+    match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) } {
+        -1 => Err(io::Error::last_os_error()),
+        number => Ok(number),
+    }
+}
+
 /// Lets descriptors 0 to 2 refer to what `fd` refers to.
 pub fn redirect_stdio(fd: BorrowedFd<'_>) -> io::Result<()> {
     rustix::stdio::dup2_stdin(fd)?;

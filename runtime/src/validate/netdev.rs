@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use oci_spec::runtime::{Linux, LinuxNamespaceType};
 
 use super::linux::private;
+use crate::netlink::Socket;
 
 /// The host's network devices: they exist, and their new names can be those of devices in the new namespace.
 pub(super) fn devices(linux: &Linux) -> Result<()> {
@@ -20,8 +21,14 @@ pub(super) fn devices(linux: &Linux) -> Result<()> {
         );
         let own = private(linux, LinuxNamespaceType::Network)?;
         ensure!(own, "{at}: needs a network namespace that is not the host's");
-        let there = crate::netlink::Socket::open()?.link(host)?;
-        ensure!(there.is_some(), "{at}: the host has no such network device");
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let network = Socket::open()?;
+    for (host, _) in wanted {
+        let there = network.link(host)?.is_some();
+        ensure!(there, "linux.netDevices.{host:?}: the host has no such network device");
     }
     Ok(())
 }

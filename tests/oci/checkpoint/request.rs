@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use corten_tests::bundle::{Bundle, Runtime, finish};
+use corten_tests::bundle::{Bundle, Running, Runtime, finish, wait_until};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 /// The probe in CRIU's place.
@@ -33,6 +34,71 @@ impl Fake {
         let log = fs::read_to_string(self.0.with_extension("log")).expect("criu was started");
         serde_json::from_str(log.lines().last().expect("a line")).expect("a line is JSON")
     }
+}
+
+/// `mountpoints-1.img` with one mount: where it is, and its name as one from outside (fields 7 and 18 of images/mnt.proto).
+fn table_of_mounts(place: &str, key: &str) -> Vec<u8> {
+    let text = |tag: &[u8], text: &str| {
+        let length = u8::try_from(text.len()).expect("a short text");
+        [tag, &[length], text.as_bytes()].concat()
+    };
+    let entry = [text(&[0x3a], place), text(&[0x92, 0x01], key)].concat();
+    let length = u32::try_from(entry.len()).expect("a short entry").to_le_bytes();
+    let magics = [0x5456_4319_u32.to_le_bytes(), 0x5556_3928_u32.to_le_bytes()].concat();
+    [magics, length.to_vec(), entry].concat()
+}
+
+/// The mount of a notify socket is in no bundle, and yet in the container.
+pub(super) fn a_notify_socket_is_named_to_criu(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    bundle.spec["root"]["readonly"] = serde_json::json!(false);
+    let mut create = bundle.command("create");
+    let _created = finish(create.env("NOTIFY_SOCKET", "/nobody").arg(&bundle.id)).success();
+    let _started = bundle.call("start", &[]).success();
+    let fake = Fake::new(&bundle);
+    let binds = |options: Vec<(u64, String)>| -> Vec<String> {
+        let binds = options.into_iter().filter(|(number, _)| *number == 37);
+        binds.map(|(_, value)| value).collect()
+    };
+    let asked = fake.asked(&bundle, &["checkpoint", "--image-path", "images"]);
+    let named = binds(options_of(&asked));
+    assert!(named.contains(&"mnt[/run/notify]:/run/notify".to_owned()), "{named:?}");
+
+    let _deleted = bundle.call("delete", &["--force"]).success();
+    let images = bundle.path().join("images");
+    fs::write(images.join("inventory.img"), "").expect("write a file");
+    let table = table_of_mounts("/run/notify", "/run/notify");
+    fs::write(images.join("mountpoints-1.img"), table).expect("write a file");
+    let named = binds(options_of(&fake.asked(&bundle, &["restore", "--image-path", "images"])));
+    let source = bundle.state_directory().join("notify");
+    let expected = format!("mnt[/run/notify]:{}", source.display());
+    assert!(named.contains(&expected), "{expected} in {named:?}");
+    bundle.assert_nothing_left();
+}
+
+/// A CRIU that says nothing does not hold a restore in the foreground for ever.
+pub(super) fn an_interrupt_ends_a_restore(runtime: &Runtime) {
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["sleep"]);
+    let fake = Fake::new(&bundle);
+    fs::write(fake.0.with_extension("silent"), "").expect("write a file");
+    let images = bundle.path().join("images");
+    fs::create_dir(&images).expect("make a directory");
+    fs::write(images.join("inventory.img"), "").expect("write a file");
+    bundle.write();
+    let mut command = bundle.global(&["--criu", &fake.0.to_string_lossy()]);
+    command.args(["restore", "--image-path"]).arg(&images);
+    command.arg("--bundle").arg(bundle.path()).arg(&bundle.id);
+    let restoring = Running::start(&mut command);
+    // The question for the version, and the request.
+    let asked = || fs::read_to_string(fake.0.with_extension("log")).is_ok_and(|log| log.lines().count() == 2);
+    assert!(wait_until(|| asked().then_some(())).is_some(), "{}", restoring.stdout());
+    kill(restoring.pid(), Signal::SIGTERM).expect("signal a process of this test");
+    let output = restoring.wait();
+    assert_eq!(output.code, 128 + libc::SIGTERM, "{output:?}");
+    assert!(output.stderr.contains("interrupted by SIGTERM"), "{output:?}");
+    bundle.assert_nothing_left();
 }
 
 /// The fields of a protobuf message: number and value, a varint's or the bytes'.

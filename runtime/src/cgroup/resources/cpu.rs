@@ -4,6 +4,13 @@ use anyhow::{Result, ensure};
 use oci_spec::runtime::LinuxCpu;
 
 use super::{Writes, or_max, set};
+use crate::sys::sched::MAX_NODES;
+
+/// How many processors the kernel can be built for at most (CONFIG_NR_CPUS of x86).
+pub(in crate::cgroup) const MAX_CPUS: usize = 8192;
+
+/// A cgroup file takes less than a page at once, in bytes.
+pub(in crate::cgroup) const MAX_LIST: usize = 4096;
 
 pub(super) fn check(cpu: &LinuxCpu) -> Result<()> {
     if let Some(idle) = cpu.idle() {
@@ -12,6 +19,31 @@ pub(super) fn check(cpu: &LinuxCpu) -> Result<()> {
             "linux.resources.cpu.idle: {idle}: must be 0 or 1"
         );
     }
+    check_list("cpus", cpu.cpus().as_deref(), MAX_CPUS)?;
+    check_list("mems", cpu.mems().as_deref(), MAX_NODES)
+}
+
+/// Whether a list is one the kernel could take at all: its form is for the kernel to judge, which knows more of it than
+/// `0-3,7` (cpuset(7), "List format"), but neither the kernel nor systemd shall be bothered with billions.
+fn check_list(field: &str, list: Option<&str>, limit: usize) -> Result<()> {
+    let list = list.unwrap_or_default();
+    let at = || format!("linux.resources.cpu.{field}");
+    ensure!(
+        list.len() < MAX_LIST,
+        "{}: {} characters: must be fewer than {MAX_LIST}",
+        at(),
+        list.len()
+    );
+    let mut numbers = list
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|digits| !digits.is_empty());
+    let beyond = numbers.find(|digits| digits.parse().map_or(true, |number: usize| number >= limit));
+    ensure!(
+        beyond.is_none(),
+        "{}: {list:?}: {} must be below {limit}",
+        at(),
+        beyond.unwrap_or_default()
+    );
     Ok(())
 }
 

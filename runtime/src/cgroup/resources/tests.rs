@@ -208,6 +208,34 @@ fn shares_as_weight() {
 }
 
 #[test]
+fn lists_that_no_kernel_takes() {
+    let long = "0,".repeat(2048);
+    for (field, list, words) in [
+        ("cpus", "0-4294967295", Some("4294967295 must be below 8192")),
+        ("cpus", "99999999999999999999", Some("must be below 8192")),
+        ("cpus", "0-8192", Some("8192 must be below 8192")),
+        ("cpus", "0-8191:2/4", None),
+        ("cpus", "all", None),
+        ("mems", "1024", Some("1024 must be below 1024")),
+        ("mems", "0-1023", None),
+        ("mems", &long, Some("4096 characters: must be fewer than 4096")),
+    ] {
+        let resources = parse(&json!({"cpu": {field: list}}));
+        for made in [v1(&resources), v2(&resources)] {
+            let error = made.err().map(|error| error.to_string());
+            let fits = match (&error, words) {
+                (Some(error), Some(words)) => {
+                    error.starts_with(&format!("linux.resources.cpu.{field}: ")) && error.contains(words)
+                }
+                (None, None) => true,
+                _ => false,
+            };
+            assert!(fits, "{field}: {list}: {error:?}");
+        }
+    }
+}
+
+#[test]
 fn names_that_are_no_words() {
     for name in ["", "eth 0", "eth0\n1"] {
         let resources = parse(&json!({"network": {"priorities": [{"name": name, "priority": 5}]}}));

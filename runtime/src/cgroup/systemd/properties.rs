@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::super::devices::Policy;
-use super::super::resources::{Absent, Write};
+use super::super::resources::{Absent, MAX_CPUS, MAX_LIST, Write};
 use crate::dbus::Value;
 
 /// How systemd writes "no limit".
@@ -103,6 +103,7 @@ fn per_second(quota: Option<u64>, period: u64) -> u64 {
 /// A list like `0-2,7` as bits, the lowest first.
 fn bits(list: &str) -> Result<Vec<u8>> {
     let mut bits = Vec::new();
+    ensure!(list.len() < MAX_LIST, "a list of {} characters", list.len());
     for range in list.trim().split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let parse = |text: &str| {
@@ -111,9 +112,8 @@ fn bits(list: &str) -> Result<Vec<u8>> {
                 .with_context(|| format!("{list:?}: not a list"))
         };
         let (first, last) = (parse(first)?, parse(last)?);
-        // The kernel knows no more processors than this (CONFIG_NR_CPUS).
         ensure!(
-            first <= last && last < 8192,
+            first <= last && last < MAX_CPUS,
             "{list:?}: not a list of what there can be"
         );
         bits.resize(bits.len().max(last / 8 + 1), 0);
@@ -321,7 +321,7 @@ mod tests {
         for (list, expected) in [("0", Some(vec![1])), ("8,0-1", Some(vec![3, 1])), ("", Some(vec![]))] {
             assert_eq!(bits(list).ok(), expected, "{list}");
         }
-        for list in ["x", "3-1", "0-99999"] {
+        for list in ["x", "3-1", "0-99999", "0-4294967295", &"0-8191,".repeat(1000)] {
             assert!(bits(list).is_err(), "{list}");
         }
     }
