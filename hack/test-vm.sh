@@ -18,7 +18,7 @@ ROUND=(limits.sh devices.sh delegation.sh rootless.sh systemd.sh apparmor.sh pri
 
 # Of the suite what v2 makes different. Without systemd: with it some of these fail. It owns the root cgroup, and may well
 # take back controllers there that no unit of its own needs, while tests in parallel make and remove cgroups below it.
-SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten"
+SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten checkpoint::corten"
 
 SCRIPTS=(
     apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh rootless.sh systemd.sh
