@@ -9,7 +9,7 @@
 # others'; then the physical limit: inflating and hashing the same bytes in memory, and writing them to the disk.
 #
 # corten-cri is ready when all is on the disk; containerd syncs what it downloads and not what it unpacks, the tools
-# nothing. All run in a private mount namespace with directories of their own. Nothing is left behind.
+# nothing. All run in a private mount namespace, their stores on a new ext4 of 8 GB each time. Nothing is left behind.
 # CORTEN_PROFILE=dev measures unoptimised binaries, which says little.
 set -euo pipefail
 # shellcheck source=hack/lib.sh
@@ -17,7 +17,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 write_server_config() {
     cat >"$DIR/config.toml" <<TOML
-root = "$DIR/store"
+root = "$DIR/store/root"
 state = "$DIR/run"
 listen = "$DIR/run/corten.sock"
 
@@ -29,7 +29,7 @@ TOML
 write_containerd_config() {
     cat >"$DIR/containerd.toml" <<TOML
 version = 2
-root = "$DIR/store"
+root = "$DIR/store/root"
 state = "$DIR/c8d"
 
 [grpc]
@@ -51,15 +51,23 @@ measured() {
     "$BENCH" measure "$@" >>"$file"
 }
 
-# Everything written so far reaches the disk before a pull is measured, so that it pays for itself only.
-settle() {
-    rm -rf -- "$DIR/store"
+# A disk of its own for every pull. On one where much was removed lately ext4 looks at each of those inodes again
+# before it makes a new one, for minutes: that would be most of what is measured.
+new_store() {
+    ! mountpoint -q "$DIR/store" || umount "$DIR/store"
+    mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=1,lazy_journal_init=1 "$LOOP"
+    mount "$LOOP" "$DIR/store"
+    sync
+}
+
+make_disk() {
+    fallocate -l 8G "$DIR/disk"
+    LOOP=$(losetup --direct-io=on --find --show "$DIR/disk")
     mkdir "$DIR/store"
-    sync -f "$DIR"
 }
 
 pull_with_corten() {
-    settle
+    new_store
     BIN=$OPTIMISED start_server
     measured corten "$1" --daemon "$SERVER_PID" -- \
         "$BIN/cri-client" --runtime-endpoint "$ENDPOINT" pull "$REGISTRY/$1:1"
@@ -68,7 +76,7 @@ pull_with_corten() {
 
 pull_with_containerd() {
     local endpoint=unix://$DIR/c8d.sock
-    settle
+    new_store
     containerd --config "$DIR/containerd.toml" </dev/null >"$DIR/containerd.log" 2>&1 &
     CONTAINERD_PID=$!
     wait_for 20 "$BIN/cri-client" --runtime-endpoint "$endpoint" version ||
@@ -79,7 +87,7 @@ pull_with_containerd() {
 }
 
 pull_with_tools() {
-    settle
+    new_store
     # shellcheck disable=SC2016 # expanded by the shell that is measured
     measured tools "$1" -- sh -c 'skopeo copy --quiet --insecure-policy --src-tls-verify=false "docker://$1" "oci:$2/oci:1" &&
         umoci unpack --image "$2/oci:1" "$2/bundle"' tools "$REGISTRY/$1:1" "$DIR/store"
@@ -101,7 +109,7 @@ print_table() {
             -v containerd="$(median "containerd-$image" $column)" -v tools="$(median "tools-$image" $column)" 'BEGIN {
                 unit = row ~ /RSS/ ? 1024 : 1
                 printf "%-10s %-18s %12.2f %12.2f %12.2f", image, row, own / unit, containerd / unit, tools / unit
-                printf " %12.2f %12.2f\n", containerd > 0 ? own / containerd : 0, tools > 0 ? own / tools : 0
+                printf " %12.2f %12.2f\n", own / (containerd + 1e-9), own / (tools + 1e-9)
             }'
     done
 }
@@ -114,6 +122,7 @@ print_limit() {
     xargs -P "$(nproc)" -n 1 "$BENCH" limit --blob <<<"$packed"
     printf 'limit: inflate and hash every layer of both images in memory, %d processors: %.2f s\n' \
         "$(nproc)" "$(bc <<<"$EPOCHREALTIME - $began")"
+    new_store
     began=$EPOCHREALTIME
     dd if=/dev/zero of="$DIR/store/dd" bs=1M count=1050 conv=fsync status=none
     printf 'limit: write 1050 MiB to the disk, synced: %.2f s\n' "$(bc <<<"$EPOCHREALTIME - $began")"
@@ -127,6 +136,7 @@ clean_up() {
     if [[ $status -ne 0 ]]; then tail -n 10 "$DIR"/*.log >&2 || true; fi
     for pid in ${SERVER_PID:-} ${CONTAINERD_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
     remove_marked "$MARK"
+    [[ -z ${LOOP:-} ]] || losetup --detach "$LOOP"
     rm -rf -- "$DIR"
     exit_leaving_nothing "$status"
 }
@@ -136,7 +146,7 @@ main() {
     need_root
     if [[ ${1:-} != --inside ]]; then
         find_toolchains
-        install_packages "${BUILD_PACKAGES[@]}" bc containerd runc skopeo umoci util-linux
+        install_packages "${BUILD_PACKAGES[@]}" bc containerd e2fsprogs mount runc skopeo umoci util-linux
         say "build ($PROFILE)"
         build corten-cri bench-image
         # Neither is measured nor has much to do; optimising them takes minutes.
@@ -153,7 +163,8 @@ main() {
     say "images"
     "$BENCH" make --dir "$DIR/images" --scale "$percent"
     start_registry
-    mkdir "$DIR/results" "$DIR/store"
+    mkdir "$DIR/results"
+    make_disk
     write_server_config
     write_containerd_config
     say "$(containerd --version | cut -d' ' -f1-3), $(skopeo --version), $(umoci --version | head -n 1); $(nproc) processors, $rounds rounds"
