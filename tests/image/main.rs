@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod content;
+mod corpus;
 mod hostile;
 mod pull;
 mod snapshot;

@@ -5,8 +5,8 @@
 //! two blocks of zeros, then whatever fills the last record
 //! ```
 //! Memory is bounded: the content passes by, and what precedes it has a limit. Where readers of the field disagree on
-//! what an archive says (a link with content, a name in two extensions, a lone block of zeros) it is refused. Global PAX
-//! headers are passed over, as by the other tools that unpack images.
+//! what an archive says (a link with content, a name in two extensions, a lone block of zeros, a global PAX header that
+//! is more than a comment) it is refused.
 
 use std::io::{self, BufRead};
 
@@ -82,7 +82,7 @@ impl<R: BufRead> Archive<R> {
                 b'L' => extensions.name = Some(until_nul(&self.extension(&header, &mut extensions)?).to_vec()),
                 b'K' => extensions.link = Some(until_nul(&self.extension(&header, &mut extensions)?).to_vec()),
                 b'x' => extensions.records = parse_records(&self.extension(&header, &mut extensions)?)?,
-                b'g' => self.expect(size(header.size()?)?),
+                b'g' => check_global(&parse_records(&self.extension(&header, &mut Extensions::default())?)?)?,
                 _ => {
                     let name = header.name();
                     let entry = self.begin(header, extensions);
@@ -283,6 +283,20 @@ fn size(value: i64) -> Result<u64> {
     u64::try_from(value).map_err(|_negative| invalid(format!("size {value}: must not be negative")))
 }
 
+/// A global PAX header speaks of all entries that follow: to POSIX and to GNU tar, and to the readers of Go not at all.
+fn check_global(records: &[Record]) -> Result<()> {
+    let decides = |key: &[u8]| {
+        matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime")
+            || key.starts_with(b"SCHILY.xattr.")
+            || key.starts_with(b"GNU.sparse.")
+    };
+    let found = records.iter().find(|(key, _)| decides(key));
+    found.map_or(Ok(()), |(key, _)| {
+        let key = String::from_utf8_lossy(key);
+        Err(invalid(format!("global PAX record {key:?} is not supported")))
+    })
+}
+
 /// What an entry of this type flag and name is.
 fn kind(flag: u8, path: &[u8]) -> Result<Kind> {
     let names_directory = path.ends_with(b"/");
@@ -457,6 +471,8 @@ mod tests {
             (chain(&[block(b'x', "", b"8 size=-1\n"), file()]), "malformed PAX"),
             (chain(&[block(b'x', "", b"11 size=-1\n"), file()]), "decimal"),
             (block(b'x', "", &vec![b'x'; 1 << 20]), "headers of more than"),
+            (block(b'g', "", b"8 uid=7\n"), "global PAX record \"uid\""),
+            (block(b'g', "", b"no record"), "malformed PAX"),
         ];
         for (archive, says) in table {
             let error = format!("{:#}", read(&archive).map(drop).unwrap_err());
