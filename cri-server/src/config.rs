@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{Problem, Problems};
 
+use crate::image::PullLimits;
 use crate::image::registry::RegistryConfig;
 
 /// The file that is read unless another is named; it may be absent.
@@ -56,6 +57,8 @@ pub struct Config {
     pub log: Log,
     /// Pod networks.
     pub cni: Cni,
+    /// Pulling images.
+    pub images: Images,
     /// OCI runtimes by handler name.
     pub runtimes: BTreeMap<String, Runtime>,
     /// How registries are reached, by the host in image names.
@@ -106,6 +109,31 @@ pub struct Cni {
     pub timeout_s: u64,
 }
 
+/// Pulling images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Images {
+    /// Layers that are fetched and unpacked at once; 0: by the number of processors.
+    pub layers_at_once: usize,
+    /// The same from one registry; 0: two thirds of `layers_at_once`.
+    pub layers_of_a_registry: usize,
+}
+
+impl Images {
+    /// The limits of a pull, with what is 0 chosen for this machine.
+    pub fn pull_limits(&self) -> PullLimits {
+        let mut limits = PullLimits::default();
+        if self.layers_at_once > 0 {
+            limits.layers = self.layers_at_once;
+            limits.layers_of_a_registry = (limits.layers * 2).div_ceil(3);
+        }
+        if self.layers_of_a_registry > 0 {
+            limits.layers_of_a_registry = self.layers_of_a_registry;
+        }
+        limits
+    }
+}
+
 /// An OCI runtime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -127,6 +155,7 @@ impl Default for Config {
             netns_dir: "/run/netns".into(),
             log: Log::default(),
             cni: Cni::default(),
+            images: Images::default(),
             runtimes: BTreeMap::new(),
             registries: BTreeMap::new(),
         }
@@ -227,6 +256,22 @@ mod tests {
         ] {
             assert!(DEFAULT_TEXT.contains(optional), "{optional}");
         }
+    }
+
+    #[test]
+    fn limits_of_pulls() {
+        let limits = |layers_at_once, layers_of_a_registry| {
+            let images = Images {
+                layers_at_once,
+                layers_of_a_registry,
+            };
+            let limits = images.pull_limits();
+            (limits.layers, limits.layers_of_a_registry)
+        };
+        let own = PullLimits::default();
+        assert_eq!(limits(0, 0), (own.layers, own.layers_of_a_registry));
+        assert_eq!(limits(0, 1), (own.layers, 1));
+        assert_eq!((limits(3, 0), limits(1, 0), limits(9, 9)), ((3, 2), (1, 1), (9, 9)));
     }
 
     #[test]

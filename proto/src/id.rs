@@ -69,20 +69,61 @@ impl FromStr for ContainerId {
     }
 }
 
-/// A content digest, `sha256:` and 64 lower-case hexadecimal digits (OCI image-spec, descriptor.md).
+/// How a digest is computed (OCI image-spec, descriptor.md, "Registered algorithms").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// What nearly everything has.
+    Sha256,
+    /// Registered too, and refused by some.
+    Sha512,
+}
+
+impl Algorithm {
+    const ALL: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+    /// The name before the colon of a digest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    /// How many hexadecimal digits a digest has; no two algorithms have as many.
+    const fn digits(self) -> usize {
+        match self {
+            Algorithm::Sha256 => 64,
+            Algorithm::Sha512 => 128,
+        }
+    }
+}
+
+/// A content digest: `sha256:` and 64 or `sha512:` and 128 lower-case hexadecimal digits (OCI image-spec, descriptor.md).
 ///
-/// Being parsed, it can be used as a file name.
+/// Being parsed, its digits can be used as a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
 
-/// The prefix every digest has.
-const SHA256_PREFIX: &str = "sha256:";
-
 impl Digest {
     /// The digest of a finished SHA-256.
     pub fn from_sha256(hash: &[u8; 32]) -> Self {
-        Digest(format!("{SHA256_PREFIX}{}", hex(hash)))
+        Digest::from_hash(Algorithm::Sha256, hash)
+    }
+
+    /// The digest of a finished SHA-512.
+    pub fn from_sha512(hash: &[u8; 64]) -> Self {
+        Digest::from_hash(Algorithm::Sha512, hash)
+    }
+
+    fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
+        Digest(format!("{}:{}", algorithm.name(), hex(hash)))
+    }
+
+    /// The digest with these digits; their number tells the algorithm.
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        let algorithm = Algorithm::ALL.iter().find(|known| known.digits() == digits.len())?;
+        is_lower_hex(digits).then(|| Digest(format!("{}:{digits}", algorithm.name())))
     }
 
     /// The whole digest, algorithm included.
@@ -90,9 +131,18 @@ impl Digest {
         &self.0
     }
 
-    /// The 64 hexadecimal digits alone.
+    /// The hexadecimal digits alone.
     pub fn hex(&self) -> &str {
-        &self.0[SHA256_PREFIX.len()..]
+        self.0.split_once(':').map_or(self.0.as_str(), |(_, digits)| digits)
+    }
+
+    /// How it is computed.
+    pub fn algorithm(&self) -> Algorithm {
+        if self.0.starts_with(Algorithm::Sha512.name()) {
+            Algorithm::Sha512
+        } else {
+            Algorithm::Sha256
+        }
     }
 }
 
@@ -100,18 +150,19 @@ impl FromStr for Digest {
     type Err = InvalidId;
 
     fn from_str(value: &str) -> Result<Self, InvalidId> {
-        let valid = value
-            .strip_prefix(SHA256_PREFIX)
-            .is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
-        if valid {
-            return Ok(Digest(value.to_owned()));
-        }
-        Err(InvalidId {
+        let parts = value.split_once(':');
+        let digest = parts.and_then(|(_, digits)| Digest::from_hex(digits));
+        // The name before the colon must be that of as many digits.
+        digest.filter(|digest| digest.0 == value).ok_or_else(|| InvalidId {
             what: "digest",
             value: value.to_owned(),
-            rule: "sha256: and 64 lower-case hexadecimal digits",
+            rule: "sha256: and 64 or sha512: and 128 lower-case hexadecimal digits",
         })
     }
+}
+
+fn is_lower_hex(digits: &str) -> bool {
+    digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// `Display`, and the conversions that serde uses, alike for every id.
@@ -165,14 +216,34 @@ mod tests {
 
     #[test]
     fn digests() {
-        let good = Digest::from_sha256(&[0xab; 32]);
-        assert_eq!(good.as_str().parse::<Digest>().unwrap(), good);
-        assert_eq!(good.hex(), "ab".repeat(32));
+        for (good, algorithm, digits) in [
+            (Digest::from_sha256(&[0xab; 32]), Algorithm::Sha256, "ab".repeat(32)),
+            (Digest::from_sha512(&[0xcd; 64]), Algorithm::Sha512, "cd".repeat(64)),
+        ] {
+            assert_eq!(good.as_str().parse::<Digest>().unwrap(), good);
+            assert_eq!((good.algorithm(), good.hex()), (algorithm, digits.as_str()));
+            assert_eq!(Digest::from_hex(&digits), Some(good));
+        }
         let upper = format!("sha256:{}", "AB".repeat(32));
         let long = format!("sha256:{}", "ab".repeat(33));
-        for bad in ["", "sha256:", "sha256:../../x", "sha512:00", &upper, &long, good.hex()] {
+        let short = format!("sha512:{}", "ab".repeat(32));
+        let other = format!("md5:{}", "ab".repeat(32));
+        let bare = "ab".repeat(32);
+        for bad in [
+            "",
+            ":",
+            "sha256:",
+            "sha256:../../x",
+            "sha512:00",
+            &upper,
+            &long,
+            &short,
+            &other,
+            &bare,
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
+        assert_eq!(Digest::from_hex("ab"), None);
     }
 
     #[test]

@@ -4,10 +4,13 @@
 // In the functions the tests share, as in the tests themselves: what cannot be done ends the test.
 #![allow(clippy::unwrap_used)]
 
+mod content;
+mod corpus;
 mod hostile;
 mod pull;
 mod snapshot;
 mod store;
+mod umoci;
 mod unpack;
 
 use std::fs;

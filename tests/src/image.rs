@@ -8,7 +8,7 @@
 //! ```text
 //! DIR/oci-layout
 //!     index.json              one descriptor per name; annotation org.opencontainers.image.ref.name = "busybox:latest"
-//!     blobs/sha256/HEX        manifests, configs, layers
+//!     blobs/sha256/HEX        manifests, configs, layers; sha512/HEX where an image is digested so
 //! ```
 //! Left out: signing, and anything that only a push needs.
 
@@ -20,10 +20,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use corten_proto::id::Digest;
+use corten_proto::id::{Algorithm, Digest};
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 use tar::EntryType;
 
 /// Every entry's time of modification unless it says otherwise, in seconds since 1970.
@@ -224,6 +224,8 @@ pub enum Packing {
     Plain,
     /// Gzip, the usual one.
     Gzip,
+    /// Zstandard.
+    Zstd,
 }
 
 /// An image under construction.
@@ -235,6 +237,8 @@ pub struct Image {
     pub format: Format,
     /// How layers are packed.
     pub packing: Packing,
+    /// How everything is digested.
+    pub algorithm: Algorithm,
     /// The architecture the config names; this machine's unless changed.
     pub architecture: String,
 }
@@ -267,6 +271,7 @@ impl Image {
             config: json!({}),
             format: Format::Oci,
             packing: Packing::Gzip,
+            algorithm: Algorithm::Sha256,
             architecture: architecture().to_owned(),
         }
     }
@@ -292,10 +297,10 @@ impl Image {
         let mut layers = Vec::new();
         for tar in &self.layers {
             let blob = self.pack(tar)?;
-            let digest = write_blob(dir, &blob)?;
+            let digest = self.write(dir, &blob)?;
             layers.push(descriptor(self.layer_type(), &digest, blob.len()));
             blobs.push(digest);
-            diff_ids.push(digest_of(tar));
+            diff_ids.push(digest_by(self.algorithm, tar));
         }
         let config = json!({
             "created": "1970-01-01T00:00:00Z",
@@ -305,7 +310,7 @@ impl Image {
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = serde_json::to_vec(&config)?;
-        let id = write_blob(dir, &config)?;
+        let id = self.write(dir, &config)?;
         let (manifest_type, config_type) = self.document_types();
         let manifest = serde_json::to_vec(&json!({
             "schemaVersion": 2,
@@ -313,7 +318,7 @@ impl Image {
             "config": descriptor(config_type, &id, config.len()),
             "layers": layers,
         }))?;
-        let digest = write_blob(dir, &manifest)?;
+        let digest = self.write(dir, &manifest)?;
         name_manifest(dir, &descriptor(manifest_type, &digest, manifest.len()), names)?;
         Ok(Saved {
             id,
@@ -323,21 +328,32 @@ impl Image {
         })
     }
 
+    fn write(&self, dir: &Path, content: &[u8]) -> Result<Digest> {
+        let digest = digest_by(self.algorithm, content);
+        write_as(dir, &digest, content)?;
+        Ok(digest)
+    }
+
     fn pack(&self, tar: &[u8]) -> Result<Vec<u8>> {
-        if self.packing == Packing::Plain {
-            return Ok(tar.to_vec());
+        match self.packing {
+            Packing::Plain => Ok(tar.to_vec()),
+            Packing::Gzip => {
+                let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
+                gzip.write_all(tar)?;
+                Ok(gzip.finish()?)
+            }
+            Packing::Zstd => Ok(zstd::encode_all(tar, 1)?),
         }
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
-        gzip.write_all(tar)?;
-        Ok(gzip.finish()?)
     }
 
     fn layer_type(&self) -> &'static str {
         match (self.format, self.packing) {
             (Format::Oci, Packing::Plain) => "application/vnd.oci.image.layer.v1.tar",
             (Format::Oci, Packing::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
+            (Format::Oci, Packing::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
             (Format::Docker, Packing::Plain) => "application/vnd.docker.image.rootfs.diff.tar",
             (Format::Docker, Packing::Gzip) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            (Format::Docker, Packing::Zstd) => "application/vnd.docker.image.rootfs.diff.tar.zstd",
         }
     }
 
@@ -435,23 +451,36 @@ pub fn save_document(dir: &Path, document: &Value, media_type: &str, names: &[&s
 /// Where the layout at `dir` keeps a blob.
 #[must_use]
 pub fn blob_path(dir: &Path, digest: &Digest) -> std::path::PathBuf {
-    dir.join("blobs/sha256").join(digest.hex())
+    dir.join("blobs").join(digest.algorithm().name()).join(digest.hex())
 }
 
 /// Stores `content` in the layout at `dir`.
 pub fn write_blob(dir: &Path, content: &[u8]) -> Result<Digest> {
     let digest = digest_of(content);
-    let path = blob_path(dir, &digest);
+    write_as(dir, &digest, content)?;
+    Ok(digest)
+}
+
+fn write_as(dir: &Path, digest: &Digest, content: &[u8]) -> Result<()> {
+    let path = blob_path(dir, digest);
     let parent = path.parent().expect("a blob's path has a directory");
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
-    Ok(digest)
+    fs::write(&path, content).with_context(|| format!("write {}", path.display()))
 }
 
 /// The SHA-256 of `content`.
 #[must_use]
 pub fn digest_of(content: &[u8]) -> Digest {
     Digest::from_sha256(&Sha256::digest(content).into())
+}
+
+/// The digest of `content` by either algorithm.
+#[must_use]
+pub fn digest_by(algorithm: Algorithm, content: &[u8]) -> Digest {
+    match algorithm {
+        Algorithm::Sha256 => digest_of(content),
+        Algorithm::Sha512 => Digest::from_sha512(&Sha512::digest(content).into()),
+    }
 }
 
 /// A descriptor (OCI image-spec, descriptor.md).

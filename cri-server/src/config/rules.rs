@@ -19,6 +19,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.cgroup_and_threads(config);
     rules.runtimes(config);
     rules.cni(config);
+    rules.images(config);
     rules.registries(config);
     rules.0
 }
@@ -87,6 +88,17 @@ impl Rules {
         );
     }
 
+    fn images(&mut self, config: &Config) {
+        let images = &config.images;
+        // Each has two threads.
+        let layers = images.layers_at_once;
+        self.check(layers <= 128, &["images", "layers_at_once"], "must be 1 to 128, or 0");
+        let share = images.layers_of_a_registry;
+        let within = share <= images.pull_limits().layers;
+        let rule = "must be 1 to layers_at_once, or 0";
+        self.check(within, &["images", "layers_of_a_registry"], rule);
+    }
+
     fn registries(&mut self, config: &Config) {
         for (host, registry) in &config.registries {
             if let Some(endpoint) = &registry.endpoint {
@@ -152,6 +164,14 @@ mod tests {
                     c.runtimes.insert("Bad_Name".into(), Runtime { path: "/x".into() });
                 },
                 "runtimes.Bad_Name",
+            ),
+            (|c| c.images.layers_at_once = 129, "images.layers_at_once"),
+            (
+                |c| {
+                    c.images.layers_at_once = 2;
+                    c.images.layers_of_a_registry = 3;
+                },
+                "images.layers_of_a_registry",
             ),
             (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
             (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),

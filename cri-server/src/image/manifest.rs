@@ -1,14 +1,19 @@
 //! What a registry says an image is: indexes, manifests, descriptors. Pure; no IO.
 //!
 //! Read: OCI index and manifest, Docker manifest list and schema 2. Refused, because guessing has been the bug (CVE-2021-41190):
-//! a document that is index and manifest at once, a `mediaType` other than the reply's `Content-Type`, schema 1, nested
-//! indexes, layers that live elsewhere (`urls`, foreign layers), packings other than plain and gzip.
+//! a document that is index and manifest at once, one with a member twice or in another case of letters (which Go's
+//! parsers take for the same), a `mediaType` other than the reply's `Content-Type`, schema 1, nested indexes, layers that
+//! live elsewhere (`urls`, foreign layers), packings other than plain, gzip and zstd. Left out: artifacts, encrypted layers.
+
+use std::collections::BTreeMap;
 
 use corten_proto::id::Digest;
+use oci_spec::image::ImageConfiguration;
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 use super::error::PullError;
+use super::platform::Platform;
 
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -27,6 +32,9 @@ const MAX_LAYERS: usize = 127;
 /// Most entries of an index that are looked at.
 const MAX_INDEX: usize = 1024;
 
+/// Most platforms that an error lists.
+const MAX_OFFERED: usize = 32;
+
 /// A pointer to content (OCI image-spec, descriptor.md).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -41,61 +49,14 @@ pub(super) struct Descriptor {
     urls: Vec<String>,
 }
 
-/// Where an image runs, in the names of Go.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-pub(super) struct Platform {
-    pub(super) architecture: String,
-    pub(super) os: String,
-    #[serde(default)]
-    pub(super) variant: Option<String>,
-}
-
-impl Platform {
-    /// This machine's.
-    pub(super) fn host() -> Platform {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            "x86" => "386",
-            "powerpc64" => "ppc64le",
-            "loongarch64" => "loong64",
-            other => other,
-        };
-        Platform {
-            architecture: architecture.into(),
-            os: "linux".into(),
-            variant: None,
-        }
-    }
-
-    /// Whether an image for `other` runs here. Variants: arm64 machines are v8; an image that asks for a newer amd64 or
-    /// arm64 level than the base one may not run.
-    fn runs(&self, other: &Platform) -> bool {
-        let base = match self.architecture.as_str() {
-            "amd64" => "v1",
-            "arm64" => "v8",
-            _ => "",
-        };
-        let variant = other.variant.as_deref().unwrap_or_default();
-        self.os == other.os && self.architecture == other.architecture && (variant.is_empty() || variant == base)
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// How a layer's archive is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packing {
     Plain,
+    /// One or more members, one after the other.
     Gzip,
+    /// One or more frames, one after the other.
+    Zstd,
 }
 
 /// An image's manifest: everything needed to fetch it.
@@ -127,7 +88,27 @@ struct Raw {
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
     #[serde(default)]
-    fs_layers: Option<Value>,
+    fs_layers: Option<IgnoredAny>,
+    #[serde(flatten)]
+    others: BTreeMap<String, IgnoredAny>,
+}
+
+/// The members of [`Raw`].
+const MEMBERS: [&str; 6] = [
+    "schemaVersion",
+    "mediaType",
+    "manifests",
+    "config",
+    "layers",
+    "fsLayers",
+];
+
+impl Raw {
+    /// The first member that another parser might take for one of ours.
+    fn lookalike(&self) -> Option<&String> {
+        let alike = |name: &&String| MEMBERS.iter().any(|member| member.eq_ignore_ascii_case(name));
+        self.others.keys().find(alike)
+    }
 }
 
 /// Reads the document `content` that came as `content_type`.
@@ -139,7 +120,13 @@ pub(super) fn parse(content: &[u8], content_type: &str) -> Result<Document, Pull
     if raw.schema_version != 2 || raw.fs_layers.is_some() {
         let version = raw.schema_version;
         return Err(PullError::refused(format!(
-            "manifest schema {version}: only schema 2 is supported"
+            "manifest schema {version} of type {content_type:?}: only schema 2 is supported; push the image again with a \
+             tool that writes Docker schema 2 or OCI manifests"
+        )));
+    }
+    if let Some(name) = raw.lookalike() {
+        return Err(PullError::refused(format!(
+            "manifest: member {name:?} differs from a known one in upper and lower case only"
         )));
     }
     if let Some(media_type) = raw.media_type.as_deref().filter(|own| *own != content_type) {
@@ -175,19 +162,20 @@ pub(super) fn choose(index: Vec<Descriptor>, platform: &Platform) -> Result<Desc
             index.len()
         )));
     }
-    let offered: Vec<String> = index
-        .iter()
-        .filter_map(|entry| entry.platform.as_ref())
-        .map(Platform::to_string)
-        .collect();
+    let offered = index.iter().filter_map(|entry| entry.platform.as_ref());
+    let offered: Vec<String> = offered.map(Platform::to_string).take(MAX_OFFERED).collect();
     let sole = index.len() == 1;
     let fits = |entry: &Descriptor| match &entry.platform {
-        Some(offered) => platform.runs(offered),
-        None => sole,
+        Some(offered) => platform.preference(offered),
+        None => sole.then_some(0),
     };
+    // Of equals the first: max_by_key takes the last.
     let chosen = index
         .into_iter()
-        .find(fits)
+        .rev()
+        .filter(|entry| fits(entry).is_some())
+        .max_by_key(fits);
+    let chosen = chosen
         .ok_or_else(|| PullError::refused(format!("no image for {platform}; there is {}", offered.join(", "))))?;
     match chosen.media_type.as_str() {
         OCI_MANIFEST | DOCKER_MANIFEST => Ok(chosen),
@@ -233,16 +221,24 @@ fn packing(layer: &Descriptor) -> Result<Packing, PullError> {
         "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
             Ok(Packing::Gzip)
         }
+        "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+            Ok(Packing::Zstd)
+        }
         other => Err(PullError::refused(format!(
-            "layer {} of type {other:?}: only tar and gzip-packed tar are supported",
+            "layer {} of type {other:?}: only tar, plain or packed by gzip or zstd, is supported",
             layer.digest
         ))),
     }
 }
 
+/// Reads an image's config.
+pub(super) fn parse_config(content: &[u8]) -> Result<ImageConfiguration, PullError> {
+    serde_json::from_slice(content).map_err(|error| PullError::refused(error.to_string()))
+}
+
 /// Checks that an image's config is for `platform` and has one diff id per layer, and returns these, bottom first.
 pub(super) fn diff_ids(
-    config: &oci_spec::image::ImageConfiguration,
+    config: &ImageConfiguration,
     manifest: &Manifest,
     platform: &Platform,
 ) -> Result<Vec<Digest>, PullError> {
@@ -251,9 +247,15 @@ pub(super) fn diff_ids(
         os: config.os().to_string(),
         variant: config.variant().clone(),
     };
-    if !platform.runs(&own) {
+    if platform.preference(&own).is_none() {
         return Err(PullError::refused(format!(
             "the image is for {own}, this node is {platform}"
+        )));
+    }
+    let kind = config.rootfs().typ();
+    if kind != "layers" {
+        return Err(PullError::refused(format!(
+            "config: rootfs of type {kind:?}: only layers are supported"
         )));
     }
     let ids = config.rootfs().diff_ids();
@@ -274,7 +276,7 @@ pub(super) fn diff_ids(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -336,6 +338,11 @@ mod tests {
             (image(), OCI_INDEX, "neither has both"),
             (with("mediaType", OCI_INDEX.into()), OCI_MANIFEST, "sent it as"),
             (image(), "text/html", "not supported"),
+            (
+                json!({ "schemaVersion": 1, "fsLayers": [], "history": [], "name": "a", "tag": "b" }),
+                "application/vnd.docker.distribution.manifest.v1+prettyjws",
+                "only schema 2",
+            ),
             (image(), "", "not supported"),
             (with("schemaVersion", 1.into()), OCI_MANIFEST, "schema 1"),
             (with("fsLayers", json!([])), OCI_MANIFEST, "only schema 2"),
@@ -345,10 +352,22 @@ mod tests {
                 "config of type",
             ),
             (
-                layers(entry("application/vnd.oci.image.layer.v1.tar+zstd", None)),
+                layers(entry("application/vnd.oci.image.layer.v1.tar+xz", None)),
                 OCI_MANIFEST,
-                "only tar and gzip",
+                "only tar, plain or packed",
             ),
+            (
+                layers(entry("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None)),
+                OCI_MANIFEST,
+                "only tar, plain or packed",
+            ),
+            (
+                with("config", entry("application/vnd.oci.empty.v1+json", None)),
+                OCI_MANIFEST,
+                "not an image's",
+            ),
+            (with("Layers", json!([])), OCI_MANIFEST, "upper and lower case"),
+            (with("MANIFESTS", json!([])), OCI_MANIFEST, "upper and lower case"),
             (layers(elsewhere), OCI_MANIFEST, "kept elsewhere"),
             (
                 layers(json!({ "mediaType": "x", "size": -1, "digest": "y" })),
@@ -371,11 +390,33 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_is_there_twice_is_refused() {
+        let text = image().to_string().replacen('{', r#"{"layers":[],"#, 1);
+        let error = parse(text.as_bytes(), OCI_MANIFEST).unwrap_err().to_string();
+        assert!(error.contains("duplicate field"), "{error}");
+    }
+
+    #[test]
+    fn layers_are_packed_in_three_ways() {
+        for (media_type, packing) in [
+            ("application/vnd.oci.image.layer.v1.tar", Packing::Plain),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", Packing::Gzip),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", Packing::Zstd),
+            ("application/vnd.docker.image.rootfs.diff.tar", Packing::Plain),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Packing::Gzip),
+            ("application/vnd.docker.image.rootfs.diff.tar.zstd", Packing::Zstd),
+        ] {
+            let layer = serde_json::from_value(entry(media_type, None)).unwrap();
+            assert_eq!(super::packing(&layer).unwrap(), packing, "{media_type}");
+        }
+    }
+
+    #[test]
     fn the_index_entry_of_the_platform_is_chosen() {
         let amd64 = Platform {
             architecture: "amd64".into(),
             os: "linux".into(),
-            variant: None,
+            variant: Some("v3".into()),
         };
         let choose = |entries: &[Value]| {
             let entries = entries
@@ -388,19 +429,24 @@ mod tests {
             entry(OCI_MANIFEST, Some(("arm64", "v8"))),
             entry(DOCKER_MANIFEST, Some(("amd64", ""))),
         );
-        assert_eq!(choose(&[arm.clone(), amd]).unwrap().media_type, DOCKER_MANIFEST);
+        assert_eq!(choose(&[arm.clone(), amd.clone()]).unwrap().media_type, DOCKER_MANIFEST);
         assert!(choose(&[entry(OCI_MANIFEST, None)]).is_ok());
+        let level = |variant| entry(OCI_MANIFEST, Some(("amd64", variant)));
+        let best = choose(&[amd.clone(), level("v4"), level("v3"), level("v2")]).unwrap();
+        assert_eq!(best.platform.unwrap().variant.as_deref(), Some("v3"));
+        let first = choose(&[amd, level("v1")]).unwrap();
+        assert_eq!(first.media_type, DOCKER_MANIFEST, "of equals the first");
         let nested = entry(OCI_INDEX, Some(("amd64", "")));
-        let demanding = entry(OCI_MANIFEST, Some(("amd64", "v3")));
-        let table: [(&[Value], &str); 5] = [
+        let table: [(&[Value], &str); 6] = [
             (
                 std::slice::from_ref(&arm),
-                "no image for linux/amd64; there is linux/arm64/v8",
+                "no image for linux/amd64/v3; there is linux/arm64/v8",
             ),
             (&[], "no image for"),
             (&[arm.clone(), entry(OCI_MANIFEST, None)], "no image for"),
             (&[nested], "only image manifests"),
-            (&[demanding], "no image for"),
+            (&[level("v4")], "no image for"),
+            (&vec![level("v1"); 1025], "at most 1024"),
         ];
         for (entries, says) in table {
             let text = choose(entries).unwrap_err().to_string();

@@ -4,7 +4,7 @@
 //! ```text
 //! /var/lib/corten/
 //!   images/HEX.json          one image: tags, digests, config, layers; HEX is the config's digest, the image's id
-//!   layers/HEX/              one unpacked layer; HEX is the digest of its archive (the diff id)
+//!   layers/HEX/              one unpacked layer; HEX is the digest of its archive (the diff id): 64 digits of SHA-256, or 128 of SHA-512
 //!              fs/           its files, ready to be an overlay lower directory
 //!              layer.json    what it takes on disk
 //!   layers/HEX.N.partial/    a layer being unpacked or removed; gone at the next start
@@ -28,21 +28,26 @@
 //! |---|---|
 //! | [`reference`] | the text form of an image's name |
 //! | [`registry`], [`auth`] | HTTP, credentials |
-//! | `manifest` | what documents are accepted, pure |
+//! | `manifest`, `platform` | what documents are accepted, and which of an index; pure |
 //! | `pull`, `in_flight` | the order of a pull, and what pulls share |
 //! | `slots`, `pace` | how many layers at once, and how slow they may come |
-//! | `layer`, `unpack` | one layer: digests, and its archive applied to a directory |
+//! | `layer`, `blob`, `decode`, `hash` | one layer: threads, digests, packings |
+//! | `unpack` | a layer's archive applied to a directory |
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | [`snapshot`] | a container's root: the overlay mount |
 //!
-//! Left out: signatures, zstd, resuming downloads, trying several mirrors, image volumes.
+//! Left out: signatures, resuming downloads, trying several mirrors, image volumes.
 
 pub mod auth;
+mod blob;
+mod decode;
 mod error;
+mod hash;
 mod in_flight;
 mod layer;
 mod manifest;
 mod pace;
+mod platform;
 mod pull;
 mod record;
 pub mod reference;
@@ -57,4 +62,5 @@ pub use error::{Cause, PullError};
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{RegistryConfig, RegistryConfigs};
+pub use slots::PullLimits;
 pub use store::{ImageStore, LayerLease};

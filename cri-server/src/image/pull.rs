@@ -11,20 +11,23 @@ use tokio::sync::mpsc;
 
 use super::auth::Credentials;
 use super::error::{Cause, PullError};
+use super::hash;
 use super::in_flight::InFlight;
 use super::layer::{self, Expected};
-use super::manifest::{self, Descriptor, Document, Manifest, Platform};
+use super::manifest::{self, Descriptor, Document, Manifest};
+use super::platform::Platform;
 use super::record::Image;
 use super::reference::{Reference, Version};
 use super::registry::{Registries, RegistryConfigs, Repository};
-use super::slots::Slots;
+use super::slots::{PullLimits, Slots};
 use super::store::{ImageStore, LayerLease};
 
 /// Largest image config, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;
 
-/// Pieces of a download that may wait for the unpacker, at most about 16 KiB each.
-const CHUNKS_WAITING: usize = 64;
+/// Pieces of a download that may wait for the unpacker. One is as much as the connection had ready, up to 400 KiB; what
+/// is not taken waits in the socket.
+const CHUNKS_WAITING: usize = 8;
 
 /// Pauses before a layer is asked for again after the network or the registry failed. Without it one broken connection costs
 /// all layers of an image, because a failed pull keeps nothing.
@@ -51,12 +54,12 @@ pub(super) struct Pulls {
 }
 
 impl Pulls {
-    pub(super) fn new(registries: RegistryConfigs) -> Self {
+    pub(super) fn new(registries: RegistryConfigs, limits: PullLimits) -> Self {
         Pulls {
             registries: Registries::new(registries),
             images: InFlight::new(),
             layers: InFlight::new(),
-            slots: Slots::new(),
+            slots: Slots::new(limits),
         }
     }
 }
@@ -129,8 +132,8 @@ impl ImageStore {
         let limit = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
         let body = repository.blob(descriptor.digest.as_str()).await.map_err(failed)?;
         let content = repository.read(body, limit).await.map_err(failed)?;
-        check_digest(&content, &descriptor.digest).map_err(failed)?;
-        let config = serde_json::from_slice(&content).map_err(|error| failed(PullError::refused(error.to_string())))?;
+        check(&content, descriptor).map_err(failed)?;
+        let config = manifest::parse_config(&content).map_err(failed)?;
         Ok((config, descriptor.size))
     }
 
@@ -266,17 +269,20 @@ async fn resolve(
         Version::Digest(digest) => digest.as_str(),
     };
     let (content_type, content) = repository.manifest(version).await?;
-    let digest = Digest::from_sha256(&Sha256::digest(&content).into());
-    if let Version::Digest(asked) = &reference.version {
-        check_digest(&content, asked).map_err(|error| error.context("manifest"))?;
-    }
+    let digest = match &reference.version {
+        Version::Digest(asked) => {
+            hash::check(&content, asked).map_err(|error| error.context("manifest"))?;
+            asked.clone()
+        }
+        Version::Tag(_) => Digest::from_sha256(&Sha256::digest(&content).into()),
+    };
     let index = match manifest::parse(&content, &content_type)? {
         Document::Image(manifest) => return Ok((digest, manifest)),
         Document::Index(index) => index,
     };
     let chosen = manifest::choose(index, platform)?;
     let (content_type, content) = repository.manifest(chosen.digest.as_str()).await?;
-    check_digest(&content, &chosen.digest).map_err(|error| error.context("manifest"))?;
+    check(&content, &chosen).map_err(|error| error.context("manifest"))?;
     if content_type.split(';').next().map(str::trim) != Some(chosen.media_type.as_str()) {
         let expected = chosen.media_type;
         return Err(PullError::refused(format!(
@@ -289,13 +295,15 @@ async fn resolve(
     }
 }
 
-fn check_digest(content: &[u8], expected: &Digest) -> Result<(), PullError> {
-    let found = Digest::from_sha256(&Sha256::digest(content).into());
-    if found == *expected {
+/// Checks that `content` is what a descriptor speaks of.
+fn check(content: &[u8], descriptor: &Descriptor) -> Result<(), PullError> {
+    hash::check(content, &descriptor.digest)?;
+    if content.len() as u64 == descriptor.size {
         return Ok(());
     }
+    let (length, size) = (content.len(), descriptor.size);
     Err(PullError::refused(format!(
-        "its content has the digest {found}, not {expected}"
+        "{length} bytes, its descriptor says {size}"
     )))
 }
 

@@ -100,7 +100,7 @@ pub(super) fn load_layers(root: &Path) -> Result<HashMap<Digest, Usage>> {
 }
 
 fn load_layer(name: &str, path: &Path) -> Result<(Digest, Usage)> {
-    let digest = format!("sha256:{name}").parse()?;
+    let digest = Digest::from_hex(name).context("its name is no digest")?;
     let usage = serde_json::from_slice(&fs::read(path.join("layer.json"))?)?;
     ensure!(path.join("fs").is_dir(), "its files are missing");
     Ok((digest, usage))

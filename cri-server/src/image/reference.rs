@@ -135,7 +135,7 @@ fn parse_digest(text: &str) -> Result<Digest, ReferenceError> {
     text.parse().or(Err(ReferenceError {
         field: "image digest",
         value: text.to_owned(),
-        rule: "sha256: and 64 lower-case hexadecimal digits",
+        rule: "sha256: and 64 or sha512: and 128 lower-case hexadecimal digits",
     }))
 }
 

@@ -8,14 +8,37 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// All pulls together. Each layer has a thread of the pool for blocking work, which others need too.
-const AT_ONCE: usize = 12;
+/// How many layers may be under way at once. Each takes two threads and about 2 MiB, with zstd up to 10 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullLimits {
+    /// All pulls together.
+    pub layers: usize,
+    /// From one registry.
+    pub layers_of_a_registry: usize,
+}
 
-/// From one registry; more than that wait for the same disk.
-const OF_A_REGISTRY: usize = 6;
+impl PullLimits {
+    /// The limits for a machine with so many processors: enough layers to keep them busy while some wait for the
+    /// network; more only wait for the same disk.
+    #[must_use]
+    pub fn for_processors(processors: usize) -> PullLimits {
+        let layers = (processors * 2).clamp(6, 24);
+        PullLimits {
+            layers,
+            layers_of_a_registry: layers * 2 / 3,
+        }
+    }
+}
+
+impl Default for PullLimits {
+    fn default() -> Self {
+        PullLimits::for_processors(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+    }
+}
 
 /// The layers that may be under way.
 pub(super) struct Slots {
+    limits: PullLimits,
     all: Arc<Semaphore>,
     /// By registry as references name it; only those in use are kept, because whoever names images names new ones.
     registries: Mutex<HashMap<String, Weak<Semaphore>>>,
@@ -28,9 +51,10 @@ pub(super) struct Slot {
 }
 
 impl Slots {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limits: PullLimits) -> Self {
         Slots {
-            all: Arc::new(Semaphore::new(AT_ONCE)),
+            all: Arc::new(Semaphore::new(limits.layers)),
+            limits,
             registries: Mutex::default(),
         }
     }
@@ -55,7 +79,7 @@ impl Slots {
         if let Some(semaphore) = known.get(registry).and_then(Weak::upgrade) {
             return semaphore;
         }
-        let semaphore = Arc::new(Semaphore::new(OF_A_REGISTRY));
+        let semaphore = Arc::new(Semaphore::new(self.limits.layers_of_a_registry));
         known.insert(registry.to_owned(), Arc::downgrade(&semaphore));
         semaphore
     }
@@ -75,13 +99,14 @@ mod tests {
 
     #[tokio::test]
     async fn one_registry_leaves_room_for_others() {
-        let slots = Slots::new();
+        let limits = PullLimits::for_processors(4);
+        let slots = Slots::new(limits);
         let mut held = Vec::new();
-        for _ in 0..OF_A_REGISTRY {
+        for _ in 0..limits.layers_of_a_registry {
             held.push(now(&slots, "slow").await.expect("within its share"));
         }
         assert!(now(&slots, "slow").await.is_none(), "its share is used up");
-        for _ in OF_A_REGISTRY..AT_ONCE {
+        for _ in limits.layers_of_a_registry..limits.layers {
             held.push(now(&slots, "other").await.expect("room for others"));
         }
         assert!(now(&slots, "third").await.is_none(), "no room at all");

@@ -22,6 +22,7 @@ use super::pull::Pulls;
 use super::record::{self, Image, PARTIAL};
 use super::reference::{Reference, ReferenceError, Version};
 use super::registry::RegistryConfigs;
+use super::slots::PullLimits;
 use super::unpack::Usage;
 
 /// Shortest beginning of an id that stands for the whole.
@@ -76,6 +77,11 @@ impl ImageStore {
     ///
     /// Layers without an image stay until [`ImageStore::sweep`], so that containers can lease theirs first.
     pub fn open(root: &Path, registries: RegistryConfigs) -> Result<Arc<ImageStore>> {
+        ImageStore::open_with(root, registries, PullLimits::default())
+    }
+
+    /// The same with other limits of what is pulled at once.
+    pub fn open_with(root: &Path, registries: RegistryConfigs, limits: PullLimits) -> Result<Arc<ImageStore>> {
         record::prepare(root)?;
         let usages = record::load_layers(root)?;
         let images = record::load_images(root, &usages)?;
@@ -102,7 +108,7 @@ impl ImageStore {
         let sweeper = sweeper.context("start the layer sweeper")?;
         Ok(Arc::new(ImageStore {
             inner,
-            pulls: Pulls::new(registries),
+            pulls: Pulls::new(registries, limits),
             sweeper: Some(sweeper),
         }))
     }
@@ -404,7 +410,7 @@ fn add(list: &mut Vec<String>, item: String) {
 }
 
 fn as_digest(text: &str) -> Option<Digest> {
-    text.parse().or_else(|_no_prefix| format!("sha256:{text}").parse()).ok()
+    text.parse().ok().or_else(|| Digest::from_hex(text))
 }
 
 fn is_id_prefix(text: &str) -> bool {

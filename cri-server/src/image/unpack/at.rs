@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
-use tar::EntryType;
 
-use super::entry::{Node, ensure_valid, invalid};
+use super::archive::Kind;
+use super::entry::{Node, Xattr, ensure_valid, invalid};
 
 /// What already has a name in the layer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,10 +33,10 @@ pub(super) fn missing<T>(errno: Errno, message: String) -> Result<T> {
     }
 }
 
-/// Opens directory `path` of the tree; links in it are followed as if `root` were `/`.
+/// Opens directory `path` of the tree for reading; links in it are followed as if `root` were `/`.
 pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b".".as_slice() } else { path };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     loop {
         match rustix::fs::openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), within) {
@@ -45,10 +45,6 @@ pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errn
             result => return result,
         }
     }
-}
-
-pub(super) fn open_parent(root: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
-    resolve(root, dir).with_context(|| format!("openat2 of directory {:?}", String::from_utf8_lossy(dir)))
 }
 
 pub(super) fn present(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Present> {
@@ -66,8 +62,8 @@ pub(super) fn present(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Present> {
 pub(super) fn special(parent: BorrowedFd<'_>, name: &[u8], node: &Node) -> Result<()> {
     let (major, minor) = node.device;
     let (kind, device) = match node.kind {
-        EntryType::Char => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
-        EntryType::Block => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
+        Kind::Char => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
+        Kind::Block => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
         _ => (FileType::Fifo, 0),
     };
     ensure_valid(
@@ -83,38 +79,64 @@ pub(super) fn special(parent: BorrowedFd<'_>, name: &[u8], node: &Node) -> Resul
 pub(super) fn set_attributes(fd: BorrowedFd<'_>, node: &Node) -> Result<()> {
     rustix::fs::fchown(fd, Some(node.uid), Some(node.gid)).context("fchown")?;
     rustix::fs::fchmod(fd, node.mode).context("fchmod")?;
-    for (name, value) in &node.xattrs {
+    for xattr @ (name, value) in &node.xattrs {
         let set = rustix::fs::fsetxattr(fd, name.as_c_str(), value, XattrFlags::empty());
-        set.with_context(|| format!("fsetxattr {name:?}"))?;
+        checked(set, "fsetxattr", xattr)?;
     }
     Ok(())
+}
+
+/// A value that the kernel checks and does not take, such as a malformed capability, is the layer's fault.
+fn checked(set: Result<(), Errno>, call: &str, (name, _): &Xattr) -> Result<()> {
+    match set {
+        Err(Errno::INVAL) => Err(invalid(format!("xattr {name:?}: not a valid value"))),
+        set => set.with_context(|| format!("{call} {name:?}")),
+    }
 }
 
 /// The same for what cannot be opened without side effects: links, devices, fifos.
 pub(super) fn set_attributes_at(parent: BorrowedFd<'_>, name: &[u8], node: &Node) -> Result<()> {
     let (uid, gid) = (Some(node.uid), Some(node.gid));
     rustix::fs::chownat(parent, OsStr::from_bytes(name), uid, gid, AtFlags::SYMLINK_NOFOLLOW).context("fchownat")?;
-    if node.kind != EntryType::Symlink {
+    if node.kind != Kind::Symlink {
         // Follows links, but this name was made a line ago as something else, and the tree is private.
         rustix::fs::chmodat(parent, OsStr::from_bytes(name), node.mode, AtFlags::empty()).context("fchmodat")?;
     }
-    for (key, value) in &node.xattrs {
+    for xattr @ (key, value) in &node.xattrs {
         let path = proc_path(parent, name);
-        rustix::fs::lsetxattr(&path, key.as_c_str(), value, XattrFlags::empty())
-            .with_context(|| format!("lsetxattr {key:?}"))?;
+        let set = rustix::fs::lsetxattr(&path, key.as_c_str(), value, XattrFlags::empty());
+        checked(set, "lsetxattr", xattr)?;
     }
     set_times(parent, name, node.modified)
 }
 
 pub(super) fn set_times(parent: BorrowedFd<'_>, name: &[u8], modified: Timespec) -> Result<()> {
-    let times = Timestamps {
+    let (name, times) = (OsStr::from_bytes(name), times(modified));
+    rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).context("utimensat")
+}
+
+/// The same for an open file or directory.
+pub(super) fn set_own_times(fd: BorrowedFd<'_>, modified: Timespec) -> Result<()> {
+    rustix::fs::futimens(fd, &times(modified)).context("futimens")
+}
+
+/// When an open directory was last modified.
+pub(super) fn modified(fd: BorrowedFd<'_>) -> Result<Timespec> {
+    let stat = rustix::fs::fstat(fd).context("fstat of a directory")?;
+    Ok(Timespec {
+        tv_sec: stat.st_mtime,
+        tv_nsec: stat.st_mtime_nsec.cast_signed(),
+    })
+}
+
+fn times(modified: Timespec) -> Timestamps {
+    Timestamps {
         last_access: Timespec {
             tv_sec: 0,
             tv_nsec: UTIME_OMIT,
         },
         last_modification: modified,
-    };
-    rustix::fs::utimensat(parent, OsStr::from_bytes(name), &times, AtFlags::SYMLINK_NOFOLLOW).context("utimensat")
+    }
 }
 
 pub(super) fn set_opaque(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {

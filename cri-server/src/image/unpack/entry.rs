@@ -1,18 +1,22 @@
 //! One entry of a layer's archive in the kernel's terms.
 //!
 //! What comes out of here is checked: a relative path without `.` and `..`, ids and times the kernel takes, no xattr that
-//! belongs to the mount. Left out: GNU sparse files, refused; security.selinux, which is the node's to choose, dropped.
+//! belongs to the mount. Left out: times of access and change, names of owners, and access lists in the text form of
+//! `SCHILY.acl`, as by the other tools that unpack images.
 
 use std::ffi::CString;
 
 use anyhow::{Result, ensure};
 use rustix::fs::{Gid, Mode, Timespec, Uid};
-use tar::EntryType;
 
-use super::header::Extended;
+use super::archive::{Entry, Kind};
 
 /// Longest name of a file inside a layer, in bytes: the kernel's PATH_MAX.
 const MAX_PATH: usize = 4096;
+
+/// Limits of an extended attribute (linux/limits.h).
+const MAX_XATTR_NAME: usize = 255;
+const MAX_XATTR_VALUE: usize = 65536;
 
 /// Name and value of an extended attribute.
 pub(super) type Xattr = (CString, Vec<u8>);
@@ -33,11 +37,6 @@ pub(super) fn invalid(rule: impl Into<String>) -> anyhow::Error {
     InvalidEntry(rule.into()).into()
 }
 
-/// What the archive's reader could not make sense of.
-pub(super) fn malformed(error: std::io::Error) -> anyhow::Error {
-    invalid(error.to_string())
-}
-
 pub(super) fn ensure_valid(holds: bool, rule: &str) -> Result<()> {
     ensure!(holds, invalid(rule));
     Ok(())
@@ -47,7 +46,7 @@ pub(super) fn ensure_valid(holds: bool, rule: &str) -> Result<()> {
 pub(super) struct Node {
     /// Relative, without `.` and `..`; empty for the root.
     pub(super) path: Vec<u8>,
-    pub(super) kind: EntryType,
+    pub(super) kind: Kind,
     pub(super) mode: Mode,
     pub(super) uid: Uid,
     pub(super) gid: Gid,
@@ -58,56 +57,68 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Checks and converts a header with its extensions. `size` is how much content follows, in bytes.
-    pub(super) fn parse(extended: &Extended, size: u64) -> Result<Node> {
-        let header = &extended.header;
-        ensure_valid(
-            extended.number("size", header.entry_size())? == size,
-            "its size can be read in two ways",
-        )?;
-        let (modified, xattrs) = from_records(extended)?;
-        let id = |key: &str, value| {
-            let value = extended.number(key, value)?;
-            // The kernel's "no change", so no file can have it.
-            let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
-            id.ok_or_else(|| invalid(format!("{key} {value}: at most 4294967294")))
-        };
-        // GNU tar leaves the fields empty, which is no number, where there is no device.
-        let mut device = (0, 0);
-        if matches!(header.entry_type(), EntryType::Char | EntryType::Block) {
-            device.0 = header.device_major().map_err(malformed)?.unwrap_or(0);
-            device.1 = header.device_minor().map_err(malformed)?.unwrap_or(0);
-        }
+    /// Checks and converts an entry.
+    pub(super) fn parse(entry: &Entry) -> Result<Node> {
+        let header = &entry.header;
+        let link = entry.link()?;
+        ensure_valid(!link.contains(&0), "its target holds a NUL byte")?;
+        ensure_valid(link.len() < MAX_PATH, "its target is longer than 4095 bytes")?;
+        let mode = u32::try_from(header.mode()? & 0o7777)?;
         Ok(Node {
-            path: clean(&extended.path())?,
-            kind: header.entry_type(),
-            mode: Mode::from_raw_mode(header.mode().map_err(malformed)? & 0o7777),
-            uid: Uid::from_raw(id("uid", header.uid())?),
-            gid: Gid::from_raw(id("gid", header.gid())?),
-            modified,
-            xattrs,
-            link: extended.link(),
-            device,
+            path: clean(&entry.path()?)?,
+            kind: entry.kind,
+            mode: Mode::from_raw_mode(mode),
+            uid: Uid::from_raw(id(entry, "uid", header.uid()?)?),
+            gid: Gid::from_raw(id(entry, "gid", header.gid()?)?),
+            modified: modified(entry)?,
+            xattrs: xattrs(entry)?,
+            link,
+            device: device(entry)?,
         })
     }
 }
 
-/// The time of modification and the xattrs.
-fn from_records(extended: &Extended) -> Result<(Timespec, Vec<Xattr>)> {
-    let seconds = extended.header.mtime().map_err(malformed)?;
-    let tv_sec = i64::try_from(seconds).map_err(|_too_large| invalid("mtime: out of range"))?;
-    let mut modified = Timespec { tv_sec, tv_nsec: 0 };
+fn id(entry: &Entry, key: &str, of_header: i64) -> Result<u32> {
+    let value = match entry.number(key)? {
+        Some(value) => value.cast_signed(),
+        None => of_header,
+    };
+    // The kernel's "no change", so no file can have it.
+    let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
+    id.ok_or_else(|| invalid(format!("{key} {value}: 0 to 4294967294")))
+}
+
+fn device(entry: &Entry) -> Result<(u32, u32)> {
+    if !matches!(entry.kind, Kind::Char | Kind::Block) {
+        return Ok((0, 0));
+    }
+    let (major, minor) = entry.header.device()?;
+    // What the kernel keeps of either; it would cut off the rest.
+    let fits = (0..1 << 12).contains(&major) && (0..1 << 20).contains(&minor);
+    ensure!(fits, invalid(format!("device {major}:{minor}: at most 4095:1048575")));
+    Ok((u32::try_from(major)?, u32::try_from(minor)?))
+}
+
+fn modified(entry: &Entry) -> Result<Timespec> {
+    let of_header = entry.header.mtime()?;
+    let record = entry.records().iter().rev().find(|(key, _)| key == b"mtime");
+    match record {
+        Some((_, value)) if !value.is_empty() => parse_time(value),
+        _ => Ok(Timespec {
+            tv_sec: of_header,
+            tv_nsec: 0,
+        }),
+    }
+}
+
+fn xattrs(entry: &Entry) -> Result<Vec<Xattr>> {
     let mut xattrs = Vec::new();
-    for (key, value) in &extended.records {
-        if key == b"mtime" {
-            modified = parse_time(value)?;
-        } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-            xattrs.extend(xattr(name, value)?);
-        } else {
-            ensure_valid(!key.starts_with(b"GNU.sparse."), "sparse files are not supported")?;
+    for (key, value) in entry.records() {
+        if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+            xattrs.extend(xattr(name, value, entry.kind)?);
         }
     }
-    Ok((modified, xattrs))
+    Ok(xattrs)
 }
 
 /// The components of an entry's name, joined again: relative, without empty ones and `.`.
@@ -138,16 +149,35 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// The xattr to set for a PAX record; `None` for one that is the node's to choose.
-fn xattr(name: &[u8], value: &[u8]) -> Result<Option<Xattr>> {
+/// The xattr to set for a PAX record; `None` for one that is not the image's to choose, or that no file here can have.
+///
+/// | kept | dropped |
+/// |---|---|
+/// | `security.capability`, `security.ima` | the rest of `security.`: labels and sums that this node's modules give |
+/// | `trusted.` | |
+/// | `system.posix_acl_access`, `system.posix_acl_default` | the rest of `system.`: names of other filesystems |
+/// | `user.`, of files and directories | `user.` of other types, and every other beginning: Linux has no such names (xattr(7)) |
+fn xattr(name: &[u8], value: &[u8], kind: Kind) -> Result<Option<Xattr>> {
     // It would lead overlayfs to other directories than the layers', or make it take the layer for another.
     ensure_valid(
         !name.starts_with(b"trusted.overlay."),
         "xattr trusted.overlay.*: belongs to the mount",
     )?;
-    if name == b"security.selinux" {
+    let kept = match name {
+        b"security.capability" | b"security.ima" => true,
+        b"system.posix_acl_access" | b"system.posix_acl_default" => true,
+        _ if name.starts_with(b"trusted.") => true,
+        _ => name.starts_with(b"user.") && matches!(kind, Kind::Regular | Kind::Directory),
+    };
+    if !kept {
         return Ok(None);
     }
+    let shown = String::from_utf8_lossy(name);
+    let fits = name.len() <= MAX_XATTR_NAME && value.len() <= MAX_XATTR_VALUE;
+    ensure!(
+        fits,
+        invalid(format!("xattr {shown:?}: at most 255 bytes of name and 65536 of value"))
+    );
     let name = CString::new(name).map_err(|_nul| invalid("xattr name holds a NUL byte"))?;
     Ok(Some((name, value.to_vec())))
 }
@@ -224,9 +254,30 @@ mod tests {
     }
 
     #[test]
-    fn xattrs_of_the_mount_are_refused() {
-        assert!(xattr(b"trusted.overlay.redirect", b"/").is_err());
-        assert!(xattr(b"security.selinux", b"x").unwrap().is_none());
-        assert!(xattr(b"security.capability", b"x").unwrap().is_some());
+    fn xattrs_are_kept_dropped_or_refused_by_name() {
+        let named = |name: &str, kind| xattr(name.as_bytes(), b"x", kind);
+        for name in ["trusted.overlay.redirect", "trusted.overlay.opaque", "trusted.a\0b"] {
+            assert!(named(name, Kind::Regular).is_err(), "{name}");
+        }
+        for name in [
+            "security.capability",
+            "security.ima",
+            "system.posix_acl_default",
+            "trusted.a",
+            "user.a",
+        ] {
+            assert!(named(name, Kind::Directory).unwrap().is_some(), "{name}");
+        }
+        for name in [
+            "security.selinux",
+            "security.evm",
+            "system.nfs4_acl",
+            "com.apple.quarantine",
+        ] {
+            assert!(named(name, Kind::Regular).unwrap().is_none(), "{name}");
+        }
+        assert!(named("user.a", Kind::Symlink).unwrap().is_none());
+        assert!(named(&format!("user.{}", "a".repeat(251)), Kind::Regular).is_err());
+        assert!(xattr(b"user.a", &[0; 65537], Kind::Regular).is_err());
     }
 }

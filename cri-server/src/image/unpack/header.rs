@@ -1,106 +1,122 @@
-//! The header blocks of an entry: the ustar or GNU header, and the extensions before it.
+//! One header block of an archive, and the records of a PAX extension. Pure.
 //!
 //! ```text
-//! [L: long name] [K: long link] [x: PAX records "LENGTH KEY=VALUE\n"] header   each padded to 512 bytes
+//! 0 name 100 mode 108 uid 116 gid 124 size 136 mtime 148 sum 156 type 157 link 257 magic 329 major 337 minor 345 prefix
 //! ```
-//! The tar crate finds the blocks and checks their sums, but it splits PAX records at line breaks, and a value may hold
-//! one: a file capability, for example. Read its way, such a record hides those after it or passes for others, which is
-//! how archives have meant different things to different readers (CVE-2026-33055). So the records are read here, by their
-//! length, and where the two readings differ in what decides where the next entry begins, the layer is refused.
+//! Read here and not by a crate, because every difference between two readers of an archive is a hole (CVE-2026-33055
+//! and its kin): records are as long as they say and not as their lines, numbers are the whole field and not its low
+//! bytes, and what two readers may take for different things is refused.
 
 use anyhow::Result;
-use tar::{EntryType, Header};
 
-use super::entry::{ensure_valid, invalid, malformed};
+use super::entry::{ensure_valid, invalid};
 
 /// Size of a block, the archive's unit.
-const BLOCK: usize = 512;
+pub(super) const BLOCK: usize = 512;
 
 /// Key and value of a PAX record.
-type Record = (Vec<u8>, Vec<u8>);
+pub(super) type Record = (Vec<u8>, Vec<u8>);
 
-/// A header and what its extensions say instead.
-#[derive(Debug)]
-pub(super) struct Extended {
-    pub(super) header: Header,
-    name: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    /// Keys and values in the archive's order.
-    pub(super) records: Vec<Record>,
-}
+/// One block.
+pub(super) struct Header(pub(super) [u8; BLOCK]);
 
-impl Extended {
-    /// Reads the blocks from the end of one entry's content to the beginning of the next one's.
-    pub(super) fn parse(mut blocks: &[u8]) -> Result<Extended> {
-        let (mut name, mut link, mut records) = (None, None, Vec::new());
-        loop {
-            let cut = || invalid("its headers are cut off");
-            let block = blocks.get(..BLOCK).ok_or_else(cut)?;
-            let header = Header::from_byte_slice(block);
-            let kind = header.entry_type();
-            if !(kind.is_gnu_longname() || kind.is_gnu_longlink() || kind == EntryType::XHeader) {
-                return Ok(Extended {
-                    header: header.clone(),
-                    name,
-                    link,
-                    records,
-                });
-            }
-            let size = usize::try_from(header.entry_size().map_err(malformed)?).unwrap_or(usize::MAX);
-            let data = blocks[BLOCK..].get(..size).ok_or_else(cut)?;
-            match kind {
-                EntryType::GNULongName => name = Some(until_nul(data)),
-                EntryType::GNULongLink => link = Some(until_nul(data)),
-                _ => records = parse_records(data)?,
-            }
-            let next = BLOCK + size.next_multiple_of(BLOCK);
-            blocks = blocks.get(next..).ok_or_else(cut)?;
+impl Header {
+    /// Whether nothing is written there: the mark of an archive's end.
+    pub(super) fn is_zero(&self) -> bool {
+        self.0.iter().all(|byte| *byte == 0)
+    }
+
+    /// Compares the block with its sum, in which the sum's own field counts as blanks. Old writers added signed bytes.
+    pub(super) fn check_sum(&self) -> Result<()> {
+        let bytes = || self.0[..148].iter().chain(&[b' '; 8]).chain(&self.0[156..]);
+        let unsigned: i64 = bytes().map(|byte| i64::from(*byte)).sum();
+        let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
+        let noted = number("checksum", &self.0[148..156])?;
+        ensure_valid(noted == unsigned || noted == signed, "a header's checksum is wrong")
+    }
+
+    /// The type flag.
+    pub(super) fn flag(&self) -> u8 {
+        self.0[156]
+    }
+
+    /// The name; POSIX has room for its directories in another field.
+    pub(super) fn name(&self) -> Vec<u8> {
+        let (name, prefix) = (until_nul(&self.0[..100]), until_nul(&self.0[345..500]));
+        if &self.0[257..263] == b"ustar\0" && !prefix.is_empty() {
+            return [prefix, b"/", name].concat();
         }
+        name.to_vec()
     }
 
-    /// The entry's name.
-    pub(super) fn path(&self) -> Vec<u8> {
-        let long = self.record(b"path").or(self.name.as_deref());
-        long.map_or_else(|| self.header.path_bytes().into_owned(), <[u8]>::to_vec)
+    /// The target of a link.
+    pub(super) fn link(&self) -> &[u8] {
+        until_nul(&self.0[157..257])
     }
 
-    /// The target of a link; empty where there is none.
-    pub(super) fn link(&self) -> Vec<u8> {
-        let long = self.record(b"linkpath").or(self.link.as_deref());
-        let short = || self.header.link_name_bytes().unwrap_or_default().into_owned();
-        long.map_or_else(short, <[u8]>::to_vec)
+    pub(super) fn mode(&self) -> Result<i64> {
+        number("mode", &self.0[100..108])
     }
 
-    /// A number of the header, or of the PAX record that is there for what a header cannot hold.
-    pub(super) fn number(&self, key: &str, of_header: std::io::Result<u64>) -> Result<u64> {
-        let Some(text) = self.record(key.as_bytes()) else {
-            return of_header.map_err(malformed);
-        };
-        decimal(text).ok_or_else(|| invalid(format!("PAX record {key}: must be a decimal number")))
+    pub(super) fn uid(&self) -> Result<i64> {
+        number("uid", &self.0[108..116])
     }
 
-    /// The last record of a key; an empty value means the header's (POSIX, pax, "Extended Header").
-    fn record(&self, key: &[u8]) -> Option<&[u8]> {
-        let found = self.records.iter().rev().find(|(known, _)| known == key);
-        found
-            .map(|(_, value)| value.as_slice())
-            .filter(|value| !value.is_empty())
+    pub(super) fn gid(&self) -> Result<i64> {
+        number("gid", &self.0[116..124])
+    }
+
+    pub(super) fn size(&self) -> Result<i64> {
+        number("size", &self.0[124..136])
+    }
+
+    pub(super) fn mtime(&self) -> Result<i64> {
+        number("mtime", &self.0[136..148])
+    }
+
+    /// Major and minor number. The seventh edition's archives have neither.
+    pub(super) fn device(&self) -> Result<(i64, i64)> {
+        let has_numbers = &self.0[257..262] == b"ustar";
+        ensure_valid(has_numbers, "a device in a header without room for its numbers")?;
+        let major = number("major device number", &self.0[329..337])?;
+        Ok((major, number("minor device number", &self.0[337..345])?))
     }
 }
 
-fn until_nul(data: &[u8]) -> Vec<u8> {
-    data.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
+/// A number as headers have it: octal digits, or, with the top bit set, a base-256 number of two's complement (GNU). An
+/// empty field is 0.
+pub(super) fn number(what: &str, field: &[u8]) -> Result<i64> {
+    let wrong = || invalid(format!("{what} {:?}: no number", String::from_utf8_lossy(field)));
+    if let [first, rest @ ..] = field
+        && first & 0x80 != 0
+    {
+        // Seven bits are the number's, of which the highest is its sign. At most 12 bytes: no overflow.
+        let first = i128::from(first & 0x3f) - i128::from(first & 0x40);
+        let value = rest.iter().fold(first, |value, byte| value * 256 + i128::from(*byte));
+        return i64::try_from(value).map_err(|_too_large| wrong());
+    }
+    let digits = until_nul(field).trim_ascii();
+    if digits.is_empty() {
+        return Ok(0);
+    }
+    // Digits only: the standard library would take a sign.
+    let octal = digits.iter().all(|byte| matches!(byte, b'0'..=b'7'));
+    let text = std::str::from_utf8(digits).ok().filter(|_| octal).ok_or_else(wrong)?;
+    i64::from_str_radix(text, 8).map_err(|_too_large| wrong())
 }
 
-fn parse_records(mut data: &[u8]) -> Result<Vec<Record>> {
+pub(super) fn until_nul(data: &[u8]) -> &[u8] {
+    data.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// The records `LENGTH KEY=VALUE\n` of a PAX extension.
+pub(super) fn parse_records(mut data: &[u8]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    // Some writers fill the rest of the block.
-    while data.first().is_some_and(|byte| *byte != 0) {
+    while !data.is_empty() {
         let (record, rest) = split_record(data).ok_or_else(|| invalid("malformed PAX record"))?;
         records.push(record);
         data = rest;
     }
-    ensure_valid(data.iter().all(|byte| *byte == 0), "malformed PAX record")?;
     Ok(records)
 }
 
@@ -117,7 +133,7 @@ fn split_record(data: &[u8]) -> Option<(Record, &[u8])> {
 }
 
 /// Digits only: no sign and no blank, which `parse` would partly take.
-fn decimal(text: &[u8]) -> Option<u64> {
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     let digits = text.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
@@ -138,11 +154,12 @@ mod tests {
     fn records_are_as_long_as_they_say() {
         assert_eq!(read(b"").unwrap(), [""; 0]);
         assert_eq!(read(b"7 a=bc\n").unwrap(), ["a bc"]);
-        assert_eq!(read(b"5 a=\n6 b==\n\0\0").unwrap(), ["a ", "b ="]);
+        assert_eq!(read(b"5 a=\n6 b==\n").unwrap(), ["a ", "b ="]);
         // A line that looks like a record belongs to the value it is in.
         assert_eq!(read(b"19 x=y\n11 path=/z\n\n").unwrap(), ["x y\n11 path=/z\n"]);
-        let bad: [&[u8]; 9] = [
+        let bad: [&[u8]; 10] = [
             b"x",
+            b"6 a=b\n\0\0",
             b"6 a=bc\n",
             b"8 a=bc\n",
             b"99 a=b\n",
@@ -158,27 +175,33 @@ mod tests {
     }
 
     #[test]
-    fn extensions_replace_what_the_header_says() {
-        let mut builder = tar::Builder::new(Vec::new());
-        let pax: [(&str, &[u8]); 3] = [("path", b"new\nname"), ("linkpath", b""), ("uid", b"7")];
-        builder.append_pax_extensions(pax).unwrap();
-        let mut header = Header::new_ustar();
-        header.set_path("old").unwrap();
-        header.set_link_name("target").unwrap();
-        header.set_uid(5);
-        header.set_size(0);
-        header.set_cksum();
-        builder.append(&header, std::io::empty()).unwrap();
-        let archive = builder.into_inner().unwrap();
-        let extended = Extended::parse(&archive).unwrap();
-        assert_eq!(
-            (extended.path(), extended.link()),
-            (b"new\nname".to_vec(), b"target".to_vec())
-        );
-        assert_eq!(extended.number("uid", extended.header.uid()).unwrap(), 7);
-        assert_eq!(extended.number("gid", Ok(3)).unwrap(), 3);
-        for length in [0, 100, 512, 600, 1024] {
-            assert!(Extended::parse(&archive[..length]).is_err(), "{length}");
+    fn numbers() {
+        let good: [(&[u8], i64); 9] = [
+            (b"0000644\0", 0o644),
+            (b"   644 \0", 0o644),
+            (b"\0\0\0\0\0\0\0\0", 0),
+            (b"        ", 0),
+            (b"77777777777\0", 0o77_777_777_777),
+            (b"\x80\0\0\0\0\0\x01\0", 256),
+            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", i64::MAX),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", -2),
+            (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", i64::MIN),
+        ];
+        for (field, value) in good {
+            assert_eq!(number("x", field).unwrap(), value, "{field:?}");
+        }
+        let bad: [&[u8]; 7] = [
+            b"-0000001",
+            b"+0000001",
+            b"00000008",
+            b"0x000001",
+            b"1 1     ",
+            // One more than 64 bits hold, and one less.
+            b"\x80\0\0\0\x80\0\0\0\0\0\0\0",
+            b"\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff",
+        ];
+        for field in bad {
+            assert!(number("x", field).is_err(), "{field:?}");
         }
     }
 }

@@ -1,0 +1,95 @@
+//! The directory that entries are being made in: archives list a directory's entries one after the other.
+//!
+//! Whatever is made in a directory changes its time of modification, so that is noted when the directory is entered and
+//! given back when it is left. A list of all times until the end would grow with the archive.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec};
+use rustix::io::Errno;
+
+use super::at::{Present, missing, modified, present, resolve, set_own_times};
+use super::entry::{ensure_valid, split};
+
+/// An open directory of the layer.
+pub(super) struct Parent {
+    root: Rc<OwnedFd>,
+    path: Vec<u8>,
+    pub(super) fd: Rc<OwnedFd>,
+    /// What its time shall be.
+    pub(super) modified: Timespec,
+}
+
+impl Parent {
+    /// The root of a layer.
+    pub(super) fn root(root: OwnedFd) -> Result<Self> {
+        let root = Rc::new(root);
+        Ok(Parent {
+            modified: modified(root.as_fd())?,
+            path: Vec::new(),
+            fd: Rc::clone(&root),
+            root,
+        })
+    }
+
+    /// Leaves the directory and enters `dir`, which is made if it is missing, as are those that lead to it. Returns how
+    /// many were made.
+    pub(super) fn enter(&mut self, dir: &[u8]) -> Result<u64> {
+        if self.path == dir {
+            return Ok(0);
+        }
+        match resolve(self.root.as_fd(), dir) {
+            Err(Errno::NOENT) => self.make(dir),
+            found => {
+                let found = found.or_else(|errno| missing(errno, format!("its directory: {errno}")))?;
+                self.switch(dir, found)?;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Gives the directory the time it shall have.
+    pub(super) fn leave(&self) -> Result<()> {
+        set_own_times(self.fd.as_fd(), self.modified)
+    }
+
+    fn switch(&mut self, path: &[u8], fd: OwnedFd) -> Result<()> {
+        self.leave()?;
+        self.modified = modified(fd.as_fd())?;
+        self.path = path.to_vec();
+        self.fd = Rc::new(fd);
+        Ok(())
+    }
+
+    /// Makes the directories that lead to an entry and have none of their own (yet), and enters the last.
+    fn make(&mut self, dir: &[u8]) -> Result<u64> {
+        let slashes = dir.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let ends: Vec<usize> = slashes.map(|(place, _)| place).chain([dir.len()]).collect();
+        // If one is there, so are those above it. Looked for by halving, because a name may have 2,000 components.
+        let is_there = |end: &usize| !matches!(resolve(self.root.as_fd(), &dir[..*end]), Err(Errno::NOENT));
+        let there = ends.partition_point(is_there);
+        self.enter(&dir[..there.checked_sub(1).map_or(0, |last| ends[last])])?;
+        for end in &ends[there..] {
+            self.make_one(&dir[..*end])?;
+        }
+        Ok((ends.len() - there) as u64)
+    }
+
+    /// Makes and enters a directory of the present one.
+    fn make_one(&mut self, path: &[u8]) -> Result<()> {
+        let name = OsStr::from_bytes(split(path).1);
+        let before = present(self.fd.as_fd(), name.as_bytes())?;
+        ensure_valid(before == Present::Nothing, "its directory is a link that leads nowhere")?;
+        rustix::fs::mkdirat(&self.fd, name, Mode::RWXU).context("mkdirat of a parent")?;
+        // After mkdirat, because the umask is the process's.
+        let mode = Mode::from_raw_mode(0o755);
+        rustix::fs::chmodat(&self.fd, name, mode, AtFlags::empty()).context("chmodat of a parent")?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(&self.fd, name, flags, Mode::empty()).context("openat of a parent")?;
+        self.switch(path, made)
+    }
+}
