@@ -26,8 +26,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`reference`] | the text form of an image's name |
-//! | [`registry`], [`auth`] | HTTP, credentials |
+//! | [`reference`], `short_name` | the text form of an image's name, and what names without a registry mean |
+//! | [`registry`], [`auth`] | HTTP, mirrors, credentials |
 //! | `manifest` | what documents are accepted, pure |
 //! | `pull`, `in_flight` | the order of a pull, and what pulls share |
 //! | `slots`, `pace` | how many layers at once, and how slow they may come |
@@ -35,7 +35,7 @@
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | [`snapshot`] | a container's root: the overlay mount |
 //!
-//! Left out: signatures, zstd, resuming downloads, trying several mirrors, image volumes.
+//! Left out: signatures, zstd, image volumes.
 
 pub mod auth;
 mod error;
@@ -47,6 +47,7 @@ mod pull;
 mod record;
 pub mod reference;
 pub mod registry;
+mod short_name;
 mod slots;
 pub mod snapshot;
 mod store;
@@ -56,5 +57,5 @@ pub use auth::Credentials;
 pub use error::{Cause, PullError};
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};
-pub use registry::{RegistryConfig, RegistryConfigs};
+pub use registry::{PullConfig, RegistryConfig, RegistryConfigs};
 pub use store::{ImageStore, LayerLease};
