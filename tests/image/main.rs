@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod auth;
+mod debian;
 mod hostile;
 mod hostile_registry;
 mod mirror;
