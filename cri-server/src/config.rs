@@ -8,7 +8,8 @@
 //! name file, line and key; a server with such a file does not start. `corten-cri config default` prints
 //! [`DEFAULT_TEXT`], which a test holds against [`Config::default`].
 //!
-//! Nothing is read again while the server runs, except what other programs own: CNI configurations (`network`).
+//! Nothing is read again while the server runs, except what other programs own: CNI configurations (`network`), hosts.toml
+//! files and the node's credentials (`image::registry`).
 
 mod load;
 mod rules;
@@ -18,10 +19,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use load::Source;
 pub use load::{Problem, Problems};
 
 use crate::image::PullLimits;
-use crate::image::registry::RegistryConfig;
+use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 
 /// The file that is read unless another is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -61,6 +63,8 @@ pub struct Config {
     pub images: Images,
     /// OCI runtimes by handler name.
     pub runtimes: BTreeMap<String, Runtime>,
+    /// How images are pulled.
+    pub pull: PullConfig,
     /// How registries are reached, by the host in image names.
     pub registries: BTreeMap<String, RegistryConfig>,
 }
@@ -157,6 +161,7 @@ impl Default for Config {
             cni: Cni::default(),
             images: Images::default(),
             runtimes: BTreeMap::new(),
+            pull: PullConfig::default(),
             registries: BTreeMap::new(),
         }
     }
@@ -203,6 +208,14 @@ impl Config {
         match self.runtimes.get(name) {
             Some(runtime) => Some(runtime.path.clone()),
             None => (name == OWN_RUNTIME).then(|| beside_self(OWN_RUNTIME)),
+        }
+    }
+
+    /// All that is configured about registries.
+    pub fn registries(&self) -> RegistryConfigs {
+        RegistryConfigs {
+            by_name: self.registries.clone(),
+            pull: self.pull.clone(),
         }
     }
 

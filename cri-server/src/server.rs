@@ -45,7 +45,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let paths = Paths::new(&config.root, &config.state);
     let _locks = [take(paths.root())?, take(paths.state())?];
     make_directories(&paths)?;
-    let images = ImageStore::open_with(paths.root(), config.registries.clone(), config.images.pull_limits())
+    let images = ImageStore::open_with(paths.root(), config.registries(), config.images.pull_limits())
         .with_context(|| format!("open the images in {}", paths.root().display()))?;
     let endpoint = config.listen.clone();
     let node = Node::new(config, images.clone())?;

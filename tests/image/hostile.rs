@@ -251,8 +251,8 @@ async fn a_registry_that_claims_a_layer_of_others_holds_none_of_them_up() {
     slow.fail("/blobs/", Some(Fault::Slow(Duration::from_millis(200))));
     slow.fail(good.id.as_str(), None);
     let mut configs = lab.configs();
-    let plain = configs.values().next().unwrap().clone();
-    configs.insert(slow.address().to_string(), plain);
+    let plain = configs.by_name.values().next().unwrap().clone();
+    configs.by_name.insert(slow.address().to_string(), plain);
     lab.store = None;
     lab.store = Some(ImageStore::open(&lab.root(), configs).unwrap());
 

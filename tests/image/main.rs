@@ -4,10 +4,16 @@
 // In the functions the tests share, as in the tests themselves: what cannot be done ends the test.
 #![allow(clippy::unwrap_used)]
 
+mod auth;
 mod content;
 mod corpus;
+mod debian;
 mod hostile;
+mod hostile_registry;
+mod mirror;
+mod proxy;
 mod pull;
+mod resume;
 mod snapshot;
 mod store;
 mod umoci;
@@ -67,6 +73,25 @@ impl Lab {
         self.store.as_ref().unwrap()
     }
 
+    /// Another store, with this configuration.
+    fn store_with(&self, name: &str, configs: RegistryConfigs) -> Arc<ImageStore> {
+        ImageStore::open(&self.dir.path().join(name), configs).unwrap()
+    }
+
+    /// A configuration of nothing but a directory of hosts.toml files.
+    fn hosts_dir(&self) -> RegistryConfigs {
+        let mut configs = RegistryConfigs::from([]);
+        configs.pull.hosts_dirs = vec![self.dir.path().join("certs.d")];
+        configs
+    }
+
+    /// Writes the hosts.toml of `registry`.
+    fn write_hosts(&self, registry: &str, text: &str) {
+        let dir = self.dir.path().join("certs.d").join(registry);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("hosts.toml"), text).unwrap();
+    }
+
     fn root(&self) -> PathBuf {
         self.dir.path().join("store")
     }
@@ -105,6 +130,12 @@ impl Lab {
     /// Names in a directory of the store, sorted.
     fn names(&self, dir: &str) -> Vec<String> {
         names(&self.root().join(dir))
+    }
+
+    /// The end of a test that has stores or registries besides: they go first.
+    fn finish_with<T>(self, others: T) {
+        drop(others);
+        self.finish();
     }
 
     /// The end of every test: nothing mounted, no process, no directory left.

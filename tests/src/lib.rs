@@ -13,6 +13,7 @@ pub mod leak;
 pub mod netns;
 pub mod node;
 pub mod pod;
+pub mod proxy;
 pub mod registry;
 pub mod shim;
 

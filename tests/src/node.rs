@@ -358,6 +358,10 @@ fn config(dir: &Path, marker: &str) -> Result<toml::Table> {
         conf_dir = "{dir}/cni"
         bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
 
+        [pull]
+        hosts_dirs = ["{dir}/certs.d"]
+        auth_file = "{dir}/auth.json"
+
         [registries."127.0.0.1:5000"]
         plain_http = true
         "#

@@ -40,6 +40,8 @@ impl fmt::Display for Problem {
     }
 }
 
+impl std::error::Error for Problem {}
+
 /// Everything that is wrong with a configuration, one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
@@ -57,9 +59,23 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// A file and its text.
-struct Source {
-    file: PathBuf,
-    text: String,
+pub(crate) struct Source {
+    /// Its path.
+    pub(crate) file: PathBuf,
+    /// Its content.
+    pub(crate) text: String,
+}
+
+impl Source {
+    /// Its content as a `T`; a wrong key or type is blamed on its line.
+    pub(crate) fn parse<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {
+        parse(self)
+    }
+
+    /// That the value of `key` breaks `rule`.
+    pub(crate) fn problem(&self, key: &[String], rule: String) -> Problem {
+        locate(std::slice::from_ref(self), key, rule)
+    }
 }
 
 pub(super) fn load(file: Option<&Path>, adjust: impl FnOnce(&mut Config)) -> Result<Config, Problems> {

@@ -1,8 +1,10 @@
 //! What the values of a configuration must be, beyond their types. Pure.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Config, OWN_RUNTIME};
+use crate::image::Reference;
+use crate::image::reference::{is_registry, short_name};
 
 /// Longest path of a unix socket: sun_path without its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -20,6 +22,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.runtimes(config);
     rules.cni(config);
     rules.images(config);
+    rules.pull(config);
     rules.registries(config);
     rules.0
 }
@@ -99,6 +102,44 @@ impl Rules {
         self.check(within, &["images", "layers_of_a_registry"], rule);
     }
 
+    fn pull(&mut self, config: &Config) {
+        let pull = &config.pull;
+        let all_plain = |dirs: &[PathBuf]| dirs.iter().all(|dir| is_plain_absolute(dir));
+        let rule = "must be absolute paths without ..";
+        self.check(all_plain(&pull.hosts_dirs), &["pull", "hosts_dirs"], rule);
+        let helpers = all_plain(&pull.credential_helper_dirs);
+        self.check(helpers, &["pull", "credential_helper_dirs"], rule);
+        let file = &pull.auth_file;
+        self.check(
+            file.as_os_str().is_empty() || is_plain_absolute(file),
+            &["pull", "auth_file"],
+            "must be an absolute path without .., or empty for none",
+        );
+        self.check(
+            (1..=3600).contains(&pull.progress_timeout_s),
+            &["pull", "progress_timeout_s"],
+            "must be 1 to 3600",
+        );
+        let registries = &pull.short_name_registries;
+        self.check(
+            !registries.is_empty() && registries.iter().all(|it| is_registry(it)),
+            &["pull", "short_name_registries"],
+            "must be one or more of HOST.DOMAIN, HOST:PORT or localhost, as they begin an image's name",
+        );
+        for (name, full) in &pull.short_names {
+            let key = ["pull", "short_names", name];
+            let is_short = short_name(name) == Some(name.as_str()) && name.parse::<Reference>().is_ok();
+            self.check(is_short, &key, "must name an image without registry, tag and digest");
+            let is_full = full.split_once('/').is_some_and(|(first, _)| is_registry(first))
+                && format!("{full}:tag").parse::<Reference>().is_ok();
+            self.check(
+                is_full,
+                &key,
+                "must stand for an image with registry, without tag and digest",
+            );
+        }
+    }
+
     fn registries(&mut self, config: &Config) {
         for (host, registry) in &config.registries {
             if let Some(endpoint) = &registry.endpoint {
@@ -144,6 +185,10 @@ mod tests {
         change(config.registries.entry(host.to_owned()).or_default());
     }
 
+    fn alias(config: &mut Config, name: &str, full: &str) {
+        config.pull.short_names.insert(name.into(), full.into());
+    }
+
     #[test]
     fn each_rule_blames_its_key() {
         type Change = fn(&mut Config);
@@ -173,6 +218,25 @@ mod tests {
                 },
                 "images.layers_of_a_registry",
             ),
+            (|c| c.pull.hosts_dirs = vec!["certs.d".into()], "pull.hosts_dirs"),
+            (|c| c.pull.auth_file = "../auth.json".into(), "pull.auth_file"),
+            (
+                |c| c.pull.credential_helper_dirs = vec!["bin".into()],
+                "pull.credential_helper_dirs",
+            ),
+            (|c| c.pull.progress_timeout_s = 0, "pull.progress_timeout_s"),
+            (|c| c.pull.short_name_registries.clear(), "pull.short_name_registries"),
+            (
+                |c| c.pull.short_name_registries.push("https://r.example".into()),
+                "pull.short_name_registries",
+            ),
+            (
+                |c| alias(c, "r.example/a", "r.example/b"),
+                "pull.short_names.r.example/a",
+            ),
+            (|c| alias(c, "a:1", "r.example/b"), "pull.short_names.a:1"),
+            (|c| alias(c, "a", "b"), "pull.short_names.a"),
+            (|c| alias(c, "a", "r.example/b:1"), "pull.short_names.a"),
             (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
             (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),
             (

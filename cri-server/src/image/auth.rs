@@ -1,6 +1,4 @@
-//! Credentials, and how a registry asks for them (RFC 7617 Basic, distribution's Bearer tokens).
-//!
-//! Left out: identity tokens (OAuth2 refresh) and credential files of the node; whoever sends one is told.
+//! Credentials, and the CRI's form of them. Pure. Those of the node are `registry`'s.
 
 use std::fmt;
 
@@ -9,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use corten_proto::cri::AuthConfig;
 
 use super::error::{Cause, PullError};
+use super::reference::DEFAULT_REGISTRY;
 
 /// What a pull shows the registry.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -25,6 +24,8 @@ pub enum Credentials {
     },
     /// A token for the registry itself.
     Bearer(String),
+    /// A token that the registry's token service exchanges for one of those (OAuth2's refresh token).
+    Identity(String),
 }
 
 impl fmt::Debug for Credentials {
@@ -34,6 +35,7 @@ impl fmt::Debug for Credentials {
             Credentials::Anonymous => "Anonymous",
             Credentials::Basic { .. } => "Basic(..)",
             Credentials::Bearer(_) => "Bearer(..)",
+            Credentials::Identity(_) => "Identity(..)",
         })
     }
 }
@@ -46,12 +48,12 @@ impl Credentials {
         let Some(auth) = auth else {
             return Ok(Credentials::Anonymous);
         };
-        if !auth.server_address.is_empty() && host_of(&auth.server_address) != alias(registry) {
-            let rule = format!("{:?} is not the image's registry {registry:?}", auth.server_address);
-            return invalid("server_address", &rule);
+        if !auth.server_address.is_empty() && !is_for(&auth.server_address, registry) {
+            // Not repeated: an address can hold a password.
+            return invalid("server_address", &format!("is not the image's registry {registry:?}"));
         }
         if !auth.identity_token.is_empty() {
-            return invalid("identity_token", "is not supported; send username and password");
+            return Ok(Credentials::Identity(auth.identity_token.clone()));
         }
         if !auth.registry_token.is_empty() {
             return Ok(Credentials::Bearer(auth.registry_token.clone()));
@@ -65,28 +67,27 @@ impl Credentials {
         if auth.auth.is_empty() {
             return Ok(Credentials::Anonymous);
         }
-        let decoded = STANDARD
-            .decode(&auth.auth)
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        // Docker's config writes a NUL at the end of some passwords.
-        match decoded
-            .as_deref()
-            .map(|login| login.trim_end_matches('\0'))
-            .and_then(|login| login.split_once(':'))
-        {
-            Some((user, password)) => Ok(Credentials::Basic {
-                user: user.into(),
-                password: password.into(),
-            }),
+        match decode_login(&auth.auth) {
+            Some(login) => Ok(login),
             None => invalid("auth", "must be the base64 form of user:password"),
         }
+    }
+
+    /// The CRI's form, for one of the registries that a name without registry is looked for at. Without a `server_address`
+    /// it is Docker Hub's: that is what the kubelet takes such a name for when it looks for credentials.
+    pub fn for_one_of_several(auth: Option<&AuthConfig>, registry: &str) -> Result<Credentials, PullError> {
+        let owner = auth.map_or("", |auth| auth.server_address.as_str());
+        let owner = if owner.is_empty() { DEFAULT_REGISTRY } else { owner };
+        if is_for(owner, registry) {
+            return Credentials::from_cri(auth, registry);
+        }
+        Ok(Credentials::Anonymous)
     }
 
     /// The `Authorization` header a request can carry before the registry asked for anything.
     pub(super) fn header(&self) -> Option<String> {
         match self {
-            Credentials::Anonymous => None,
+            Credentials::Anonymous | Credentials::Identity(_) => None,
             Credentials::Basic { user, password } => {
                 Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
             }
@@ -95,104 +96,36 @@ impl Credentials {
     }
 }
 
-/// The host of a server address, which may be an address with scheme and path.
-fn host_of(address: &str) -> &str {
-    let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
-    alias(rest.split('/').next().unwrap_or_default())
+/// `user:password` in base64.
+pub(super) fn decode_login(encoded: &str) -> Option<Credentials> {
+    let decoded = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+    // Docker's config writes a NUL at the end of some passwords.
+    let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
+    Some(Credentials::Basic {
+        user: user.into(),
+        password: password.into(),
+    })
+}
+
+/// Whether a server address, which may have scheme and path, is `registry`'s.
+pub(super) fn is_for(server_address: &str, registry: &str) -> bool {
+    let rest = server_address
+        .split_once("://")
+        .map_or(server_address, |(_, rest)| rest);
+    canonical(rest.split('/').next().unwrap_or_default()) == canonical(registry)
 }
 
 /// Docker Hub under its one name.
-fn alias(host: &str) -> &str {
+pub(super) fn canonical(host: &str) -> &str {
     match host {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",
         other => other,
     }
 }
 
-/// What a registry demands in `WWW-Authenticate`.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
-    /// The login with every request.
-    Basic,
-    /// A token of the service at `realm`.
-    Bearer {
-        realm: String,
-        service: Option<String>,
-        scope: Option<String>,
-    },
-}
-
-impl Challenge {
-    /// Reads one header's value; `None` where it is of another scheme or malformed.
-    pub(super) fn parse(header: &str) -> Option<Challenge> {
-        let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
-        if scheme.eq_ignore_ascii_case("basic") {
-            return Some(Challenge::Basic);
-        }
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        let (mut realm, mut service, mut scope) = (None, None, None);
-        for (name, value) in parameters(rest) {
-            match name.to_ascii_lowercase().as_str() {
-                "realm" => realm = Some(value),
-                "service" => service = Some(value),
-                "scope" => scope = Some(value),
-                _ => {}
-            }
-        }
-        Some(Challenge::Bearer {
-            realm: realm?,
-            service,
-            scope,
-        })
-    }
-}
-
-/// `name="value", name=value`: a comma inside quotes belongs to the value.
-fn parameters(mut text: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    while let Some((name, rest)) = text.split_once('=') {
-        let (value, rest) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
-            None => rest.split_once(',').unwrap_or((rest, "")),
-        };
-        found.push((name.trim_matches([' ', ',']).to_owned(), value.to_owned()));
-        text = rest;
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn challenges() {
-        let bearer = |realm: &str, service: Option<&str>, scope: Option<&str>| {
-            Some(Challenge::Bearer {
-                realm: realm.into(),
-                service: service.map(Into::into),
-                scope: scope.map(Into::into),
-            })
-        };
-        let table = [
-            (r#"Basic realm="x""#, Some(Challenge::Basic)),
-            ("basic", Some(Challenge::Basic)),
-            (
-                r#"Bearer realm="https://a/token",service="s",scope="repository:a/b:pull,push""#,
-                bearer("https://a/token", Some("s"), Some("repository:a/b:pull,push")),
-            ),
-            (r#"bearer scope=x, realm="r""#, bearer("r", None, Some("x"))),
-            (r#"Bearer service="s""#, None),
-            ("Bearer", None),
-            ("Negotiate", None),
-            ("", None),
-        ];
-        for (header, challenge) in table {
-            assert_eq!(Challenge::parse(header), challenge, "{header}");
-        }
-    }
 
     #[test]
     fn the_fields_of_the_cri() {
@@ -225,6 +158,11 @@ mod tests {
             basic
         );
         assert_eq!(parse(&AuthConfig::default()).unwrap(), Credentials::Anonymous);
+        let token = AuthConfig {
+            identity_token: "t".into(),
+            ..login.clone()
+        };
+        assert_eq!(parse(&token).unwrap(), Credentials::Identity("t".into()));
         for bad in [
             AuthConfig {
                 server_address: "other.io".into(),
@@ -238,13 +176,37 @@ mod tests {
                 auth: "dXNlcg==".into(),
                 ..AuthConfig::default()
             },
-            AuthConfig {
-                identity_token: "t".into(),
-                ..AuthConfig::default()
-            },
         ] {
             assert_eq!(parse(&bad).unwrap_err().cause, Cause::Invalid);
         }
-        assert!(!format!("{basic:?}").contains("p:w"));
+        for secret in [
+            basic,
+            Credentials::Bearer("p:w".into()),
+            Credentials::Identity("p:w".into()),
+        ] {
+            assert!(!format!("{secret:?}").contains("p:w"));
+        }
+    }
+
+    #[test]
+    fn a_login_is_for_one_of_several_registries() {
+        let login = |server_address: &str| AuthConfig {
+            username: "u".into(),
+            server_address: server_address.into(),
+            ..AuthConfig::default()
+        };
+        for (server, registry, is_shown) in [
+            ("", "docker.io", true),
+            ("", "r.example", false),
+            ("r.example", "r.example", true),
+            ("https://r.example/v2/", "r.example", true),
+            ("r.example", "docker.io", false),
+            ("https://index.docker.io/v1/", "docker.io", true),
+        ] {
+            let shown = Credentials::for_one_of_several(Some(&login(server)), registry).unwrap();
+            assert_eq!(shown != Credentials::Anonymous, is_shown, "{server:?} {registry}");
+        }
+        let none = Credentials::for_one_of_several(None, "docker.io").unwrap();
+        assert_eq!(none, Credentials::Anonymous);
     }
 }

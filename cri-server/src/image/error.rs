@@ -45,6 +45,14 @@ impl PullError {
         PullError::new(Cause::Local, format!("{error:#}"))
     }
 
+    /// This failure, after `earlier` ones elsewhere: the last one's cause.
+    pub fn after(earlier: Option<PullError>, last: PullError) -> Self {
+        match earlier {
+            Some(earlier) => PullError::new(last.cause, format!("{earlier}; {last}")),
+            None => last,
+        }
+    }
+
     /// The same failure, seen from one layer further out.
     pub(super) fn context(self, doing: impl fmt::Display) -> Self {
         PullError {

@@ -26,8 +26,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`reference`] | the text form of an image's name |
-//! | [`registry`], [`auth`] | HTTP, credentials |
+//! | [`reference`], `short_name` | the text form of an image's name, and what names without a registry mean |
+//! | [`registry`], [`auth`] | HTTP, mirrors, credentials |
 //! | `manifest`, `platform` | what documents are accepted, and which of an index; pure |
 //! | `pull`, `in_flight` | the order of a pull, and what pulls share |
 //! | `slots`, `pace` | how many layers at once, and how slow they may come |
@@ -36,7 +36,7 @@
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | [`snapshot`] | a container's root: the overlay mount |
 //!
-//! Left out: signatures, resuming downloads, trying several mirrors, image volumes.
+//! Left out: signatures, image volumes.
 
 pub mod auth;
 mod blob;
@@ -52,6 +52,7 @@ mod pull;
 mod record;
 pub mod reference;
 pub mod registry;
+mod short_name;
 mod slots;
 pub mod snapshot;
 mod store;
@@ -61,6 +62,6 @@ pub use auth::Credentials;
 pub use error::{Cause, PullError};
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};
-pub use registry::{RegistryConfig, RegistryConfigs};
+pub use registry::{PullConfig, RegistryConfig, RegistryConfigs};
 pub use slots::PullLimits;
 pub use store::{ImageStore, LayerLease};

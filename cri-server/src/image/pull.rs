@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
@@ -17,9 +16,10 @@ use super::layer::{self, Expected};
 use super::manifest::{self, Descriptor, Document, Manifest};
 use super::platform::Platform;
 use super::record::Image;
-use super::reference::{Reference, Version};
-use super::registry::{Registries, RegistryConfigs, Repository};
-use super::slots::{PullLimits, Slots};
+use super::reference::{Reference, ReferenceError, Version};
+use super::registry::{Body, Registries, RegistryConfigs, Repository};
+use super::short_name;
+use super::slots::{PullLimits, Slot, Slots};
 use super::store::{ImageStore, LayerLease};
 
 /// Largest image config, in bytes.
@@ -28,10 +28,6 @@ const MAX_CONFIG: u64 = 4 << 20;
 /// Pieces of a download that may wait for the unpacker. One is as much as the connection had ready, up to 400 KiB; what
 /// is not taken waits in the socket.
 const CHUNKS_WAITING: usize = 8;
-
-/// Pauses before a layer is asked for again after the network or the registry failed. Without it one broken connection costs
-/// all layers of an image, because a failed pull keeps nothing.
-const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 type LayerResult = Result<Arc<LayerLease>, PullError>;
 
@@ -65,6 +61,11 @@ impl Pulls {
 }
 
 impl ImageStore {
+    /// What a name may mean, in the order to try: one reference, unless it names no registry.
+    pub fn candidates(&self, name: &str) -> Result<Vec<Reference>, ReferenceError> {
+        short_name::candidates(name, &self.pulls.registries.configs.pull)
+    }
+
     /// Makes the image of `reference` present and returns it. The registry is always asked, so a moved tag is noticed
     /// and the credentials are checked; content that is here is not fetched again.
     ///
@@ -194,30 +195,36 @@ impl ImageStore {
         lease.ok().map(Arc::new)
     }
 
-    /// Fetches a layer, several times if need be.
+    /// Fetches a layer, from one host after the other where what they send is wrong.
     async fn fetch(self: &Arc<Self>, repository: &Repository, expected: Expected) -> LayerResult {
         let layer = expected.blob.digest.clone();
-        let mut pauses = RETRY_PAUSES.into_iter();
         loop {
-            let error = match self.fetch_once(repository, expected.clone()).await {
+            let slot = self.pulls.slots.take(&repository.registry).await;
+            // A download from elsewhere may have brought it meanwhile.
+            if let Some(lease) = self.present(&expected) {
+                return Ok(lease);
+            }
+            let asked = repository.blob(expected.blob.digest.as_str()).await;
+            let mut body = asked.map_err(|error| error.context(format!("layer {layer}")))?;
+            let error = match self.receive(repository, &mut body, slot, expected.clone()).await {
                 Ok(lease) => return Ok(lease),
-                Err(error) => error,
+                Err(error) => error.context(format!("layer {layer}")),
             };
-            let Some(pause) = pauses.next().filter(|_| error.cause == Cause::Unreachable) else {
-                return Err(error.context(format!("layer {layer}")));
-            };
-            tracing::info!(%layer, %error, "fetching a layer failed, trying again");
-            tokio::time::sleep(pause).await;
+            if error.cause != Cause::Refused || !repository.distrust(body.endpoint) {
+                return Err(error);
+            }
+            tracing::warn!(%error, "a host sends what is not the layer, asking the next");
         }
     }
 
-    async fn fetch_once(self: &Arc<Self>, repository: &Repository, expected: Expected) -> LayerResult {
-        let slot = self.pulls.slots.take(&repository.registry).await;
-        // A download from elsewhere may have brought it meanwhile.
-        if let Some(lease) = self.present(&expected) {
-            return Ok(lease);
-        }
-        let mut body = repository.blob(expected.blob.digest.as_str()).await?;
+    /// Unpacks what comes while it comes.
+    async fn receive(
+        self: &Arc<Self>,
+        repository: &Repository,
+        body: &mut Body,
+        slot: Slot,
+        expected: Expected,
+    ) -> LayerResult {
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let store = Arc::clone(self);
         let unpacking = tokio::task::spawn_blocking(move || {
@@ -226,7 +233,7 @@ impl ImageStore {
             unpacked
         });
         loop {
-            let chunk = match repository.chunk(&mut body).await {
+            let chunk = match repository.chunk(body).await {
                 Ok(Some(chunk)) => Ok(chunk),
                 Ok(None) => break,
                 Err(error) => Err(error),

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use corten_proto::id::Digest;
 
 /// The registry of references that name none.
-const DEFAULT_REGISTRY: &str = "docker.io";
+pub(super) const DEFAULT_REGISTRY: &str = "docker.io";
 
 /// Longest registry and repository together, in bytes (distribution's limit).
 const MAX_NAME: usize = 255;
@@ -146,6 +146,19 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
         Some(colon) => (&text[..last + colon], Some(&text[last + colon + 1..])),
         None => (text, None),
     }
+}
+
+/// The name within a reference, without tag and digest, if it names no registry.
+pub(crate) fn short_name(text: &str) -> Option<&str> {
+    let (rest, _) = text.split_once('@').unwrap_or((text, ""));
+    let (name, _) = split_tag(rest);
+    let has_registry = name.split_once('/').is_some_and(|(first, _)| looks_like_host(first));
+    (!has_registry).then_some(name)
+}
+
+/// Whether `text` can be the registry of a reference.
+pub(crate) fn is_registry(text: &str) -> bool {
+    looks_like_host(text) && is_host(text)
 }
 
 /// The part before the first slash is a registry if it cannot be a repository: it holds a dot, a colon or an upper-case

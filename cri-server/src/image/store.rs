@@ -121,11 +121,11 @@ impl ImageStore {
             return Ok(state.images.get(&id).cloned());
         }
         // A name may look like an id's beginning; a name that exists is what was meant.
-        let named = reference_or_id.parse::<Reference>();
+        let named = self.candidates(reference_or_id);
         let found = named
-            .as_ref()
-            .ok()
-            .and_then(|reference| state.images.values().find(|image| image.has(reference)));
+            .iter()
+            .flatten()
+            .find_map(|reference| state.images.values().find(|image| image.has(reference)));
         let found = found.or_else(|| state.by_prefix(reference_or_id)).cloned();
         match (found, named) {
             (None, Err(error)) if !is_id_prefix(reference_or_id) => Err(error),

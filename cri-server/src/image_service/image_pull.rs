@@ -1,20 +1,39 @@
-//! PullImage: credentials and the codes of failures.
+//! PullImage: what a name means, whose the credentials are, and the codes of failures.
 
 use std::sync::Arc;
 
 use corten_proto::cri::AuthConfig;
 use tonic::{Code, Status};
 
-use crate::image::{Cause, Credentials, ImageStore, PullError, Reference};
+use crate::image::{Cause, Credentials, ImageStore, PullError};
 
 /// Pulls and returns the image's id, which the kubelet compares with what ListImages and ContainerStatus say.
 pub(super) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
-    let parsed = name.parse::<Reference>();
-    let reference = parsed.map_err(|error| super::invalid(name, &error))?;
-    let credentials = Credentials::from_cri(auth, &reference.registry).map_err(status)?;
-    let image = images.pull(name, credentials).await.map_err(status)?;
-    tracing::info!(image = %reference, id = %image.id, "pulled");
-    Ok(image.id.to_string())
+    let candidates = images.candidates(name);
+    let candidates = candidates.map_err(|error| super::invalid(name, &error))?;
+    let mut failed: Option<PullError> = None;
+    for reference in &candidates {
+        let credentials = match candidates.as_slice() {
+            [_only] => Credentials::from_cri(auth, &reference.registry),
+            _several => Credentials::for_one_of_several(auth, &reference.registry),
+        };
+        let credentials = credentials.map_err(status)?;
+        let error = match images.pull(&reference.to_string(), credentials).await {
+            Ok(image) => {
+                tracing::info!(image = %reference, id = %image.id, "pulled");
+                return Ok(image.id.to_string());
+            }
+            Err(error) => error,
+        };
+        // Only a registry's answer leads to the next: whoever can silence one must not choose the image.
+        let is_answer = matches!(error.cause, Cause::NotFound | Cause::Denied);
+        let error = PullError::after(failed.take(), error);
+        if !is_answer {
+            return Err(status(error));
+        }
+        failed = Some(error);
+    }
+    Err(failed.map_or_else(|| Status::internal("no registry is configured for short names"), status))
 }
 
 fn status(error: PullError) -> Status {
