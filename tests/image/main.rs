@@ -6,6 +6,7 @@
 
 mod hostile;
 mod pull;
+mod quota;
 mod snapshot;
 mod store;
 mod unpack;

@@ -196,6 +196,34 @@ async fn a_copy_shows_what_overlayfs_shows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_overlayfs_cannot_be_mounted_a_copy_is_made() {
+    let lab = Lab::new();
+    lab.serve(&awkward(), &["a:1"]);
+    let image = lab.pull("a:1").await.unwrap();
+    // Containers' directories on an overlay: overlayfs refuses to write to one.
+    let at = |name: &str| lab.dir.path().join(name);
+    for name in ["lower", "upper", "work", "containers"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| at(name).display().to_string());
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "overlay", "overlay", "-o", &options]);
+    assert!(mount.arg(at("containers")).status().unwrap().success());
+    let open = |way| Snapshots::open(lab.store().clone(), &at("containers"), way, None);
+    let error = format!("{:#}", open(Snapshotter::Overlayfs).err().expect("no overlayfs there"));
+    assert!(error.contains("storage.snapshotter"), "{error}");
+    {
+        let root = Root::mount_by(&lab, &image, Snapshotter::Auto, None);
+        assert_eq!(fs::read(root.target.join("changed")).unwrap(), b"middle");
+        assert!(root.dir.join("root/changed").is_file(), "a copy");
+        assert_eq!(names(&at("containers")), ["c"], "nothing is left of the trial");
+    }
+    snapshot::unmount(&at("containers")).unwrap();
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_user_namespace_sees_its_own_ids_in_every_layer() {
     let lab = Lab::new();
     let mut built = awkward();

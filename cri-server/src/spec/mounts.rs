@@ -272,60 +272,11 @@ mod tests {
     #[test]
     fn refusals_name_the_field() {
         let good = requested("/data", "/data");
-        let volume = Requested {
-            image: Some(ImageSpec {
-                image: "sha256:0".into(),
-                ..Default::default()
-            }),
-            image_sub_path: "a/b".into(),
-            readonly: true,
-            ..requested("", "/volume")
-        };
         for (mount, field, kind) in [
             (requested("/data", "data"), "container_path", Kind::Invalid),
             (requested("/data", "/x/.."), "container_path", Kind::Invalid),
             (requested("data", "/data"), "host_path", Kind::Invalid),
             (requested("", "/data"), "host_path", Kind::Invalid),
-            (
-                Requested {
-                    image: Some(ImageSpec::default()),
-                    ..good.clone()
-                },
-                "image.image",
-                Kind::Invalid,
-            ),
-            (
-                Requested {
-                    host_path: "/data".into(),
-                    ..volume.clone()
-                },
-                "host_path",
-                Kind::Invalid,
-            ),
-            (
-                Requested {
-                    readonly: false,
-                    ..volume.clone()
-                },
-                "readonly",
-                Kind::Invalid,
-            ),
-            (
-                Requested {
-                    image_sub_path: "a/../../b".into(),
-                    ..volume.clone()
-                },
-                "image_sub_path",
-                Kind::Invalid,
-            ),
-            (
-                Requested {
-                    image_sub_path: "a".into(),
-                    ..good.clone()
-                },
-                "image_sub_path",
-                Kind::Invalid,
-            ),
             (
                 Requested {
                     uid_mappings: vec![IdMapping::default()],
@@ -363,13 +314,67 @@ mod tests {
             assert_eq!((error.field, error.kind), (format!("mounts[3].{field}"), kind));
         }
         assert_eq!(check_one(0, &good), Ok(()));
-        assert_eq!(check_one(0, &volume), Ok(()));
         let rro = Requested {
             readonly: true,
             recursive_read_only: true,
             ..good
         };
         assert_eq!(check_one(0, &rro), Ok(()));
+    }
+
+    #[test]
+    fn image_volumes_are_read_only_and_their_paths_stay_inside() {
+        let good = requested("", "/volume");
+        let volume = Requested {
+            image: Some(ImageSpec {
+                image: "sha256:0".into(),
+                ..Default::default()
+            }),
+            image_sub_path: "a/b..c".into(),
+            readonly: true,
+            ..good.clone()
+        };
+        assert_eq!(check_one(0, &volume), Ok(()));
+        for (mount, field) in [
+            (
+                Requested {
+                    image: Some(ImageSpec::default()),
+                    ..good.clone()
+                },
+                "image.image",
+            ),
+            (
+                Requested {
+                    host_path: "/data".into(),
+                    ..volume.clone()
+                },
+                "host_path",
+            ),
+            (
+                Requested {
+                    readonly: false,
+                    ..volume.clone()
+                },
+                "readonly",
+            ),
+            (
+                Requested {
+                    image_sub_path: "a/../../b".into(),
+                    ..volume.clone()
+                },
+                "image_sub_path",
+            ),
+            (
+                Requested {
+                    image_sub_path: "a".into(),
+                    ..good.clone()
+                },
+                "image_sub_path",
+            ),
+        ] {
+            let error = check_one(0, &mount).unwrap_err();
+            assert_eq!((error.field, error.kind), (format!("mounts[0].{field}"), Kind::Invalid));
+        }
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Each container's writable directories belong to a project of their own, whose number is kept where the kernel keeps it,
 //! in the directories. A free number is found by looking at all containers once, at the start. ext4 (feature `project`,
 //! mount option `prjquota`) and XFS (`prjquota`) have such quotas; the calls need Linux 5.14.
+//!
+//! overlayfs writes without CAP_SYS_RESOURCE, so a limit holds for every container. On ext4 a copy (native) is written by
+//! the container itself, and one that was given that capability is counted and not limited.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
