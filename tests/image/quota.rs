@@ -108,8 +108,7 @@ async fn a_container_is_counted_and_limited_by_its_filesystem() {
         assert_eq!(total, used(&modest).bytes + used(&greedy).bytes);
         for (dir, target) in [(greedy, greedy_root), (modest, modest_root)] {
             snapshot::unmount(&target).unwrap();
-            snapshots.forget(&dir);
-            fs::remove_dir_all(&dir).unwrap();
+            snapshots.remove(&dir).unwrap();
             fs::remove_dir(&target).unwrap();
         }
         drop(snapshots);

@@ -352,8 +352,7 @@ impl Node {
             snapshot::unmount(&bundle.join("rootfs"))?;
             snapshot::unmount_volumes(&volumes)?;
             remove_tree(&bundle)?;
-            snapshots.forget(&directory);
-            remove_tree(&directory)
+            snapshots.remove(&directory)
         })
         .await
     }

@@ -95,18 +95,7 @@ impl Snapshots {
         wanted: Snapshotter,
         limit: Option<u64>,
     ) -> Result<Arc<Snapshots>> {
-        let native = match (wanted, try_overlay(containers)) {
-            (Snapshotter::Native, _) => true,
-            (_, Ok(())) => false,
-            (Snapshotter::Auto, Err(error)) => {
-                let error = format!("{error:#}");
-                tracing::warn!(error, "no overlayfs here: every container gets a copy of its image");
-                true
-            }
-            (Snapshotter::Overlayfs, Err(error)) => {
-                return Err(error.context("storage.snapshotter: overlayfs cannot be mounted here"));
-            }
-        };
+        let native = is_native(wanted, containers)?;
         let accounts = Accounts::open(containers, limit)?;
         let counted_by = match &accounts {
             Accounts::Projects(_) => "project quotas",
@@ -134,8 +123,7 @@ impl Snapshots {
             // Before Linux 6.15 overlayfs takes no layer from a mount that is nowhere in the tree.
             (Err(error), Some(mut mapped)) if overlay::is_unknown(&error) => {
                 let _attached = mapped.attach(&root.dir.join("layers"))?;
-                self.forget(root.dir);
-                remove_writable(root.dir)?;
+                self.undo_writable(root.dir)?;
                 self.mount_overlay(root, Some(&mapped)).with_context(mounting)
             }
             (first, _) => first.with_context(mounting),
@@ -160,11 +148,18 @@ impl Snapshots {
         &self.containers
     }
 
-    /// To be called before a container's directory is removed.
-    pub fn forget(&self, dir: &Path) {
-        if let Accounts::Projects(projects) = &self.accounts {
-            projects.release(dir);
+    /// Removes the container's directory `dir`, in which nothing is mounted, whatever there is of it.
+    pub fn remove(&self, dir: &Path) -> Result<()> {
+        let project = self.accounts.project(dir);
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", dir.display()));
+            }
+            _ => {}
         }
+        // Only now: until its files are gone, nobody else may have its number.
+        self.accounts.release(project);
+        Ok(())
     }
 
     fn mapped(&self, user_namespace: Option<BorrowedFd<'_>>) -> Result<Option<MappedLayers>> {
@@ -188,6 +183,17 @@ impl Snapshots {
             writable: Some((&upper, &work)),
         };
         overlay.mount_on(root.target)
+    }
+
+    /// Removes what a failed mount has made.
+    fn undo_writable(&self, dir: &Path) -> Result<()> {
+        let project = self.accounts.project(dir);
+        let made = ["upper", "work"].map(|name| dir.join(name)).into_iter();
+        for path in made.filter(|path| path.exists()) {
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        self.accounts.release(project);
+        Ok(())
     }
 
     fn mount_copy(&self, root: &Root<'_>, mapped: Option<&MappedLayers>) -> Result<()> {
@@ -232,6 +238,22 @@ pub fn unmount(target: &Path) -> Result<()> {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno).with_context(|| format!("umount2 {} MNT_DETACH", target.display())),
     }
+}
+
+/// Whether roots are copies.
+fn is_native(wanted: Snapshotter, containers: &Path) -> Result<bool> {
+    if wanted == Snapshotter::Native {
+        return Ok(true);
+    }
+    let Err(error) = try_overlay(containers) else {
+        return Ok(false);
+    };
+    if wanted == Snapshotter::Overlayfs {
+        return Err(error.context("storage.snapshotter: overlayfs cannot be mounted here"));
+    }
+    let error = format!("{error:#}");
+    tracing::warn!(error, "no overlayfs here: every container gets a copy of its image");
+    Ok(true)
 }
 
 /// Mounts an overlay as a container's would be, and unmounts it.
@@ -293,16 +315,6 @@ fn writable_dir(dir: &Path) -> Option<PathBuf> {
         .map(|name| dir.join(name))
         .into_iter()
         .find(|it| it.is_dir())
-}
-
-/// Removes what a failed mount has made.
-fn remove_writable(dir: &Path) -> Result<()> {
-    for path in ["upper", "work"].map(|name| dir.join(name)) {
-        if path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-    }
-    Ok(())
 }
 
 fn make_dir(path: &Path) -> Result<()> {

@@ -83,11 +83,9 @@ impl Projects {
         Some(Usage { bytes, inodes })
     }
 
-    /// Gives the project of the container in `dir` back.
-    pub(super) fn release(&self, dir: &Path) {
-        if let Some(project) = project_of(dir) {
-            self.taken().remove(&project);
-        }
+    /// Gives a project back, of which there are no files any more.
+    pub(super) fn release(&self, project: u32) {
+        self.taken().remove(&project);
     }
 
     fn take_free(&self) -> u32 {
@@ -105,7 +103,7 @@ impl Projects {
 }
 
 /// The project of the container whose files are in `dir`, if it is one of ours.
-fn project_of(dir: &Path) -> Option<u32> {
+pub(super) fn project_of(dir: &Path) -> Option<u32> {
     let writable = super::writable_dir(dir)?;
     let opened = File::open(writable).ok()?;
     let attributes = sys::attributes(opened.as_fd()).ok()?;

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::quota::Projects;
+use super::quota::{self, Projects};
 
 /// Between two rounds of the walk.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -71,6 +71,21 @@ impl Accounts {
                 let found = round.usages.get(dir.file_name()?).copied();
                 found.map(|usage| (usage, round.at))
             }
+        }
+    }
+
+    /// The project of the container in `dir`, where there are projects.
+    pub(super) fn project(&self, dir: &Path) -> Option<u32> {
+        match self {
+            Accounts::Projects(_) => quota::project_of(dir),
+            Accounts::Walk(_) => None,
+        }
+    }
+
+    /// Gives back what [`Accounts::project`] was, once its files are gone.
+    pub(super) fn release(&self, project: Option<u32>) {
+        if let (Accounts::Projects(projects), Some(project)) = (self, project) {
+            projects.release(project);
         }
     }
 
