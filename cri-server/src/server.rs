@@ -138,7 +138,7 @@ fn take_images(config: &Config) -> Result<Option<Flock<File>>> {
     };
     let unused = config.root.join("layers");
     if fs::read_dir(&unused).is_ok_and(|mut entries| entries.next().is_some()) {
-        tracing::warn!(directory = %unused.display(), image_root = %own.display(), "layers that are not used any more: remove them");
+        tracing::warn!(directory = %unused.display(), "layers that are not used any more, with image_root: remove them");
     }
     take(own).map(Some)
 }

@@ -248,6 +248,17 @@ async fn a_user_namespace_sees_its_own_ids_in_every_layer() {
         assert_eq!(owner(""), (100_000, 100_000), "{way:?}");
         assert_eq!(owner("file-000"), (100_000, 100_000), "{way:?}");
         assert_eq!(owner("changed"), (100_007, 100_008), "{way:?}");
+        let namespace = process.namespace();
+        let volume = Volume {
+            layers: &image.layers,
+            dir: &lab.dir.path().join("view"),
+            sub_path: "changed",
+            user_namespace: Some(namespace.as_fd()),
+        };
+        let viewed = fs::metadata(root.snapshots.view(&volume).unwrap()).unwrap();
+        assert_eq!((viewed.uid(), viewed.gid()), (100_007, 100_008), "{way:?}");
+        snapshot::unmount(&volume.dir.join("mount")).unwrap();
+        fs::remove_dir_all(volume.dir).unwrap();
         // A change copies the file up: with the same owner.
         fs::write(root.target.join("changed"), "by the node").unwrap();
         assert_eq!(owner("changed"), (100_007, 100_008), "{way:?}");
@@ -296,6 +307,7 @@ async fn a_view_shows_an_image_or_a_part_of_it_and_takes_no_write() {
                 layers: &images[image].layers,
                 dir: &dir,
                 sub_path,
+                user_namespace: None,
             })
         };
         let whole = view(0, "whole", "").unwrap();

@@ -55,6 +55,8 @@ impl Node {
                     layers: &image.layers,
                     dir: &directory.join(index.to_string()),
                     sub_path: &sub_path,
+                    // Pods with user namespaces are refused (`spec::check_sandbox`).
+                    user_namespace: None,
                 };
                 let view = snapshots.view(&volume);
                 view.map(|path| (index, path))

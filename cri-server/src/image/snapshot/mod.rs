@@ -113,21 +113,11 @@ impl Snapshots {
 
     /// Makes a container's root and mounts it. On failure nothing is mounted.
     pub fn mount(&self, root: &Root<'_>) -> Result<()> {
-        let mounting = || format!("mount {} layers on {}", root.layers.len(), root.target.display());
-        let mapped = self.mapped(root.user_namespace)?;
-        if self.native {
-            return self.mount_copy(root, mapped.as_ref()).with_context(mounting);
-        }
-        let first = self.mount_overlay(root, mapped.as_ref());
-        match (first, mapped) {
-            // Before Linux 6.15 overlayfs takes no layer from a mount that is nowhere in the tree.
-            (Err(error), Some(mut mapped)) if overlay::is_unknown(&error) => {
-                let _attached = mapped.attach(&root.dir.join("layers"))?;
-                self.undo_writable(root.dir)?;
-                self.mount_overlay(root, Some(&mapped)).with_context(mounting)
-            }
-            (first, _) => first.with_context(mounting),
-        }
+        let mounted = self.with_layers(root.layers, root.user_namespace, root.dir, |lower| match self.native {
+            true => self.mount_copy(root, lower),
+            false => self.mount_overlay(root, lower),
+        });
+        mounted.with_context(|| format!("mount {} layers on {}", root.layers.len(), root.target.display()))
     }
 
     /// What the container in `dir` has written, and when that was found; none where it is not known (yet).
@@ -162,15 +152,31 @@ impl Snapshots {
         Ok(())
     }
 
-    fn mapped(&self, user_namespace: Option<BorrowedFd<'_>>) -> Result<Option<MappedLayers>> {
-        let layers = self.images.root().join("layers");
-        user_namespace
-            .map(|namespace| MappedLayers::new(&layers, namespace))
-            .transpose()
+    /// Calls `mount` with the layers' directories, top first, as the user namespace sees them; a second time, if need be,
+    /// for which it has to undo what it began. `dir` is for what stands there meanwhile.
+    fn with_layers(
+        &self,
+        layers: &[Digest],
+        user_namespace: Option<BorrowedFd<'_>>,
+        dir: &Path,
+        mount: impl Fn(Vec<PathBuf>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(user_namespace) = user_namespace else {
+            return mount(self.lower_dirs(layers, None));
+        };
+        let mut mapped = MappedLayers::new(&self.images.root().join("layers"), user_namespace)?;
+        match mount(self.lower_dirs(layers, Some(&mapped))) {
+            // Before Linux 6.15 overlayfs takes no layer from a mount that is nowhere in the tree.
+            Err(error) if !self.native && overlay::is_unknown(&error) => {
+                let _attached = mapped.attach(&dir.join("layers"))?;
+                mount(self.lower_dirs(layers, Some(&mapped)))
+            }
+            result => result,
+        }
     }
 
-    fn mount_overlay(&self, root: &Root<'_>, mapped: Option<&MappedLayers>) -> Result<()> {
-        let mut lower = self.lower_dirs(root.layers, mapped);
+    fn mount_overlay(&self, root: &Root<'_>, mut lower: Vec<PathBuf>) -> Result<()> {
+        self.undo_writable(root.dir)?;
         fill(&mut lower, 1, root.dir)?;
         let upper = make_upper(&lower[0], &root.dir.join("upper"))?;
         let work = root.dir.join("work");
@@ -185,7 +191,7 @@ impl Snapshots {
         overlay.mount_on(root.target)
     }
 
-    /// Removes what a failed mount has made.
+    /// Removes what a mount that failed has made.
     fn undo_writable(&self, dir: &Path) -> Result<()> {
         let project = self.accounts.project(dir);
         let made = ["upper", "work"].map(|name| dir.join(name)).into_iter();
@@ -196,8 +202,7 @@ impl Snapshots {
         Ok(())
     }
 
-    fn mount_copy(&self, root: &Root<'_>, mapped: Option<&MappedLayers>) -> Result<()> {
-        let mut lower = self.lower_dirs(root.layers, mapped);
+    fn mount_copy(&self, root: &Root<'_>, mut lower: Vec<PathBuf>) -> Result<()> {
         fill(&mut lower, 1, root.dir)?;
         let copy = make_upper(&lower[0], &root.dir.join("root"))?;
         if let Accounts::Projects(projects) = &self.accounts {

@@ -8,7 +8,7 @@
 //! links in the image lead nowhere else (openat2, RESOLVE_IN_ROOT). `whole` is unmounted again once `mount` stands.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -30,6 +30,8 @@ pub struct Volume<'a> {
     pub dir: &'a Path,
     /// What to show of the image; empty for all of it.
     pub sub_path: &'a str,
+    /// The user namespace whose ids the files are to have; none for the node's.
+    pub user_namespace: Option<BorrowedFd<'a>>,
 }
 
 impl Snapshots {
@@ -47,18 +49,19 @@ impl Snapshots {
 
     /// All of the image, at `whole`.
     fn show_whole(&self, volume: &Volume<'_>, whole: &Path) -> Result<()> {
-        let mut lower = self.lower_dirs(volume.layers, None);
-        if self.native {
-            let copied = lower.iter().rev().try_for_each(|layer| native::copy(layer, whole));
-            return copied.context("copy the image");
-        }
-        // overlayfs without a writable layer wants two others.
-        fill(&mut lower, 2, volume.dir)?;
-        let overlay = Overlay {
-            lower: &lower,
-            writable: None,
-        };
-        overlay.mount_on(whole).context("mount the image")
+        self.with_layers(volume.layers, volume.user_namespace, volume.dir, |mut lower| {
+            if self.native {
+                let copied = lower.iter().rev().try_for_each(|layer| native::copy(layer, whole));
+                return copied.context("copy the image");
+            }
+            // overlayfs without a writable layer wants two others.
+            fill(&mut lower, 2, volume.dir)?;
+            let overlay = Overlay {
+                lower: &lower,
+                writable: None,
+            };
+            overlay.mount_on(whole).context("mount the image")
+        })
     }
 }
 
