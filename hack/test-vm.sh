@@ -5,6 +5,7 @@
 #   sudo hack/test-vm.sh all                          every script, and the whole OCI suite, with both kernels
 #   sudo hack/test-vm.sh -k bookworm limits.sh 'suite.sh mounts:: exec::'
 #                                                     these alone; options before them are those of `hack/vm.sh run`
+#   sudo hack/test-vm.sh power                        images across a power cut, alone
 #   sudo hack/test-vm.sh OCI_RUNTIME=/usr/bin/crun limits.sh
 #                                                     with the guest's crun, or /usr/sbin/runc, in the place of corten:
 #                                                     the control of the scripts themselves
@@ -20,21 +21,30 @@ ROUND=(limits.sh devices.sh delegation.sh rootless.sh systemd.sh apparmor.sh pri
 # take back controllers there that no unit of its own needs, while tests in parallel make and remove cgroups below it.
 SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten checkpoint::corten"
 
+# Images: many layers, mapped layers, views, quotas; what of it falls back on the older kernel.
+IMAGES="images.sh snapshot quota"
+
 SCRIPTS=(
     apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh rootless.sh systemd.sh
 )
 
 # With Linux 6.1: what falls back where the kernel lacks a call.
-OLD_ROUND=(devices.sh "suite.sh mounts::corten rootfs::corten")
+OLD_ROUND=(devices.sh "suite.sh mounts::corten rootfs::corten" "$IMAGES")
 
-# Builds what the guest runs, unless the caller names the OCI suite's executable in $OCI_SUITE: then all of it is there, as
-# hack/test.sh has built it. Cargo would build dependencies again, because fewer packages ask for fewer features of them.
+# Builds what the guest runs, unless the caller names the suites' executables in $OCI_SUITE and $IMAGE_SUITE: then all of it
+# is there, as hack/test.sh has built it. Cargo would build dependencies again, because fewer packages ask for fewer features of them.
 build_for_guest() {
-    [[ -z ${OCI_SUITE:-} ]] || return 0
+    [[ -z ${OCI_SUITE:-} || -z ${IMAGE_SUITE:-} ]] || return 0
     say "build for the virtual machine"
-    (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-tests --bins)
-    OCI_SUITE=$(cd "$REPO" && as_caller cargo test --quiet -p corten-tests --test oci --no-run --message-format=json |
-        jq -r 'select(.profile.test and .target.name == "oci").executable // empty')
+    (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-cri -p corten-tests --bins)
+    OCI_SUITE=$(suite oci)
+    IMAGE_SUITE=$(suite image)
+}
+
+# The executable of the test suite $1.
+suite() {
+    (cd "$REPO" && as_caller cargo test --quiet -p corten-tests --test "$1" --no-run --message-format=json |
+        jq -r --arg name "$1" 'select(.profile.test and .target.name == $name).executable // empty')
 }
 
 # Puts it into $stage, without debug information: an input beyond 64 MiB costs a boot.
@@ -44,6 +54,9 @@ stage_binaries() {
     mkdir -p "$stage/debug/deps"
     for program in corten probe as-user; do strip -o "$stage/debug/$program" "$bin/$program"; done
     strip -o "$stage/debug/deps/oci" "$OCI_SUITE"
+    strip -o "$stage/debug/deps/image" "$IMAGE_SUITE"
+    mkdir -p "$stage/server/debug"
+    for program in corten-cri registry mkimage cri-client; do strip -o "$stage/server/debug/$program" "$bin/$program"; done
 }
 
 # Runs one guest with scripts; remembers what failed.
@@ -63,6 +76,20 @@ guest() {
         failed+=("$name: exit status $?")
 }
 
+# Images across a power cut: the machine ends in the middle of a pull, and right after one, and starts again on its disk.
+power_cut() {
+    local moment code disk=$stage/power.img
+    local run=("$REPO/hack/vm.sh" run -t 300 -r "$disk" -i "$stage/server/debug" -i "$REPO/tests/vm")
+    for moment in half pull; do
+        say "power cut: $moment"
+        rm -f -- "$disk"
+        code=0
+        "${run[@]}" -x 'CUT NOW' "$REPO/tests/vm/round.sh" "power.sh $moment" || code=$?
+        [[ $code == 137 ]] || failed+=("power.sh $moment: exit status $code")
+        "${run[@]}" "$REPO/tests/vm/round.sh" "power.sh check-$moment" || failed+=("power.sh check-$moment")
+    done
+}
+
 main() {
     need_root
     find_toolchains
@@ -77,15 +104,18 @@ main() {
     case ${1:-} in
         "")
             guest "Linux 6.12 with systemd" -s "${ROUND[@]}"
-            guest "Linux 6.12" "$SUITE"
+            guest "Linux 6.12" "$SUITE" "$IMAGES"
             guest "Linux 6.1" -k bookworm "${OLD_ROUND[@]}"
+            power_cut
             ;;
         all)
             for kernel in trixie bookworm; do
                 guest "everything with systemd, kernel of $kernel" -s -k "$kernel" "${SCRIPTS[@]}"
-                guest "the suite, kernel of $kernel" -k "$kernel" suite.sh
+                guest "the suites, kernel of $kernel" -k "$kernel" suite.sh "$IMAGES"
             done
+            power_cut
             ;;
+        power) power_cut ;;
         *) guest "as asked" "$@" ;;
     esac
     printf '\n== virtual machine: %d s\n' "$((SECONDS - began))"

@@ -24,6 +24,7 @@ pub use load::{Problem, Problems};
 
 use crate::image::PullLimits;
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
+use crate::image::snapshot::Snapshotter;
 
 /// The file that is read unless another is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -65,6 +66,8 @@ pub struct Config {
     pub runtimes: BTreeMap<String, Runtime>,
     /// How images are pulled.
     pub pull: PullConfig,
+    /// Where images and containers' files lie, and how containers get their roots.
+    pub storage: Storage,
     /// How registries are reached, by the host in image names.
     pub registries: BTreeMap<String, RegistryConfig>,
 }
@@ -138,6 +141,22 @@ impl Images {
     }
 }
 
+/// Where images and containers' files lie, and how containers get their roots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    /// Where images and layers are; absent: in the server's root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_root: Option<PathBuf>,
+    /// How a container gets its root filesystem.
+    pub snapshotter: Snapshotter,
+    /// Names of images, with `*` and `?`, that the kubelet's garbage collection must leave alone.
+    pub pinned_images: Vec<String>,
+    /// The most that one container may write into its root, in bytes; absent: as much as there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writable_layer_limit_bytes: Option<u64>,
+}
+
 /// An OCI runtime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -162,6 +181,7 @@ impl Default for Config {
             images: Images::default(),
             runtimes: BTreeMap::new(),
             pull: PullConfig::default(),
+            storage: Storage::default(),
             registries: BTreeMap::new(),
         }
     }
@@ -196,6 +216,11 @@ impl Config {
     /// The shim's executable.
     pub fn shim(&self) -> PathBuf {
         self.shim.clone().unwrap_or_else(|| beside_self("corten-shim"))
+    }
+
+    /// The directory of images and layers.
+    pub fn image_root(&self) -> &Path {
+        self.storage.image_root.as_deref().unwrap_or(&self.root)
     }
 
     /// The executable of a runtime handler, the default one's for the empty name; none for unknown handlers.
@@ -266,6 +291,8 @@ mod tests {
             "# path =",
             "# [registries.",
             "# plain_http =",
+            "# image_root =",
+            "# writable_layer_limit_bytes =",
         ] {
             assert!(DEFAULT_TEXT.contains(optional), "{optional}");
         }

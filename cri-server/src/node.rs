@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::container::{self, Container};
 use crate::error::Error;
 use crate::image::ImageStore;
+use crate::image::snapshot::Snapshots;
 use crate::network::Cni;
 use crate::paths::Paths;
 use crate::record::{self, Record};
@@ -42,6 +43,8 @@ pub struct Node {
     pub store: Store,
     /// The images.
     pub images: Arc<ImageStore>,
+    /// Containers' roots, and what they take.
+    pub snapshots: Arc<Snapshots>,
     /// The pod networks.
     pub cni: Cni,
     /// RunPodSandbox calls in flight.
@@ -64,13 +67,14 @@ pub type ContainerKey = (SandboxId, String, u32);
 
 impl Node {
     /// A node with nothing in memory yet.
-    pub fn new(config: Config, images: Arc<ImageStore>) -> Result<Arc<Self>> {
+    pub fn new(config: Config, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
         Ok(Arc::new(Node {
             paths: Paths::new(&config.root, &config.state),
             host: Host::read().context("read what the machine is like")?,
             boot_id: record::boot_id()?,
             store: Store::default(),
             images,
+            snapshots,
             cni: Cni::new(&config.cni),
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),

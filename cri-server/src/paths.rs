@@ -9,7 +9,7 @@
 //!   containers/ID/               a container's bundle: config.json, rootfs
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
-//!   containers/ID/               record.json, exit.json, upper, work
+//!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
 //!   quarantine/                  records that could not be read
 //! ```
 //!
@@ -101,6 +101,11 @@ impl Paths {
     /// A container's directory that survives a reboot: record, exit record, writable layer.
     pub fn container(&self, id: &ContainerId) -> PathBuf {
         self.containers().join(id.as_str())
+    }
+
+    /// A container's image volumes.
+    pub fn volumes(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("volumes")
     }
 
     /// A container's record.

@@ -26,7 +26,6 @@ use tokio::task::JoinSet;
 use crate::container::Container;
 use crate::node::{Node, blocking, remove_file};
 use crate::record::{ContainerRecord, ReadError, Record, SandboxRecord, quarantine, read};
-use crate::runtime_service::discard_files;
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{self, ConnectError, Shim};
 
@@ -209,8 +208,7 @@ async fn remove_orphans(node: &Arc<Node>, directories: BTreeSet<ContainerId>) {
         if node.container(id.as_str()).is_ok() {
             continue;
         }
-        let (paths, container) = (node.paths.clone(), id.clone());
-        match blocking(move || discard_files(&paths, &container)).await {
+        match node.discard_files(&id).await {
             Ok(()) => tracing::info!(container = %id, "removed: it has no record"),
             Err(error) => {
                 tracing::warn!(container = %id, "remove a container without record: {error:#}")

@@ -25,6 +25,7 @@ use tonic::transport::Server;
 
 use crate::config::Config;
 use crate::image::ImageStore;
+use crate::image::snapshot::Snapshots;
 use crate::image_service::ImageService;
 use crate::node::{Node, remove_file};
 use crate::paths::Paths;
@@ -44,23 +45,27 @@ pub async fn serve(config: Config) -> Result<()> {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let paths = Paths::new(&config.root, &config.state);
     let _locks = [take(paths.root())?, take(paths.state())?];
+    let _image_lock = take_images(&config)?;
     make_directories(&paths)?;
-    let images = ImageStore::open_with(paths.root(), config.registries(), config.images.pull_limits())
-        .with_context(|| format!("open the images in {}", paths.root().display()))?;
+    let image_root = config.image_root();
+    let images = ImageStore::open_with(image_root, config.registries(), config.images.pull_limits())
+        .with_context(|| format!("open the images in {}", image_root.display()))?;
+    let (wanted, limit) = (config.storage.snapshotter, config.storage.writable_layer_limit_bytes);
+    let snapshots = Snapshots::open(images.clone(), &paths.containers(), wanted, limit)?;
     let endpoint = config.listen.clone();
-    let node = Node::new(config, images.clone())?;
+    let node = Node::new(config, images.clone(), snapshots)?;
     recover(&node).await?;
     // Only now does every container hold its layers.
     images.sweep();
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
-    let served = serve_on(&listener, &node, images).await;
+    let served = serve_on(&listener, &node).await;
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
     served
 }
 
-async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>) -> Result<()> {
+async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
     let listener = endpoint
         .listener
         .try_clone()
@@ -69,7 +74,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>
     let runtime = RuntimeServiceServer::new(RuntimeService::new(node.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let image = ImageServiceServer::new(ImageService::new(images))
+    let image = ImageServiceServer::new(ImageService::new(node))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -123,6 +128,19 @@ fn take(directory: &Path) -> Result<Flock<File>> {
     file.set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()))?;
     Ok(held)
+}
+
+/// Takes the directory of the images where it is one of its own. Images in the server's root are not looked at then; they
+/// are left where they are, and reported.
+fn take_images(config: &Config) -> Result<Option<Flock<File>>> {
+    let Some(own) = &config.storage.image_root else {
+        return Ok(None);
+    };
+    let unused = config.root.join("layers");
+    if fs::read_dir(&unused).is_ok_and(|mut entries| entries.next().is_some()) {
+        tracing::warn!(directory = %unused.display(), "layers that are not used any more, with image_root: remove them");
+    }
+    take(own).map(Some)
 }
 
 /// Makes a directory and its parents; it is 0700 afterwards, whatever it was before.

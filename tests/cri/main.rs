@@ -8,6 +8,8 @@ mod container;
 mod error;
 mod exec;
 mod image;
+mod image_volumes;
+mod killed_pulls;
 mod log;
 mod lost;
 mod network;

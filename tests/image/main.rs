@@ -13,6 +13,7 @@ mod hostile_registry;
 mod mirror;
 mod proxy;
 mod pull;
+mod quota;
 mod resume;
 mod snapshot;
 mod store;

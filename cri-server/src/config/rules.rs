@@ -3,11 +3,14 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::{Config, OWN_RUNTIME};
-use crate::image::Reference;
 use crate::image::reference::{is_registry, short_name};
+use crate::image::{Pins, Reference};
 
 /// Longest path of a unix socket: sun_path without its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
+
+/// Least a container may be given to write, in bytes: with less its mounts cannot even be prepared.
+const MIN_WRITABLE_LAYER: u64 = 1 << 20;
 
 const PLAIN: &str = "must be an absolute path without ..";
 
@@ -24,6 +27,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.images(config);
     rules.pull(config);
     rules.registries(config);
+    rules.storage(config);
     rules.0
 }
 
@@ -140,6 +144,26 @@ impl Rules {
         }
     }
 
+    fn storage(&mut self, config: &Config) {
+        let storage = &config.storage;
+        if let Some(images) = &storage.image_root {
+            let key = ["storage", "image_root"];
+            self.check(is_plain_absolute(images), &key, PLAIN);
+            let nested = |other: &Path| images.starts_with(other) || other.starts_with(images);
+            let apart = !nested(&config.root) && !nested(&config.state);
+            self.check(apart, &key, "must be neither inside root or state nor around them");
+        }
+        let patterns = storage.pinned_images.iter().map(|pattern| Pins::check(pattern));
+        for rule in patterns.filter_map(Result::err) {
+            self.check(false, &["storage", "pinned_images"], &rule);
+        }
+        if let Some(limit) = storage.writable_layer_limit_bytes {
+            let rule = format!("must be at least {MIN_WRITABLE_LAYER}");
+            let key = ["storage", "writable_layer_limit_bytes"];
+            self.check(limit >= MIN_WRITABLE_LAYER, &key, &rule);
+        }
+    }
+
     fn registries(&mut self, config: &Config) {
         for (host, registry) in &config.registries {
             if let Some(endpoint) = &registry.endpoint {
@@ -237,6 +261,20 @@ mod tests {
             (|c| alias(c, "a:1", "r.example/b"), "pull.short_names.a:1"),
             (|c| alias(c, "a", "b"), "pull.short_names.a"),
             (|c| alias(c, "a", "r.example/b:1"), "pull.short_names.a"),
+            (|c| c.storage.image_root = Some("images".into()), "storage.image_root"),
+            (
+                |c| c.storage.image_root = Some(c.root.join("images")),
+                "storage.image_root",
+            ),
+            (|c| c.storage.image_root = Some("/var".into()), "storage.image_root"),
+            (
+                |c| c.storage.pinned_images = vec!["a/***".into()],
+                "storage.pinned_images",
+            ),
+            (
+                |c| c.storage.writable_layer_limit_bytes = Some(4096),
+                "storage.writable_layer_limit_bytes",
+            ),
             (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
             (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),
             (

@@ -16,6 +16,19 @@
 //! machine stopped. A layer is shared by all images that have it and stays while an image or a lease (a container's)
 //! uses it.
 //!
+//! ```text
+//! pull     files -> syncfs -> rename layer -> fsync layers/ -> write, fsync record -> rename record -> fsync images/
+//! removal  unlink record -> fsync images/ -> rename layer to .partial -> remove its files
+//! start    remove *.partial; quarantine what is damaged and images that miss a layer; containers lease their layers;
+//!          remove layers that nobody uses. Each is reported in the log
+//! ```
+//! An image in use can be removed: it is gone from every list at once, and a pull brings it back without a download; its
+//! layers count as used space and go with the last container. The kubelet removes none that is in use.
+//!
+//! `images/`, `layers/` and the quarantine of both lie in the image root (`storage.image_root`), `containers/` always in
+//! the server's root: only renames within `layers/` and within `images/` are needed, and overlayfs asks no more than that
+//! `upper` and `work` are on one filesystem.
+//!
 //! # A pull
 //! ```text
 //! reference --> registry: manifest --> index? the platform's manifest --> config --> layers, a few at a time --> record
@@ -34,9 +47,10 @@
 //! | `layer`, `blob`, `decode`, `hash` | one layer: threads, digests, packings |
 //! | `unpack` | a layer's archive applied to a directory |
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
-//! | [`snapshot`] | a container's root: the overlay mount |
+//! | `pins` | which images the kubelet is asked to leave alone, pure |
+//! | [`snapshot`] | containers' roots and image volumes; what containers have written |
 //!
-//! Left out: signatures, image volumes.
+//! Left out: signatures.
 
 pub mod auth;
 mod blob;
@@ -47,6 +61,7 @@ mod in_flight;
 mod layer;
 mod manifest;
 mod pace;
+mod pins;
 mod platform;
 mod pull;
 mod record;
@@ -60,6 +75,7 @@ mod unpack;
 
 pub use auth::Credentials;
 pub use error::{Cause, PullError};
+pub use pins::Pins;
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{PullConfig, RegistryConfig, RegistryConfigs};

@@ -51,18 +51,26 @@ impl Image {
         fs::File::open(&partial)
             .and_then(|file| file.sync_all())
             .with_context(saving)?;
-        fs::rename(&partial, &path).with_context(saving)
+        fs::rename(&partial, &path).with_context(saving)?;
+        sync_dir(&root.join("images"))
     }
 }
 
-/// Removes an image's record from the store at `root`.
+/// Writes a directory's names to the disk: without it a power cut may take a rename or a removal back.
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+    fs::File::open(dir)
+        .and_then(|opened| opened.sync_all())
+        .with_context(|| format!("fsync {}", dir.display()))
+}
+
+/// Removes an image's record from the store at `root`, for good: its layers may go next, and a record that a power cut
+/// brought back would miss them.
 pub(super) fn remove(root: &Path, image: &Digest) -> Result<()> {
     let path = path_of(root, image);
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
+        Ok(()) => sync_dir(&root.join("images")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
     }
 }
 
@@ -72,19 +80,22 @@ pub(super) fn save_layer(dir: &Path, usage: Usage) -> Result<()> {
     fs::write(&path, serde_json::to_vec(&usage)?).with_context(|| format!("write {}", path.display()))
 }
 
-/// Makes the directories below `root` that are missing, and removes what was left half done.
-pub(super) fn prepare(root: &Path) -> Result<()> {
+/// Makes the directories below `root` that are missing, and removes what was left half done; how many that were.
+pub(super) fn prepare(root: &Path) -> Result<usize> {
+    let mut removed = 0;
     for name in DIRECTORIES {
         let dir = root.join(name);
         let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&dir);
         made.with_context(|| format!("create {}", dir.display()))?;
         for (name, path) in entries(&dir)? {
             if name.ends_with(PARTIAL) {
+                tracing::info!(path = %path.display(), "removing what an earlier server left half done");
                 remove_any(&path)?;
+                removed += 1;
             }
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// What every layer of the store at `root` takes.

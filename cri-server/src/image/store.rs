@@ -82,9 +82,11 @@ impl ImageStore {
 
     /// The same with other limits of what is pulled at once.
     pub fn open_with(root: &Path, registries: RegistryConfigs, limits: PullLimits) -> Result<Arc<ImageStore>> {
-        record::prepare(root)?;
+        let leftovers = record::prepare(root)?;
         let usages = record::load_layers(root)?;
         let images = record::load_images(root, &usages)?;
+        let (images_here, layers_here) = (images.len(), usages.len());
+        tracing::info!(images = images_here, layers = layers_here, leftovers, root = %root.display(), "images");
         let layers = usages
             .into_iter()
             .map(|(layer, usage)| (layer, Layer { usage, leases: 0 }))
@@ -164,10 +166,21 @@ impl ImageStore {
         })
     }
 
-    /// Frees, soon, every layer that no image and no lease has: after a start, when containers have leased theirs.
+    /// Frees, soon, every layer that no image and no lease has: after a start, when containers have leased theirs. What
+    /// there is of it was left by a server that was killed, and is reported.
     pub fn sweep(&self) {
         let mut state = self.inner.state();
-        state.candidates = state.layers.keys().cloned().collect();
+        let unused: BTreeSet<Digest> = state.layers.keys().filter(|it| !state.is_used(it)).cloned().collect();
+        if !unused.is_empty() {
+            let sizes = unused.iter().filter_map(|layer| state.layers.get(layer));
+            let bytes: u64 = sizes.map(|layer| layer.usage.bytes).sum();
+            tracing::info!(
+                layers = unused.len(),
+                bytes,
+                "removing layers that no image and no container has"
+            );
+        }
+        state.candidates.extend(unused);
         self.inner.unused.notify_all();
     }
 
@@ -299,6 +312,8 @@ impl Inner {
         }
         let path = self.layer_dir(layer);
         fs::rename(partial.path(), &path).with_context(|| format!("rename a layer to {}", path.display()))?;
+        // Before any record can name it.
+        record::sync_dir(&self.root.join("layers"))?;
         self.state().layers.insert(layer.clone(), Layer { usage, leases: 0 });
         self.lease(std::slice::from_ref(layer))
     }

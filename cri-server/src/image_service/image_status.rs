@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use corten_proto::cri;
 use tonic::Status;
 
-use crate::image::Image;
+use crate::image::{Image, Pins};
 
 /// The answer about one image; an unknown one is an empty answer and no error.
-pub(super) fn response(image: Option<&Image>, verbose: bool) -> Result<cri::ImageStatusResponse, Status> {
+pub(super) fn response(image: Option<&Image>, pins: &Pins, verbose: bool) -> Result<cri::ImageStatusResponse, Status> {
     let Some(image) = image else {
         return Ok(cri::ImageStatusResponse::default());
     };
@@ -18,13 +18,13 @@ pub(super) fn response(image: Option<&Image>, verbose: bool) -> Result<cri::Imag
         info.insert("info".to_owned(), details.to_string());
     }
     Ok(cri::ImageStatusResponse {
-        image: Some(to_cri(image)),
+        image: Some(to_cri(image, pins)),
         info,
     })
 }
 
 /// An image as the CRI shows it.
-pub(super) fn to_cri(image: &Image) -> cri::Image {
+pub(super) fn to_cri(image: &Image, pins: &Pins) -> cri::Image {
     let user = image
         .config
         .config()
@@ -40,6 +40,7 @@ pub(super) fn to_cri(image: &Image) -> cri::Image {
         size: image.size.max(1),
         uid: uid.map(|value| cri::Int64Value { value }),
         username,
+        pinned: pins.hold(image),
         ..cri::Image::default()
     }
 }

@@ -3,20 +3,24 @@
 //! Pulls run as long as their caller waits; the kubelet sets no deadline and cancels instead. Everything but PullImage and
 //! RemoveImage answers from memory.
 //!
-//! Left out: images of one runtime handler only (every handler has the same images), pinned images (there is no pause
-//! image to protect).
+//! RemoveImage takes an image of all its names, pinned or in use as it may be: the kubelet asks for neither, and whoever else
+//! does means it. What a running container needs of it stays until the container goes (`image`).
+//!
+//! Left out: images of one runtime handler only (every handler has the same images).
 
 mod image_fs_info;
 mod image_pull;
 mod image_status;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use corten_proto::cri;
 use tonic::{Request, Response, Status};
 
-use crate::image::{Image, ImageStore, ReferenceError};
+use self::image_fs_info::Mountpoints;
+use crate::image::snapshot::Snapshots;
+use crate::image::{Image, ImageStore, Pins, ReferenceError};
+use crate::node::{Node, blocking};
 
 /// Images in one message of a stream: about 100 KiB.
 const IMAGES_PER_MESSAGE: usize = 256;
@@ -24,16 +28,21 @@ const IMAGES_PER_MESSAGE: usize = 256;
 /// The service.
 pub struct ImageService {
     images: Arc<ImageStore>,
-    /// Where the filesystem of the images is mounted.
-    mountpoint: PathBuf,
+    snapshots: Arc<Snapshots>,
+    pins: Pins,
+    mountpoints: Arc<Mountpoints>,
 }
 
 impl ImageService {
-    /// A service for the images of one store.
+    /// A service for the images of one node.
     #[must_use]
-    pub fn new(images: Arc<ImageStore>) -> Self {
-        let mountpoint = image_fs_info::mountpoint(images.root());
-        ImageService { images, mountpoint }
+    pub fn new(node: &Node) -> Self {
+        ImageService {
+            images: node.images.clone(),
+            snapshots: node.snapshots.clone(),
+            pins: Pins::new(&node.config.storage.pinned_images),
+            mountpoints: Arc::new(Mountpoints::of(&node.images, &node.snapshots)),
+        }
     }
 
     fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Status> {
@@ -50,7 +59,10 @@ impl ImageService {
             "" => self.images.list(),
             name => self.find(name)?.into_iter().collect(),
         };
-        Ok(images.iter().map(|image| image_status::to_cri(image)).collect())
+        Ok(images
+            .iter()
+            .map(|image| image_status::to_cri(image, &self.pins))
+            .collect())
     }
 }
 
@@ -89,7 +101,7 @@ impl cri::image_service_server::ImageService for ImageService {
         let request = request.into_inner();
         let name = named(request.image)?;
         let image = self.find(&name)?;
-        image_status::response(image.as_deref(), request.verbose).map(Response::new)
+        image_status::response(image.as_deref(), &self.pins, request.verbose).map(Response::new)
     }
 
     async fn pull_image(
@@ -117,7 +129,10 @@ impl cri::image_service_server::ImageService for ImageService {
         &self,
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
-        Ok(Response::new(image_fs_info::response(&self.images, &self.mountpoint)))
+        let (images, snapshots, at) = (self.images.clone(), self.snapshots.clone(), self.mountpoints.clone());
+        let info = blocking(move || Ok(image_fs_info::response(&images, &snapshots, &at))).await;
+        info.map(Response::new)
+            .map_err(|error| Status::internal(format!("{error:#}")))
     }
 }
 

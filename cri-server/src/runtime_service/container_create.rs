@@ -1,8 +1,9 @@
 //! CreateContainer: from a request to a container whose init waits for the start.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +19,11 @@ use corten_proto::shim::Create;
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
+use super::image_volumes::{VolumeImages, all_layers};
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
-use crate::image::{Image, ImageStore, LayerLease, snapshot};
+use crate::image::snapshot::Snapshots;
+use crate::image::{Image, LayerLease, snapshot};
 use crate::node::{Node, blocking, new_id, remove_tree};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
@@ -38,6 +41,8 @@ struct Plan {
     infra_pid: i32,
     target_pid: Option<i32>,
     image: Arc<Image>,
+    /// The images of the mounts that are image volumes, by their place in the request.
+    volumes: VolumeImages,
     lease: LayerLease,
     stop_signal: i32,
 }
@@ -107,7 +112,7 @@ impl Node {
     }
 
     /// Looks everything up that the request needs; nothing is made yet but the claim on the image's layers.
-    fn plan(&self, sandbox: Arc<Sandbox>, config: ContainerConfig) -> Result<Plan, Error> {
+    fn plan(&self, sandbox: Arc<Sandbox>, mut config: ContainerConfig) -> Result<Plan, Error> {
         let sandbox::Status::Ready { pid } = sandbox.status() else {
             let state = sandbox.status().state().as_str_name();
             let text = format!("create a container in pod sandbox {}: it is {state}", sandbox.id());
@@ -115,6 +120,7 @@ impl Node {
         };
         let name = config.image.as_ref().map_or("", |image| image.image.as_str());
         let image = self.find_image(name)?;
+        let volumes = self.find_volumes(&mut config)?;
         let image_signal = image
             .config
             .config()
@@ -124,16 +130,17 @@ impl Node {
             id: new_id()?,
             infra_pid: pid,
             target_pid: self.target_pid(&sandbox, &config)?,
-            lease: self.images.lease(&image.layers)?,
+            lease: self.images.lease(&all_layers(&image, &volumes))?,
             stop_signal: stop_signal::effective(config.stop_signal, image_signal)?,
             image,
+            volumes,
             config,
             sandbox,
         })
     }
 
     /// The image, which must be here: pulling is the kubelet's decision.
-    fn find_image(&self, name: &str) -> Result<Arc<Image>, Error> {
+    pub(super) fn find_image(&self, name: &str) -> Result<Arc<Image>, Error> {
         match self.images.find(name) {
             Ok(Some(image)) => Ok(image),
             Ok(None) => Err(Error::NotFound {
@@ -167,10 +174,11 @@ impl Node {
 
     /// Makes the container: every step's leftovers are undone by [`Node::discard_container`].
     async fn build_container(&self, plan: Plan) -> Result<(), Error> {
-        let (paths, images) = (self.paths.clone(), self.images.clone());
+        let (paths, snapshots) = (self.paths.clone(), self.snapshots.clone());
         let (image, id) = (plan.image.clone(), plan.id.clone());
-        blocking(move || make_directories(&paths, &images, &image, &id)).await?;
-        let (user, sources) = self.look_inside(&plan).await?;
+        blocking(move || make_directories(&paths, &snapshots, &image, &id)).await?;
+        let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes).await?;
+        let (user, sources) = self.look_inside(&plan, volumes).await?;
         let spec = self.container_spec(&plan, &user, &sources)?;
         let path = self.paths.bundle(&plan.id).join("config.json");
         blocking(move || write(&path, &spec)).await?;
@@ -203,7 +211,7 @@ impl Node {
     /// A host path may lie on a filesystem that does not answer. The thread that waits for it cannot be freed: a pod can
     /// hold one, and all pods together some, however often the kubelet repeats the call. The caller is told which paths
     /// were asked for before its own patience ends.
-    async fn look_inside(&self, plan: &Plan) -> Result<(User, Sources), Error> {
+    async fn look_inside(&self, plan: &Plan, volumes: BTreeMap<usize, PathBuf>) -> Result<(User, Sources), Error> {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
         let (of_pod, of_node) = (plan.sandbox.look.clone(), self.looks.clone());
@@ -213,7 +221,7 @@ impl Node {
             let image = image.config.config().as_ref();
             let image_user = image.and_then(|config| config.user().as_deref());
             let user = user::resolve(&rootfs, security, image_user)?;
-            Ok::<_, SpecError>((user, Sources::read(&config)?))
+            Ok::<_, SpecError>((user, Sources::read(&config, &volumes)?))
         };
         // Two results: the inner one keeps the kind of the refusal, which decides the code.
         let looking = async {
@@ -298,7 +306,7 @@ impl Node {
             created_at: self.store.next_created_at(),
             image_ref: plan.image.repo_digests.first().unwrap_or(&image_id).clone(),
             image_id,
-            layers: plan.image.layers.clone(),
+            layers: all_layers(&plan.image, &plan.volumes),
             user: LinuxContainerUser {
                 uid: user.uid.into(),
                 gid: user.gid.into(),
@@ -330,23 +338,28 @@ impl Node {
         if let Err(error) = self.delete(sandbox, id).await {
             tracing::warn!("undo a failed creation: {error:#}");
         }
-        let (paths, id) = (self.paths.clone(), id.clone());
-        if let Err(error) = blocking(move || discard_files(&paths, &id)).await {
+        if let Err(error) = self.discard_files(id).await {
             tracing::warn!("undo a failed creation: {error:#}");
         }
     }
-}
 
-/// Removes a container's mount and directories, whichever of them are there.
-pub(crate) fn discard_files(paths: &Paths, id: &ContainerId) -> Result<()> {
-    let bundle = paths.bundle(id);
-    snapshot::unmount(&bundle.join("rootfs"))?;
-    remove_tree(&bundle)?;
-    remove_tree(&paths.container(id))
+    /// Removes a container's mounts and directories, whichever of them are there.
+    pub(crate) async fn discard_files(&self, id: &ContainerId) -> Result<()> {
+        let (bundle, directory) = (self.paths.bundle(id), self.paths.container(id));
+        let volumes = self.paths.volumes(id);
+        let snapshots = self.snapshots.clone();
+        blocking(move || {
+            snapshot::unmount(&bundle.join("rootfs"))?;
+            snapshot::unmount_volumes(&volumes)?;
+            remove_tree(&bundle)?;
+            snapshots.remove(&directory)
+        })
+        .await
+    }
 }
 
 /// The directories of a container, with its root filesystem mounted.
-fn make_directories(paths: &Paths, images: &ImageStore, image: &Image, id: &ContainerId) -> Result<()> {
+fn make_directories(paths: &Paths, snapshots: &Snapshots, image: &Image, id: &ContainerId) -> Result<()> {
     let (directory, bundle) = (paths.container(id), paths.bundle(id));
     for path in [&directory, &bundle, &bundle.join("rootfs")] {
         fs::DirBuilder::new()
@@ -354,7 +367,15 @@ fn make_directories(paths: &Paths, images: &ImageStore, image: &Image, id: &Cont
             .create(path)
             .with_context(|| format!("make {}", path.display()))?;
     }
-    snapshot::mount(images, &image.layers, &directory, &bundle.join("rootfs"))
+    let root = snapshot::Root {
+        layers: &image.layers,
+        dir: &directory,
+        target: &bundle.join("rootfs"),
+        // Pods with user namespaces are refused (`spec::check_sandbox`).
+        user_namespace: None,
+    };
+    snapshots
+        .mount(&root)
         .with_context(|| format!("make the root filesystem of {id}"))
 }
 

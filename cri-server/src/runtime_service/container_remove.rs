@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use corten_proto::cri::RemoveContainerResponse;
 
-use super::container_create::discard_files;
 use crate::container::Container;
 use crate::error::Error;
-use crate::node::{Node, blocking};
+use crate::node::Node;
 
 impl Node {
     /// RemoveContainer, by force. Unknown ids are no error; a second call joins the first.
@@ -28,8 +27,7 @@ impl Node {
             return Ok(());
         }
         self.end_container(container, Duration::ZERO).await?;
-        let (paths, id) = (self.paths.clone(), container.id().clone());
-        blocking(move || discard_files(&paths, &id)).await?;
+        self.discard_files(container.id()).await?;
         self.store.remove_container(container.id());
         Ok(())
     }

@@ -20,6 +20,7 @@ mod container_remove;
 mod container_start;
 mod container_status;
 mod container_stop;
+mod image_volumes;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_status;
@@ -37,8 +38,6 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::error::Error;
 use crate::node::Node;
-
-pub(crate) use container_create::discard_files;
 
 /// The service.
 pub struct RuntimeService {

@@ -3,7 +3,7 @@
 //! [`Host`] is read once when the server starts; [`Sources`] for each container, because host paths and devices come
 //! and go. Reading the sources has one side effect, written down at [`Sources::read`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -112,7 +112,9 @@ impl Sources {
     /// A host path that does not exist is made, as a directory with mode 0755, once everything else was found. The CRI
     /// would have an error here (api.proto, Mount.host_path); but an untyped hostPath volume of Kubernetes means just
     /// this, the kubelet leaves it to the runtime, and both peers do it.
-    pub fn read(config: &ContainerConfig) -> Result<Sources, SpecError> {
+    ///
+    /// `volumes` are the mounted image volumes, by their place in the request.
+    pub fn read(config: &ContainerConfig, volumes: &BTreeMap<usize, PathBuf>) -> Result<Sources, SpecError> {
         let mut devices = match security::is_privileged(config) {
             true => below_dev()?,
             false => Vec::new(),
@@ -123,17 +125,20 @@ impl Sources {
         }
         let mounts = match config.mounts.is_empty() {
             true => Vec::new(),
-            false => read_mounts(&config.mounts)?,
+            false => read_mounts(&config.mounts, volumes)?,
         };
         Ok(Sources { mounts, devices })
     }
 }
 
-fn read_mounts(mounts: &[Mount]) -> Result<Vec<MountSource>, SpecError> {
+fn read_mounts(mounts: &[Mount], volumes: &BTreeMap<usize, PathBuf>) -> Result<Vec<MountSource>, SpecError> {
     let named = |index: usize| format!("mounts[{index}].host_path");
     let mut paths = Vec::new();
     for (index, mount) in mounts.iter().enumerate() {
-        paths.push(existing(&named(index), &mount.host_path)?);
+        paths.push(match volumes.get(&index) {
+            Some(volume) => Some(volume.clone()),
+            None => existing(&named(index), &mount.host_path)?,
+        });
     }
     for (index, mount) in mounts.iter().enumerate() {
         if paths[index].is_none() {
@@ -323,7 +328,7 @@ pub(super) mod tests {
             mounts: vec![mount(&dir.path().join("link")), mount(&new)],
             ..Default::default()
         };
-        let sources = Sources::read(&config).unwrap();
+        let sources = Sources::read(&config, &BTreeMap::new()).unwrap();
         let paths: Vec<_> = sources.mounts.iter().map(|mount| mount.path.clone()).collect();
         assert_eq!(
             paths,
@@ -336,7 +341,10 @@ pub(super) mod tests {
             mounts: vec![mount(&dir.path().join("file/below"))],
             ..Default::default()
         };
-        assert_eq!(Sources::read(&through).unwrap_err().field, "mounts[0].host_path");
+        assert_eq!(
+            Sources::read(&through, &BTreeMap::new()).unwrap_err().field,
+            "mounts[0].host_path"
+        );
     }
 
     #[test]

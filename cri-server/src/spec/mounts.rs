@@ -26,11 +26,14 @@ fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
         let rule = "must not be the root itself";
         return Err(SpecError::invalid(field("container_path"), &mount.container_path, rule));
     }
-    if let Some(image) = &mount.image {
-        let rule = "ImageVolumeMountFailed: image volumes are not supported yet";
-        return Err(SpecError::unimplemented(field("image"), &image.image, rule));
+    match &mount.image {
+        Some(image) => check_image(mount, &image.image, field)?,
+        None if !mount.image_sub_path.is_empty() => {
+            let rule = "must be empty without image";
+            return Err(SpecError::invalid(field("image_sub_path"), &mount.image_sub_path, rule));
+        }
+        None => drop(super::absolute(&field("host_path"), &mount.host_path)?),
     }
-    super::absolute(&field("host_path"), &mount.host_path)?;
     for (name, count) in [
         ("uidMappings", mount.uid_mappings.len()),
         ("gidMappings", mount.gid_mappings.len()),
@@ -49,6 +52,26 @@ fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
     if mount.recursive_read_only && !alone {
         let rule = "needs readonly, and propagation PRIVATE";
         return Err(SpecError::invalid(field("recursive_read_only"), true, rule));
+    }
+    Ok(())
+}
+
+/// The rules of an image volume.
+fn check_image(mount: &Requested, image: &str, field: impl Fn(&str) -> String) -> Result<(), SpecError> {
+    if image.is_empty() {
+        return Err(SpecError::invalid(field("image.image"), image, "must name an image"));
+    }
+    if !mount.host_path.is_empty() {
+        let rule = "must be empty with image";
+        return Err(SpecError::invalid(field("host_path"), &mount.host_path, rule));
+    }
+    if !mount.readonly {
+        return Err(SpecError::invalid(field("readonly"), false, "must be true with image"));
+    }
+    let sub_path = &mount.image_sub_path;
+    if sub_path.contains('\0') || sub_path.split('/').any(|part| part == "..") {
+        let rule = "must be a path without .. and NUL";
+        return Err(SpecError::invalid(field("image_sub_path"), sub_path, rule));
     }
     Ok(())
 }
@@ -256,14 +279,6 @@ mod tests {
             (requested("", "/data"), "host_path", Kind::Invalid),
             (
                 Requested {
-                    image: Some(ImageSpec::default()),
-                    ..good.clone()
-                },
-                "image",
-                Kind::Unimplemented,
-            ),
-            (
-                Requested {
                     uid_mappings: vec![IdMapping::default()],
                     ..good.clone()
                 },
@@ -305,6 +320,61 @@ mod tests {
             ..good
         };
         assert_eq!(check_one(0, &rro), Ok(()));
+    }
+
+    #[test]
+    fn image_volumes_are_read_only_and_their_paths_stay_inside() {
+        let good = requested("", "/volume");
+        let volume = Requested {
+            image: Some(ImageSpec {
+                image: "sha256:0".into(),
+                ..Default::default()
+            }),
+            image_sub_path: "a/b..c".into(),
+            readonly: true,
+            ..good.clone()
+        };
+        assert_eq!(check_one(0, &volume), Ok(()));
+        for (mount, field) in [
+            (
+                Requested {
+                    image: Some(ImageSpec::default()),
+                    ..good.clone()
+                },
+                "image.image",
+            ),
+            (
+                Requested {
+                    host_path: "/data".into(),
+                    ..volume.clone()
+                },
+                "host_path",
+            ),
+            (
+                Requested {
+                    readonly: false,
+                    ..volume.clone()
+                },
+                "readonly",
+            ),
+            (
+                Requested {
+                    image_sub_path: "a/../../b".into(),
+                    ..volume.clone()
+                },
+                "image_sub_path",
+            ),
+            (
+                Requested {
+                    image_sub_path: "a".into(),
+                    ..good.clone()
+                },
+                "image_sub_path",
+            ),
+        ] {
+            let error = check_one(0, &mount).unwrap_err();
+            assert_eq!((error.field, error.kind), (format!("mounts[0].{field}"), Kind::Invalid));
+        }
     }
 
     #[test]
