@@ -15,7 +15,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 # What the tests need beside what pods need: the OCI runtime that is the control, the engines it and corten run under,
 # CRIU, and tools of ours here.
-TEST_PACKAGES=(conmon containerd criu groff-base jq podman runc shellcheck strace uidmap util-linux)
+TEST_PACKAGES=(conmon containerd criu groff-base jq openssl podman runc shellcheck skopeo strace uidmap util-linux)
 
 suites=("$@")
 failed=()

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
+use corten_proto::images::images_server::ImagesServer;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
@@ -24,7 +25,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::config::Config;
+use crate::drop_in;
 use crate::image::ImageStore;
+use crate::image_admin::ImageAdmin;
 use crate::image_service::ImageService;
 use crate::node::{Node, remove_file};
 use crate::paths::Paths;
@@ -47,14 +50,17 @@ pub async fn serve(config: Config) -> Result<()> {
     make_directories(&paths)?;
     let images = ImageStore::open(paths.root(), config.registries.clone())
         .with_context(|| format!("open the images in {}", paths.root().display()))?;
-    let endpoint = config.listen.clone();
+    let (endpoint, import_dir) = (config.listen.clone(), config.import_dir());
     let node = Node::new(config, images.clone())?;
     recover(&node).await?;
     // Only now does every container hold its layers.
     images.sweep();
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    // Beside the calls: what lies there may be many gigabytes.
+    let importing = tokio::spawn(drop_in::import_all(images.clone(), import_dir));
     let served = serve_on(&listener, &node, images).await;
+    importing.abort();
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
     served
@@ -72,6 +78,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>
     let image = ImageServiceServer::new(ImageService::new(images))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let admin = ImagesServer::new(ImageAdmin::new(node.clone()));
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender has gone, which is as good.
@@ -80,6 +87,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>
     let serving = Server::builder()
         .add_service(runtime)
         .add_service(image)
+        .add_service(admin)
         .serve_with_incoming_shutdown(UnixListenerStream::new(incoming), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),

@@ -8,6 +8,8 @@ mod container;
 mod error;
 mod exec;
 mod image;
+mod image_archive;
+mod image_cli;
 mod log;
 mod lost;
 mod network;

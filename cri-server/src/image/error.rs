@@ -41,6 +41,11 @@ impl PullError {
         PullError::new(Cause::Refused, message)
     }
 
+    /// The caller stopped sending what it had begun to send.
+    pub fn broken_off(why: &str) -> Self {
+        PullError::new(Cause::Invalid, format!("archive: it broke off: {why}"))
+    }
+
     pub(super) fn local(error: &anyhow::Error) -> Self {
         PullError::new(Cause::Local, format!("{error:#}"))
     }

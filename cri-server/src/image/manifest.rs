@@ -70,7 +70,7 @@ impl Platform {
 
     /// Whether an image for `other` runs here. Variants: arm64 machines are v8; an image that asks for a newer amd64 or
     /// arm64 level than the base one may not run.
-    fn runs(&self, other: &Platform) -> bool {
+    pub(super) fn runs(&self, other: &Platform) -> bool {
         let base = match self.architecture.as_str() {
             "amd64" => "v1",
             "arm64" => "v8",

@@ -30,19 +30,29 @@
 //! | [`registry`], [`auth`] | HTTP, credentials |
 //! | `manifest` | what documents are accepted, pure |
 //! | `pull`, `in_flight` | the order of a pull, and what pulls share |
+//! | `progress` | how far pulls and imports are |
 //! | `slots`, `pace` | how many layers at once, and how slow they may come |
+//! | `archive`, `import` | images from files instead of registries |
+//! | `export`, `layer_tar` | an image as a file, its layers as archives again |
+//! | `check` | whether records, layers and accounts agree |
 //! | `layer`, `unpack` | one layer: digests, and its archive applied to a directory |
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | [`snapshot`] | a container's root: the overlay mount |
 //!
 //! Left out: signatures, zstd, resuming downloads, trying several mirrors, image volumes.
 
+mod archive;
 pub mod auth;
+mod check;
 mod error;
+mod export;
+mod import;
 mod in_flight;
 mod layer;
+mod layer_tar;
 mod manifest;
 mod pace;
+mod progress;
 mod pull;
 mod record;
 pub mod reference;
@@ -52,8 +62,12 @@ pub mod snapshot;
 mod store;
 mod unpack;
 
+pub use archive::ArchiveSource;
 pub use auth::Credentials;
+pub use check::{Finding, Report};
 pub use error::{Cause, PullError};
+pub use import::Imported;
+pub use progress::{LayerSnapshot, Progress, Snapshot};
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{RegistryConfig, RegistryConfigs};

@@ -14,6 +14,7 @@ use super::error::{Cause, PullError};
 use super::in_flight::InFlight;
 use super::layer::{self, Expected};
 use super::manifest::{self, Descriptor, Document, Manifest, Platform};
+use super::progress::{Board, Progress};
 use super::record::Image;
 use super::reference::{Reference, Version};
 use super::registry::{Registries, RegistryConfigs, Repository};
@@ -21,7 +22,7 @@ use super::slots::Slots;
 use super::store::{ImageStore, LayerLease};
 
 /// Largest image config, in bytes.
-const MAX_CONFIG: u64 = 4 << 20;
+pub(super) const MAX_CONFIG: u64 = 4 << 20;
 
 /// Pieces of a download that may wait for the unpacker, at most about 16 KiB each.
 const CHUNKS_WAITING: usize = 64;
@@ -30,7 +31,7 @@ const CHUNKS_WAITING: usize = 64;
 /// all layers of an image, because a failed pull keeps nothing.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
-type LayerResult = Result<Arc<LayerLease>, PullError>;
+pub(super) type LayerResult = Result<Arc<LayerLease>, PullError>;
 
 /// What makes two downloads the same: what is fetched, what it is to become, where from and with which rights. The diff id
 /// alone is the claim of an image, which may not deliver.
@@ -47,7 +48,8 @@ pub(super) struct Pulls {
     registries: Registries,
     images: InFlight<(Reference, Credentials), Result<Arc<Image>, PullError>>,
     layers: InFlight<LayerKey, LayerResult>,
-    slots: Slots,
+    pub(super) slots: Slots,
+    pub(super) board: Board,
 }
 
 impl Pulls {
@@ -57,6 +59,7 @@ impl Pulls {
             images: InFlight::new(),
             layers: InFlight::new(),
             slots: Slots::new(),
+            board: Board::default(),
         }
     }
 }
@@ -70,26 +73,42 @@ impl ImageStore {
         let reference: Reference = reference.parse()?;
         let key = (reference.clone(), credentials.clone());
         let store = Arc::clone(self);
-        let pulled = self.pulls.images.join(key, || async move {
-            let pulled = store.pull_now(&reference, credentials).await;
-            pulled.map_err(|error| error.context(format!("pull {reference}")))
+        let pulled = self.pulls.images.join(key, || {
+            // Listed before the caller can ask for it.
+            let progress = store.pulls.board.start(&reference);
+            async move {
+                let pulled = store.pull_now(&reference, credentials, &progress).await;
+                progress.log_end("pull", &reference.to_string(), pulled.as_ref().map(|image| &image.id));
+                pulled.map_err(|error| error.context(format!("pull {reference}")))
+            }
         });
         pulled.await.unwrap_or_else(|| Err(ended("the pull")))
+    }
+
+    /// How far the pull of `reference` is; `None` where there is none.
+    #[must_use]
+    pub fn progress(&self, reference: &Reference) -> Option<Arc<Progress>> {
+        self.pulls.board.find(reference)
     }
 
     async fn pull_now(
         self: &Arc<Self>,
         reference: &Reference,
         credentials: Credentials,
+        progress: &Progress,
     ) -> Result<Arc<Image>, PullError> {
+        tracing::info!(image = %reference, "pull begins");
+        progress.stage("manifest");
         let registries = &self.pulls.registries;
         let repository = Arc::new(registries.repository(reference, credentials).await?);
         let platform = Platform::host();
         let (digest, manifest) = resolve(&repository, reference, &platform).await?;
         let (config, config_size) = self.config(&repository, &manifest.config).await?;
         let layers = manifest::diff_ids(&config, &manifest, &platform)?;
+        progress.stage("layers");
         // Held until the record names the layers: a removal meanwhile must not free them.
-        let leases = self.layers(&repository, &manifest, &layers).await?;
+        let leases = self.layers(&repository, &manifest, &layers, progress).await?;
+        progress.stage("record");
         let image = Image {
             id: manifest.config.digest,
             repo_tags: Vec::new(),
@@ -140,7 +159,10 @@ impl ImageStore {
         repository: &Arc<Repository>,
         manifest: &Manifest,
         diff_ids: &[Digest],
+        progress: &Progress,
     ) -> Result<Vec<Arc<LayerLease>>, PullError> {
+        let counter = |(blob, _): &(Descriptor, _)| self.pulls.board.layer(&blob.digest, blob.size);
+        progress.layers(manifest.layers.iter().map(counter).collect());
         let wanted: BTreeMap<&Digest, &(Descriptor, manifest::Packing)> =
             diff_ids.iter().zip(&manifest.layers).collect();
         let mut tasks = tokio::task::JoinSet::new();
@@ -151,7 +173,13 @@ impl ImageStore {
                 diff_id: diff_id.clone(),
             };
             let (store, repository) = (Arc::clone(self), Arc::clone(repository));
-            tasks.spawn(async move { store.layer(repository, expected).await });
+            let image = progress.image().to_owned();
+            tasks.spawn(async move {
+                let counter = store.pulls.board.layer(&expected.blob.digest, expected.blob.size);
+                let layer = store.layer(repository, expected).await?;
+                counter.finish(&image);
+                Ok(layer)
+            });
         }
         let mut leases = Vec::new();
         // The first failure ends the others: dropping the set aborts its tasks.
@@ -186,7 +214,7 @@ impl ImageStore {
     }
 
     /// The layer, if it is here.
-    fn present(&self, expected: &Expected) -> Option<Arc<LayerLease>> {
+    pub(super) fn present(&self, expected: &Expected) -> Option<Arc<LayerLease>> {
         let lease = self.lease(std::slice::from_ref(&expected.diff_id));
         lease.ok().map(Arc::new)
     }
@@ -215,6 +243,8 @@ impl ImageStore {
             return Ok(lease);
         }
         let mut body = repository.blob(expected.blob.digest.as_str()).await?;
+        let counter = self.pulls.board.layer(&expected.blob.digest, expected.blob.size);
+        let mut received = 0;
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let store = Arc::clone(self);
         let unpacking = tokio::task::spawn_blocking(move || {
@@ -228,6 +258,8 @@ impl ImageStore {
                 Ok(None) => break,
                 Err(error) => Err(error),
             };
+            received += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            counter.received(received);
             let broken = chunk.is_err();
             // A closed channel is an unpacker that has failed; its result says why.
             if sender.send(chunk).await.is_err() || broken {
@@ -240,7 +272,7 @@ impl ImageStore {
     }
 
     /// Blocks; for a thread of its own.
-    fn unpack(
+    pub(super) fn unpack(
         &self,
         receiver: mpsc::Receiver<Result<bytes::Bytes, PullError>>,
         expected: &Expected,
@@ -289,7 +321,7 @@ async fn resolve(
     }
 }
 
-fn check_digest(content: &[u8], expected: &Digest) -> Result<(), PullError> {
+pub(super) fn check_digest(content: &[u8], expected: &Digest) -> Result<(), PullError> {
     let found = Digest::from_sha256(&Sha256::digest(content).into());
     if found == *expected {
         return Ok(());
@@ -300,6 +332,6 @@ fn check_digest(content: &[u8], expected: &Digest) -> Result<(), PullError> {
 }
 
 /// What callers are told where a task of ours panicked; the panic itself is in the log.
-fn ended(what: &str) -> PullError {
+pub(super) fn ended(what: &str) -> PullError {
     PullError::local(&anyhow::anyhow!("{what} ended without a result"))
 }

@@ -8,16 +8,16 @@ use tonic::{Code, Status};
 use crate::image::{Cause, Credentials, ImageStore, PullError, Reference};
 
 /// Pulls and returns the image's id, which the kubelet compares with what ListImages and ContainerStatus say.
-pub(super) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
+pub(crate) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
     let parsed = name.parse::<Reference>();
     let reference = parsed.map_err(|error| super::invalid(name, &error))?;
     let credentials = Credentials::from_cri(auth, &reference.registry).map_err(status)?;
     let image = images.pull(name, credentials).await.map_err(status)?;
-    tracing::info!(image = %reference, id = %image.id, "pulled");
     Ok(image.id.to_string())
 }
 
-fn status(error: PullError) -> Status {
+/// A failed pull or import, as the CRI tells it.
+pub(crate) fn status(error: PullError) -> Status {
     let (code, prefix) = match error.cause {
         Cause::Invalid => (Code::InvalidArgument, ""),
         Cause::NotFound => (Code::NotFound, ""),

@@ -7,8 +7,8 @@
 //! image to protect).
 
 mod image_fs_info;
-mod image_pull;
-mod image_status;
+pub(crate) mod image_pull;
+pub(crate) mod image_status;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ impl cri::image_service_server::ImageService for ImageService {
         let request = request.into_inner();
         let name = named(request.image)?;
         let image = self.find(&name)?;
-        image_status::response(image.as_deref(), request.verbose).map(Response::new)
+        image_status::response(&self.images, &name, image.as_deref(), request.verbose).map(Response::new)
     }
 
     async fn pull_image(
