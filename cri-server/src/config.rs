@@ -46,6 +46,9 @@ pub struct Config {
     /// Archives in this directory are imported at the start; absent: `import` in `root`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub import_dir: Option<PathBuf>,
+    /// Which images may be used; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_policy: Option<PathBuf>,
     /// The shim; absent: `corten-shim` beside this executable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shim: Option<PathBuf>,
@@ -125,6 +128,7 @@ impl Default for Config {
             listen: "/run/corten/corten.sock".into(),
             worker_threads: 2,
             import_dir: None,
+            image_policy: None,
             shim: None,
             default_runtime: OWN_RUNTIME.into(),
             cgroup_parent: "/corten".into(),
@@ -229,6 +233,7 @@ mod tests {
         // Optional keys have no value to print: they stand there as comments.
         for optional in [
             "# import_dir =",
+            "# image_policy =",
             "# shim =",
             "# [runtimes.",
             "# path =",

@@ -26,7 +26,7 @@ use tonic::transport::Server;
 
 use crate::config::Config;
 use crate::drop_in;
-use crate::image::ImageStore;
+use crate::image::{ImageStore, Policy};
 use crate::image_admin::ImageAdmin;
 use crate::image_service::ImageService;
 use crate::node::{Node, remove_file};
@@ -50,6 +50,13 @@ pub async fn serve(config: Config) -> Result<()> {
     make_directories(&paths)?;
     let images = ImageStore::open(paths.root(), config.registries.clone())
         .with_context(|| format!("open the images in {}", paths.root().display()))?;
+    if let Some(file) = &config.image_policy {
+        let policy = Policy::of(file);
+        if let Err(error) = policy.check() {
+            tracing::error!("image policy: {error:#}; no image can be used until this is mended");
+        }
+        images.enforce(policy);
+    }
     let (endpoint, import_dir) = (config.listen.clone(), config.import_dir());
     let node = Node::new(config, images.clone())?;
     recover(&node).await?;
@@ -75,7 +82,8 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>
     let runtime = RuntimeServiceServer::new(RuntimeService::new(node.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let image = ImageServiceServer::new(ImageService::new(images))
+    let handlers = node.config.handlers().into_iter().map(str::to_owned).collect();
+    let image = ImageServiceServer::new(ImageService::new(images, handlers))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let admin = ImagesServer::new(ImageAdmin::new(node.clone()));

@@ -51,6 +51,8 @@ fn an_image_comes_is_shown_and_goes() {
     assert_eq!(info["imageSpec"]["config"]["Cmd"], serde_json::json!(["sh"]));
     assert!(info["layers"][0]["size"].as_u64().unwrap() > 100_000, "{info}");
     assert_eq!(info["size"], shown["status"]["size"]);
+    let name = shown["status"]["repo_digests"][0].as_str().unwrap();
+    assert_eq!(info["policy"][name], "there was no policy");
     let page = node.image(&["inspect", "--output", "table", &id["sha256:".len()..][..12]]);
     assert!(page.contains(BUSYBOX) && page.contains("layer"), "{page}");
 

@@ -10,6 +10,7 @@ mod exec;
 mod image;
 mod image_archive;
 mod image_cli;
+mod image_policy;
 mod log;
 mod lost;
 mod network;

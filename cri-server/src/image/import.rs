@@ -11,6 +11,7 @@
 //! Names come from the archive (`io.containerd.image.name`, else `org.opencontainers.image.ref.name` where it is more than
 //! a tag; Docker's `RepoTags`) or from the caller. An image without any is known by its id.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use super::archive::{Archive, ArchiveSource, Packing, Section, is_packed};
 use super::error::PullError;
 use super::layer::Expected;
 use super::manifest::{self, Descriptor, Document, Manifest, Platform};
+use super::policy::Admission;
 use super::progress::{LayerProgress, Progress};
 use super::pull::{LayerResult, MAX_CONFIG, check_digest, ended};
 use super::record::Image;
@@ -137,6 +139,7 @@ impl ImageStore {
     }
 
     async fn import_one(self: &Arc<Self>, archive: &Arc<Archive>, candidate: Candidate) -> Result<Imported, PullError> {
+        let admissions = self.admit_names(&candidate).await?;
         // Held until the record names the layers.
         let leases = self.place_layers(archive, &candidate).await?;
         let layers: Vec<Digest> = candidate.layers.iter().map(|it| it.expected.diff_id.clone()).collect();
@@ -147,6 +150,7 @@ impl ImageStore {
             size: self.layers_size(&layers).saturating_add(candidate.manifest.config.size),
             config: candidate.config,
             layers,
+            admissions,
         };
         let (store, names, manifest) = (Arc::clone(self), candidate.names, candidate.manifest_digest);
         let publishing = tokio::task::spawn_blocking(move || {
@@ -159,6 +163,23 @@ impl ImageStore {
         });
         let published = publishing.await.map_err(|_panic| ended("recording the image"))?;
         published.map_err(|error| PullError::local(&error))
+    }
+
+    /// What the policy says to each name. An archive has no signatures, so where a digest is known it is not by them.
+    async fn admit_names(&self, candidate: &Candidate) -> Result<BTreeMap<String, Admission>, PullError> {
+        let mut admissions = BTreeMap::new();
+        if candidate.names.is_empty() {
+            admissions.insert(String::new(), self.admit_import("").await?);
+        }
+        for name in &candidate.names {
+            let admission = self.admit_import(&name.name()).await?;
+            let key = match &candidate.manifest_digest {
+                Some(digest) => name.at(digest),
+                None => name.name(),
+            };
+            admissions.insert(key, admission);
+        }
+        Ok(admissions)
     }
 
     /// Makes all layers present, several at a time, and keeps them with leases.

@@ -30,6 +30,7 @@
 //! | [`registry`], [`auth`] | HTTP, credentials |
 //! | `manifest` | what documents are accepted, pure |
 //! | `pull`, `in_flight` | the order of a pull, and what pulls share |
+//! | `policy`, `signature` | which images may be used, and cosign's signatures of them |
 //! | `progress` | how far pulls and imports are |
 //! | `slots`, `pace` | how many layers at once, and how slow they may come |
 //! | `archive`, `import` | images from files instead of registries |
@@ -39,7 +40,7 @@
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | [`snapshot`] | a container's root: the overlay mount |
 //!
-//! Left out: signatures, zstd, resuming downloads, trying several mirrors, image volumes.
+//! Left out: zstd, resuming downloads, trying several mirrors, image volumes.
 
 mod archive;
 pub mod auth;
@@ -52,11 +53,13 @@ mod layer;
 mod layer_tar;
 mod manifest;
 mod pace;
+mod policy;
 mod progress;
 mod pull;
 mod record;
 pub mod reference;
 pub mod registry;
+mod signature;
 mod slots;
 pub mod snapshot;
 mod store;
@@ -67,6 +70,7 @@ pub use auth::Credentials;
 pub use check::{Finding, Report};
 pub use error::{Cause, PullError};
 pub use import::Imported;
+pub use policy::{Admission, Policy};
 pub use progress::{LayerSnapshot, Progress, Snapshot};
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};

@@ -1,7 +1,7 @@
 //! The order of a pull, and what concurrent pulls share.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use corten_proto::id::Digest;
@@ -14,6 +14,7 @@ use super::error::{Cause, PullError};
 use super::in_flight::InFlight;
 use super::layer::{self, Expected};
 use super::manifest::{self, Descriptor, Document, Manifest, Platform};
+use super::policy::Policy;
 use super::progress::{Board, Progress};
 use super::record::Image;
 use super::reference::{Reference, Version};
@@ -50,6 +51,8 @@ pub(super) struct Pulls {
     layers: InFlight<LayerKey, LayerResult>,
     pub(super) slots: Slots,
     pub(super) board: Board,
+    /// Set once, before the first pull.
+    pub(super) policy: OnceLock<Policy>,
 }
 
 impl Pulls {
@@ -60,6 +63,7 @@ impl Pulls {
             layers: InFlight::new(),
             slots: Slots::new(),
             board: Board::default(),
+            policy: OnceLock::new(),
         }
     }
 }
@@ -98,11 +102,15 @@ impl ImageStore {
         progress: &Progress,
     ) -> Result<Arc<Image>, PullError> {
         tracing::info!(image = %reference, "pull begins");
+        self.may_pull(reference).await?;
         progress.stage("manifest");
         let registries = &self.pulls.registries;
         let repository = Arc::new(registries.repository(reference, credentials).await?);
         let platform = Platform::host();
         let (digest, manifest) = resolve(&repository, reference, &platform).await?;
+        progress.stage("policy");
+        let admission = self.admit(&repository, reference, &digest).await?;
+        progress.stage("config");
         let (config, config_size) = self.config(&repository, &manifest.config).await?;
         let layers = manifest::diff_ids(&config, &manifest, &platform)?;
         progress.stage("layers");
@@ -116,6 +124,7 @@ impl ImageStore {
             size: self.layers_size(&layers).saturating_add(config_size),
             config,
             layers,
+            admissions: BTreeMap::from([(reference.at(&digest), admission)]),
         };
         let (store, reference) = (Arc::clone(self), reference.clone());
         let publishing = tokio::task::spawn_blocking(move || {

@@ -318,7 +318,7 @@ impl Inner {
     fn publish(&self, image: Image, reference: &Reference, manifest: &Digest) -> Result<Arc<Image>> {
         let _writer = self.writer();
         let known = self.state().images.get(&image.id).cloned();
-        let mut image = known.map_or(image, |known| Image::clone(&known));
+        let mut image = image.joined(known.as_deref());
         add(&mut image.repo_digests, reference.at(manifest));
         if matches!(reference.version, Version::Tag(_)) {
             let tag = reference.to_string();
@@ -337,7 +337,7 @@ impl Inner {
     fn publish_import(&self, image: Image, names: &[Reference], manifest: Option<&Digest>) -> Result<Arc<Image>> {
         let _writer = self.writer();
         let known = self.state().images.get(&image.id).cloned();
-        let mut image = known.map_or(image, |known| Image::clone(&known));
+        let mut image = image.joined(known.as_deref());
         for name in names {
             if let Some(manifest) = manifest {
                 add(&mut image.repo_digests, name.at(manifest));

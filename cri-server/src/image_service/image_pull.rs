@@ -7,6 +7,9 @@ use tonic::{Code, Status};
 
 use crate::image::{Cause, Credentials, ImageStore, PullError, Reference};
 
+/// What the kubelet knows an image by that the policy does not let pass.
+pub(crate) const UNTRUSTED: &str = "SignatureValidationFailed: ";
+
 /// Pulls and returns the image's id, which the kubelet compares with what ListImages and ContainerStatus say.
 pub(crate) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
     let parsed = name.parse::<Reference>();
@@ -22,8 +25,9 @@ pub(crate) fn status(error: PullError) -> Status {
         Cause::Invalid => (Code::InvalidArgument, ""),
         Cause::NotFound => (Code::NotFound, ""),
         Cause::Denied => (Code::PermissionDenied, ""),
-        // The kubelet looks for this word at the beginning of an error of code Unknown (kubernetes' pkg/kubelet/images).
+        // The kubelet looks for these words at the beginning of an error of code Unknown (kubernetes' pkg/kubelet/images).
         Cause::Unreachable => (Code::Unknown, "RegistryUnavailable: "),
+        Cause::Untrusted => (Code::Unknown, UNTRUSTED),
         Cause::Refused => (Code::FailedPrecondition, ""),
         Cause::Local => (Code::Internal, ""),
     };

@@ -1,6 +1,6 @@
 //! ImageStatus, and an image in the CRI's form.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use corten_proto::cri;
 use tonic::Status;
@@ -41,8 +41,13 @@ fn details(images: &ImageStore, image: &Image) -> serde_json::Value {
         let size = images.layers_size(std::slice::from_ref(layer));
         serde_json::json!({ "diffID": layer, "size": size, "path": images.layer_path(layer) })
     });
+    let policy = image
+        .admissions
+        .iter()
+        .map(|(name, admission)| (name.as_str(), admission.verdict.as_str()));
     serde_json::json!({
         "size": image.size,
+        "policy": policy.collect::<BTreeMap<_, _>>(),
         "layers": layers.collect::<Vec<_>>(),
         "imageSpec": image.config,
     })

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use corten_proto::cri;
 use tonic::{Request, Response, Status};
 
+use crate::error::Error;
 use crate::image::{Image, ImageStore, ReferenceError};
 
 /// Images in one message of a stream: about 100 KiB.
@@ -24,16 +25,22 @@ const IMAGES_PER_MESSAGE: usize = 256;
 /// The service.
 pub struct ImageService {
     images: Arc<ImageStore>,
+    /// The runtime handlers that an image may be asked for. They all have the same images.
+    handlers: Vec<String>,
     /// Where the filesystem of the images is mounted.
     mountpoint: PathBuf,
 }
 
 impl ImageService {
-    /// A service for the images of one store.
+    /// A service for the images of one store, and the names of the runtime handlers that run them.
     #[must_use]
-    pub fn new(images: Arc<ImageStore>) -> Self {
+    pub fn new(images: Arc<ImageStore>, handlers: Vec<String>) -> Self {
         let mountpoint = image_fs_info::mountpoint(images.root());
-        ImageService { images, mountpoint }
+        ImageService {
+            images,
+            handlers,
+            mountpoint,
+        }
     }
 
     fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Status> {
@@ -97,6 +104,14 @@ impl cri::image_service_server::ImageService for ImageService {
         request: Request<cri::PullImageRequest>,
     ) -> Result<Response<cri::PullImageResponse>, Status> {
         let request = request.into_inner();
+        let handler = request
+            .image
+            .as_ref()
+            .map_or("", |image| image.runtime_handler.as_str());
+        if !handler.is_empty() && !self.handlers.iter().any(|known| known == handler) {
+            let rule = "must be empty or the name of a configured runtime";
+            return Err(Error::invalid("image.runtime_handler", handler, rule).into());
+        }
         let name = named(request.image)?;
         let image_ref = image_pull::pull(&self.images, &name, request.auth.as_ref()).await?;
         Ok(Response::new(cri::PullImageResponse { image_ref }))
