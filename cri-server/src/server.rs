@@ -66,14 +66,14 @@ pub async fn serve(config: Config) -> Result<()> {
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     // Beside the calls: what lies there may be many gigabytes.
     let importing = tokio::spawn(drop_in::import_all(images.clone(), import_dir));
-    let served = serve_on(&listener, &node, images).await;
+    let served = serve_on(&listener, &node).await;
     importing.abort();
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
     served
 }
 
-async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>) -> Result<()> {
+async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
     let listener = endpoint
         .listener
         .try_clone()
@@ -82,8 +82,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, images: Arc<ImageStore>
     let runtime = RuntimeServiceServer::new(RuntimeService::new(node.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let handlers = node.config.handlers().into_iter().map(str::to_owned).collect();
-    let image = ImageServiceServer::new(ImageService::new(images, handlers))
+    let image = ImageServiceServer::new(ImageService::new(node))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let admin = ImagesServer::new(ImageAdmin::new(node.clone()));

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use corten_tests::image::{self, Entry, Image, Layer, digest_of};
@@ -17,12 +15,12 @@ use serde_json::{Value, json};
 use tar::EntryType;
 
 /// A file of the node's directory.
-fn at(node: &Node, name: &str) -> String {
+pub(crate) fn at(node: &Node, name: &str) -> String {
     node.dir().join(name).display().to_string()
 }
 
 /// A layout with one image, and the image's id.
-fn layout(node: &Node, name: &str) -> (PathBuf, String) {
+pub(crate) fn layout(node: &Node, name: &str) -> (PathBuf, String) {
     let dir = node.dir().join("layout");
     let built = Image::new()
         .layer(Layer::new().file("a", 0o644, b"lower").file("b", 0o644, b"b"))
@@ -44,7 +42,7 @@ fn list(node: &Node) -> Value {
 }
 
 /// Nothing came in, and nothing of it is left.
-fn assert_empty(node: &Node) {
+pub(crate) fn assert_empty(node: &Node) {
     assert_eq!(list(node), json!([]));
     let deadline = Instant::now() + Duration::from_secs(5);
     let left = || fs::read_dir(node.dir().join("lib/layers")).unwrap().count();
@@ -323,167 +321,6 @@ fn an_exported_image_has_the_same_content() {
     let refusal = node.image_refused(&["export", "absent:1", &at(&node, "absent.tar")]);
     assert!(refusal.contains("no such image"), "{refusal}");
     assert!(!node.dir().join("absent.tar").exists() && !node.dir().join("absent.tar.partial").exists());
-}
-
-/// A tar archive of these files.
-fn archive(node: &Node, files: &[(&str, &[u8])]) -> String {
-    let layer = files
-        .iter()
-        .fold(Layer::new(), |layer, (name, content)| layer.file(name, 0o644, content));
-    let path = at(node, "hostile.tar");
-    fs::write(&path, layer.into_tar()).unwrap();
-    path
-}
-
-/// The layout of an image of one layer, its files changed by `change`, as an archive.
-fn changed(node: &Node, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>, &image::Saved)) -> String {
-    let dir = tempfile::tempdir().unwrap();
-    let saved = Image::new()
-        .layer(Layer::new().file("f", 0o644, b"content"))
-        .save(dir.path(), &["a.example/a:1"]);
-    let saved = saved.unwrap();
-    let mut files = BTreeMap::new();
-    let mut waiting = vec![dir.path().to_owned()];
-    while let Some(path) = waiting.pop() {
-        if path.is_dir() {
-            waiting.extend(path.read_dir().unwrap().map(|entry| entry.unwrap().path()));
-        } else {
-            let name = path.strip_prefix(dir.path()).unwrap().display().to_string();
-            files.insert(name, fs::read(&path).unwrap());
-        }
-    }
-    change(&mut files, &saved);
-    let files: Vec<(&str, &[u8])> = files
-        .iter()
-        .map(|(name, content)| (name.as_str(), content.as_slice()))
-        .collect();
-    archive(node, &files)
-}
-
-fn blob(digest: &corten_proto::id::Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
-}
-
-#[test]
-fn archives_that_are_refused() {
-    let node = Node::start();
-    let with = |change: fn(&mut BTreeMap<String, Vec<u8>>, &image::Saved)| changed(&node, change);
-    let flip = |content: &mut Vec<u8>| *content.last_mut().unwrap() ^= 1;
-    type Case<'a> = (&'a dyn Fn() -> String, &'a str);
-    let cases: &[Case<'_>] = &[
-        (&|| archive(&node, &[("readme", b"hello")]), "neither an OCI layout"),
-        (
-            &|| archive(&node, &[("manifest.json", b"[]")]),
-            "0 images, must be 1 to 1000",
-        ),
-        (&|| archive(&node, &[("manifest.json", b"{")]), "manifest.json: "),
-        (
-            &|| {
-                archive(
-                    &node,
-                    &[("manifest.json", br#"[{"Config":"../../etc/passwd","Layers":[]}]"#)],
-                )
-            },
-            "it has no file",
-        ),
-        (
-            &|| archive(&node, &[("manifest.json", &vec![b' '; 5 << 20])]),
-            "at most 4194304",
-        ),
-        (&|| archive(&node, &[("a", b"1"), ("./a", b"2")]), "is in it twice"),
-        (
-            &|| with(|files, _| drop(files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"2"}"#.to_vec()))),
-            "version",
-        ),
-        (
-            &|| with(|files, saved| drop(files.remove(&blob(&saved.blobs[0])))),
-            "it has no file",
-        ),
-        (
-            &|| {
-                changed(&node, |files, saved| {
-                    flip(files.get_mut(&blob(&saved.blobs[0])).unwrap())
-                })
-            },
-            "has the digest",
-        ),
-        (
-            &|| {
-                changed(&node, |files, saved| {
-                    flip(files.get_mut(&blob(&saved.manifest)).unwrap())
-                })
-            },
-            "has the digest",
-        ),
-        (
-            &|| changed(&node, |files, saved| flip(files.get_mut(&blob(&saved.id)).unwrap())),
-            "has the digest",
-        ),
-        (
-            &|| with(|files, saved| files.get_mut(&blob(&saved.blobs[0])).unwrap().push(0)),
-            "larger than",
-        ),
-        (
-            &|| with(|files, saved| files.get_mut(&blob(&saved.id)).unwrap().push(0)),
-            "its descriptor says",
-        ),
-    ];
-    for (make, says) in cases {
-        let refusal = node.image_refused(&["import", &make()]);
-        assert!(refusal.contains(says), "{refusal} should say {says:?}");
-    }
-    let empty = at(&node, "empty.tar");
-    fs::write(&empty, "").unwrap();
-    assert!(
-        node.image_refused(&["import", &empty])
-            .contains("neither an OCI layout")
-    );
-    let no_layout = node.image_refused(&["import", node.dir().join("lib").to_str().unwrap()]);
-    assert!(no_layout.contains("no OCI layout"), "{no_layout}");
-    let digest = format!("a.example/a@sha256:{}", "ab".repeat(32));
-    let named = node.image_refused(&["import", &with(|_, _| ()), "--name", &digest]);
-    assert!(named.contains("must have a tag"), "{named}");
-    assert_empty(&node);
-}
-
-#[test]
-fn a_client_that_dies_leaves_nothing() {
-    let node = Node::start();
-    let (dir, _) = layout(&node, "a.example/a:1");
-    let tar = run(
-        "tar",
-        &["-C", dir.to_str().unwrap(), "-cf", &at(&node, "whole.tar"), "."],
-    );
-    drop(tar);
-    let content = fs::read(at(&node, "whole.tar")).unwrap();
-    let mut client = node
-        .image_command(&["import", "-"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    client
-        .stdin
-        .as_mut()
-        .unwrap()
-        .write_all(&content[..content.len() / 2])
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    client.kill().unwrap();
-    client.wait().unwrap();
-    assert_empty(&node);
-    let descriptors = || {
-        let fds = fs::read_dir(format!("/proc/{}/fd", node.server_pid())).unwrap();
-        fds.filter(|fd| {
-            fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to.to_string_lossy().contains("(deleted)"))
-        })
-        .count()
-    };
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while descriptors() > 0 {
-        assert!(Instant::now() < deadline, "the half archive is kept");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

@@ -28,6 +28,10 @@ use super::error::PullError;
 /// Largest archive, unpacked: no more than fits a large disk.
 const MAX_ARCHIVE: u64 = 256 << 30;
 
+/// Bytes written between two looks at the room that is left, and the part of the disk that must be.
+const CHECK_EVERY: u64 = 64 << 20;
+const LEFT_FREE: u64 = 20;
+
 /// Most entries. An image has a few for each of at most 127 layers.
 const MAX_ENTRIES: usize = 100_000;
 
@@ -131,7 +135,7 @@ fn spool(source: &mut impl Read, dir: &Path) -> Result<File, PullError> {
     let mut start = Vec::new();
     source
         .by_ref()
-        .take(MAGIC)
+        .take(MAGIC as u64)
         .read_to_end(&mut start)
         .map_err(|error| malformed(&error))?;
     let packing = Packing::of(&start);
@@ -160,7 +164,7 @@ fn spool(source: &mut impl Read, dir: &Path) -> Result<File, PullError> {
 /// `io::copy`, with failures to read told from those to write.
 fn copy(from: &mut impl Read, to: &mut File) -> Result<u64, PullError> {
     let mut buffer = vec![0; 256 << 10];
-    let mut total = 0;
+    let (mut total, mut unchecked) = (0, 0);
     loop {
         let count = match from.read(&mut buffer) {
             Ok(0) => return Ok(total),
@@ -171,7 +175,23 @@ fn copy(from: &mut impl Read, to: &mut File) -> Result<u64, PullError> {
         let written = io::Write::write_all(to, &buffer[..count]).context("write the unpacked archive");
         written.map_err(|error| PullError::local(&error))?;
         total += count as u64;
+        unchecked += count as u64;
+        if unchecked >= CHECK_EVERY {
+            unchecked = 0;
+            check_space(to)?;
+        }
     }
+}
+
+/// A few kilobytes may unpack to more than there is room for, and a full disk costs a node its pods.
+fn check_space(file: &File) -> Result<(), PullError> {
+    let space = rustix::fs::fstatvfs(file).context("fstatvfs of the unpacked archive");
+    let space = space.map_err(|error| PullError::local(&error))?;
+    if space.f_bavail < space.f_blocks / LEFT_FREE {
+        let error = anyhow::anyhow!("the unpacked archive would leave less than a {LEFT_FREE}th of the disk free");
+        return Err(PullError::local(&error));
+    }
+    Ok(())
 }
 
 fn malformed(error: &io::Error) -> PullError {
@@ -179,7 +199,7 @@ fn malformed(error: &io::Error) -> PullError {
 }
 
 /// How many bytes tell a packing.
-const MAGIC: u64 = 6;
+const MAGIC: usize = 6;
 
 /// How an archive or a layer is packed, by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +223,7 @@ impl Packing {
 
 /// Whether an archive in a file must be unpacked to be read. Blocks.
 pub(super) fn is_packed(file: &File) -> Result<bool, PullError> {
-    let mut start = [0; MAGIC as usize];
+    let mut start = [0; MAGIC];
     let read = file.read_at(&mut start, 0).context("read the archive");
     let count = read.map_err(|error| PullError::local(&error))?;
     Ok(Packing::of(&start[..count]) != Packing::None)
@@ -412,116 +432,4 @@ impl Read for Pieces {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-
-    use super::*;
-
-    fn header(kind: EntryType, size: u64) -> tar::Header {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_size(size);
-        header
-    }
-
-    fn with(build: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        build(&mut builder);
-        builder.into_inner().unwrap()
-    }
-
-    fn put(builder: &mut tar::Builder<Vec<u8>>, name: &str, content: &[u8]) {
-        let mut header = header(EntryType::Regular, content.len() as u64);
-        builder.append_data(&mut header, name, content).unwrap();
-    }
-
-    fn open(content: &[u8]) -> Result<Archive, PullError> {
-        let dir = tempfile::tempdir().unwrap();
-        let (sender, receiver) = mpsc::channel(content.len() / 5 + 1);
-        for piece in content.chunks(5) {
-            sender.try_send(Ok(Bytes::copy_from_slice(piece))).unwrap();
-        }
-        drop(sender);
-        let opened = Archive::open(ArchiveSource::Pieces(receiver), dir.path());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "no file has a name");
-        opened
-    }
-
-    fn gzip(content: &[u8]) -> Vec<u8> {
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(content).unwrap();
-        gzip.finish().unwrap()
-    }
-
-    #[test]
-    fn parts_are_found_by_name_however_they_are_packed() {
-        let long = format!("{}/layer.tar", "d".repeat(150));
-        let tar = with(|builder| {
-            put(builder, "./a/layer.tar", b"one");
-            put(builder, &long, b"two");
-            let mut link = header(EntryType::Symlink, 0);
-            builder.append_link(&mut link, "b/layer.tar", "../a/layer.tar").unwrap();
-        });
-        for content in [&tar, &gzip(&tar)] {
-            let archive = open(content).unwrap();
-            assert_eq!(archive.read("a/layer.tar", 3).unwrap(), b"one");
-            assert_eq!(archive.read("b/layer.tar", 3).unwrap(), b"one");
-            assert_eq!(archive.read(&long, 3).unwrap(), b"two");
-            assert!(archive.has("a//./layer.tar") && !archive.has("a") && !archive.has("../a/layer.tar"));
-            let error = archive.read("a/layer.tar", 2).unwrap_err().to_string();
-            assert!(error.contains("3 bytes, at most 2"), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_archive_of_ours_is_refused() {
-        let twice = with(|builder| {
-            put(builder, "a", b"1");
-            put(builder, "./a", b"2");
-        });
-        let huge_header = with(|builder| {
-            let value = vec![b'x'; 70 << 10];
-            builder.append_pax_extensions([("comment", value.as_slice())]).unwrap();
-        });
-        let pax_size = with(|builder| {
-            builder.append_pax_extensions([("size", b"5".as_slice())]).unwrap();
-            put(builder, "a", b"1");
-        });
-        let mut short = with(|builder| put(builder, "a", &[0; 5000]));
-        short.truncate(2000);
-        let looping = with(|builder| {
-            for (from, to) in [("a", "b"), ("b", "a")] {
-                builder.append_link(&mut header(EntryType::Link, 0), from, to).unwrap();
-            }
-        });
-        let mut cut = gzip(&vec![7; 100_000]);
-        cut.truncate(50);
-        let table = [
-            (twice, "is in it twice"),
-            (huge_header, "a header of"),
-            (pax_size, "size in a PAX record"),
-            (short, "ends inside an entry"),
-            (b"\x28\xb5\x2f\xfd....".to_vec(), "packed with zstd"),
-            (b"\xfd7zXZ\0......".to_vec(), "packed with xz"),
-            (cut, "archive: "),
-            (vec![b'x'; 2000], "archive: "),
-        ];
-        for (content, says) in table {
-            let error = open(&content).expect_err(says).to_string();
-            assert!(error.contains(says), "{error} should say {says}");
-        }
-        let error = open(&looping).unwrap().read("a", 1).unwrap_err().to_string();
-        assert!(error.contains("it has no file"), "{error}");
-        assert!(open(b"").unwrap().items.is_empty());
-    }
-
-    #[test]
-    fn a_source_that_breaks_off_says_why() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sender, receiver) = mpsc::channel(2);
-        sender.try_send(Ok(Bytes::from_static(&[0; 2000]))).unwrap();
-        sender.try_send(Err(PullError::broken_off("gone"))).unwrap();
-        let error = Archive::open(ArchiveSource::Pieces(receiver), dir.path()).unwrap_err();
-        assert!(error.to_string().contains("gone"), "{error}");
-    }
-}
+mod tests;

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use crate::error::Error;
 use crate::image::{Image, ImageStore, ReferenceError};
+use crate::node::Node;
 
 /// Images in one message of a stream: about 100 KiB.
 const IMAGES_PER_MESSAGE: usize = 256;
@@ -32,14 +33,13 @@ pub struct ImageService {
 }
 
 impl ImageService {
-    /// A service for the images of one store, and the names of the runtime handlers that run them.
+    /// A service for the images of one node.
     #[must_use]
-    pub fn new(images: Arc<ImageStore>, handlers: Vec<String>) -> Self {
-        let mountpoint = image_fs_info::mountpoint(images.root());
+    pub fn new(node: &Node) -> Self {
         ImageService {
-            images,
-            handlers,
-            mountpoint,
+            images: node.images.clone(),
+            handlers: node.config.handlers().into_iter().map(str::to_owned).collect(),
+            mountpoint: image_fs_info::mountpoint(node.images.root()),
         }
     }
 
