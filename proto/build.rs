@@ -4,6 +4,7 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=cri/api.proto");
+    println!("cargo::rerun-if-changed=images/images.proto");
     println!("cargo::rerun-if-changed=shim/shim.proto");
 
     let shim = protox::compile(["shim/shim.proto"], ["shim"])?;
@@ -19,5 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .message_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]")
         .enum_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
         .compile_fds(cri)?;
+
+    let images = protox::compile(["images/images.proto"], ["images"])?;
+    tonic_prost_build::configure().compile_fds(images)?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! corten-cri [--config FILE] [--root DIR] [--state DIR] [--listen SOCKET]     serves the CRI
 //! corten-cri config default                                                   prints the default configuration
 //! corten-cri config check [--config FILE] ...                                 prints what is wrong with one
+//! corten-cri image ... [--listen SOCKET]                                      looks after a running server's images
 //! ```
 
 use std::io::Write as _;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_TEXT, Problems};
+use crate::image_cli::ImageCommand;
 
 /// Serves the Kubernetes Container Runtime Interface.
 #[derive(Debug, Parser)]
@@ -39,6 +41,9 @@ enum Command {
     /// Looks after the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Looks after the images of the running server
+    #[command(subcommand)]
+    Image(ImageCommand),
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -54,14 +59,17 @@ enum ConfigCommand {
 pub enum Action {
     /// Serve the CRI with this configuration.
     Serve(Box<Config>),
+    /// Ask the server of this configuration.
+    Image(Box<Config>, ImageCommand),
     /// All is done; exit so.
     Exit(ExitCode),
 }
 
 impl Cli {
     /// Does what needs no server; for the rest loads the configuration, with the command line's word over it.
-    pub fn run(self) -> Result<Action, Problems> {
-        match self.command {
+    pub fn run(mut self) -> Result<Action, Problems> {
+        match self.command.take() {
+            Some(Command::Image(command)) => Ok(Action::Image(Box::new(self.load()?), command)),
             None => Ok(Action::Serve(Box::new(self.load()?))),
             Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
             Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {

@@ -47,6 +47,12 @@ pub struct Config {
     pub listen: PathBuf,
     /// Threads that serve requests.
     pub worker_threads: usize,
+    /// Archives in this directory are imported at the start; absent: `import` in `root`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import_dir: Option<PathBuf>,
+    /// Which images may be used; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_policy: Option<PathBuf>,
     /// The shim; absent: `corten-shim` beside this executable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shim: Option<PathBuf>,
@@ -172,6 +178,8 @@ impl Default for Config {
             state: "/run/corten".into(),
             listen: "/run/corten/corten.sock".into(),
             worker_threads: 2,
+            import_dir: None,
+            image_policy: None,
             shim: None,
             default_runtime: OWN_RUNTIME.into(),
             cgroup_parent: "/corten".into(),
@@ -211,6 +219,11 @@ impl Config {
     /// is the command line's word, spoken before the rules are checked.
     pub fn load(file: Option<&Path>, adjust: impl FnOnce(&mut Config)) -> Result<Config, Problems> {
         load::load(file, adjust)
+    }
+
+    /// The directory whose archives are imported at the start.
+    pub fn import_dir(&self) -> PathBuf {
+        self.import_dir.clone().unwrap_or_else(|| self.root.join("import"))
     }
 
     /// The shim's executable.
@@ -286,6 +299,8 @@ mod tests {
         }
         // Optional keys have no value to print: they stand there as comments.
         for optional in [
+            "# import_dir =",
+            "# image_policy =",
             "# shim =",
             "# [runtimes.",
             "# path =",

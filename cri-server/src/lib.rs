@@ -5,7 +5,8 @@
 //!                              │            ├──────────> spec           CRI config to OCI spec, pure
 //!                              │            ├──────────> network        CNI, network namespaces
 //!                              │            └──────────> shim           one corten-shim per pod
-//!                              └──── image_service ────> image          pull, layers, snapshots
+//!                              ├──── image_service ────> image          pull, layers, snapshots
+//! corten-cri image --gRPC-->   └──── image_admin ──────> image          progress, archives, upkeep
 //! ```
 //!
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
@@ -14,8 +15,11 @@
 pub mod cli;
 pub mod config;
 pub mod container;
+mod drop_in;
 pub mod error;
 pub mod image;
+pub mod image_admin;
+pub mod image_cli;
 pub mod image_service;
 pub mod network;
 pub mod node;

@@ -7,12 +7,18 @@ use clap::Parser;
 use corten_cri::BLOCKING_THREADS;
 use corten_cri::cli::{Action, Cli};
 use corten_cri::config::{Config, LogFormat, LogLevel};
-use corten_cri::server;
+use corten_cri::{image_cli, server};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     let config = match Cli::parse().run() {
         Ok(Action::Serve(config)) => *config,
+        Ok(Action::Image(config, command)) => {
+            return match image_cli::run(&config.listen, command) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("{error:#}")),
+            };
+        }
         Ok(Action::Exit(code)) => return code,
         Err(problems) => return fail(&problems.to_string()),
     };

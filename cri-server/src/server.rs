@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
+use corten_proto::images::images_server::ImagesServer;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
@@ -24,8 +25,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::config::Config;
-use crate::image::ImageStore;
+use crate::drop_in;
 use crate::image::snapshot::Snapshots;
+use crate::image::{ImageStore, Policy};
+use crate::image_admin::ImageAdmin;
 use crate::image_service::ImageService;
 use crate::node::{Node, remove_file};
 use crate::paths::Paths;
@@ -52,14 +55,24 @@ pub async fn serve(config: Config) -> Result<()> {
         .with_context(|| format!("open the images in {}", image_root.display()))?;
     let (wanted, limit) = (config.storage.snapshotter, config.storage.writable_layer_limit_bytes);
     let snapshots = Snapshots::open(images.clone(), &paths.containers(), wanted, limit)?;
-    let endpoint = config.listen.clone();
+    if let Some(file) = &config.image_policy {
+        let policy = Policy::of(file);
+        if let Err(error) = policy.check() {
+            tracing::error!("image policy: {error:#}; no image can be used until this is mended");
+        }
+        images.enforce(policy);
+    }
+    let (endpoint, import_dir) = (config.listen.clone(), config.import_dir());
     let node = Node::new(config, images.clone(), snapshots)?;
     recover(&node).await?;
     // Only now does every container hold its layers.
     images.sweep();
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    // Beside the calls: what lies there may be many gigabytes.
+    let importing = tokio::spawn(drop_in::import_all(images.clone(), import_dir));
     let served = serve_on(&listener, &node).await;
+    importing.abort();
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
     served
@@ -77,6 +90,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
     let image = ImageServiceServer::new(ImageService::new(node))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let admin = ImagesServer::new(ImageAdmin::new(node.clone()));
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender has gone, which is as good.
@@ -85,6 +99,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
     let serving = Server::builder()
         .add_service(runtime)
         .add_service(image)
+        .add_service(admin)
         .serve_with_incoming_shutdown(UnixListenerStream::new(incoming), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),

@@ -3,6 +3,7 @@
 //! | module | between | form |
 //! |---|---|---|
 //! | [`cri`] (feature `cri`) | kubelet, crictl and `corten-cri` | gRPC, `cri/api.proto` |
+//! | [`images`] (feature `cri`) | `corten-cri image` and the server | gRPC, `images/images.proto` |
 //! | [`shim`] | `corten-cri` and `corten-shim` | packets, `shim/shim.proto` |
 //! | [`exit`] | `corten-shim` and whoever reads the disk later | one JSON file a container |
 //! | [`log`] | `corten-cri` and `corten-shim` | a path's rule |
@@ -19,6 +20,16 @@ pub mod log;
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
+}
+
+/// What `corten-cri image` asks of the server beyond the CRI; `images/images.proto` draws it.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
+pub mod images {
+    /// Most bytes of an archive in one message.
+    pub const MAX_PIECE: usize = 1 << 20;
+
+    tonic::include_proto!("corten.images.v1");
 }
 
 /// The protocol between `corten-cri` and `corten-shim`; `shim/shim.proto` draws it.

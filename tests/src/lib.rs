@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod cgroup;
 pub mod cri;
 pub mod image;
+pub mod image_cli;
 pub mod leak;
 pub mod netns;
 pub mod node;

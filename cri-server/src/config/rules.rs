@@ -45,6 +45,10 @@ impl Rules {
         let (root, state) = (&config.root, &config.state);
         self.check(is_plain_absolute(root), &["root"], PLAIN);
         self.check(is_plain_absolute(state), &["state"], PLAIN);
+        let import_dir = config.import_dir.as_deref();
+        self.check(import_dir.is_none_or(is_plain_absolute), &["import_dir"], PLAIN);
+        let policy = config.image_policy.as_deref();
+        self.check(policy.is_none_or(is_plain_absolute), &["image_policy"], PLAIN);
         let nested = root.starts_with(state) || state.starts_with(root);
         self.check(!nested, &["state"], "must be neither inside root nor around it");
         self.check(is_plain_absolute(&config.netns_dir), &["netns_dir"], PLAIN);
@@ -222,6 +226,8 @@ mod tests {
             (|c| c.state = "/var/lib/corten/state".into(), "state"),
             (|c| c.root = c.state.clone(), "state"),
             (|c| c.listen = format!("/{}", "x".repeat(107)).into(), "listen"),
+            (|c| c.import_dir = Some("import".into()), "import_dir"),
+            (|c| c.image_policy = Some("p".into()), "image_policy"),
             (|c| c.worker_threads = 0, "worker_threads"),
             (|c| c.default_runtime = "none".into(), "default_runtime"),
             (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),

@@ -17,6 +17,8 @@ pub enum Cause {
     Unreachable,
     /// The image's: its content is not what its digests say, or is of a form that is not supported.
     Refused,
+    /// The policy's: the image is not one that it lets pass.
+    Untrusted,
     /// This node's: a full disk, for example.
     Local,
 }
@@ -39,6 +41,15 @@ impl PullError {
 
     pub(super) fn refused(message: impl Into<String>) -> Self {
         PullError::new(Cause::Refused, message)
+    }
+
+    /// The caller stopped sending what it had begun to send.
+    pub fn broken_off(why: &str) -> Self {
+        PullError::new(Cause::Invalid, format!("archive: it broke off: {why}"))
+    }
+
+    pub(super) fn untrusted(message: impl Into<String>) -> Self {
+        PullError::new(Cause::Untrusted, message)
     }
 
     pub(super) fn local(error: &anyhow::Error) -> Self {

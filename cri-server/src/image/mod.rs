@@ -43,39 +43,57 @@
 //! | [`registry`], [`auth`] | HTTP, mirrors, credentials |
 //! | `manifest`, `platform` | what documents are accepted, and which of an index; pure |
 //! | `pull`, `in_flight` | the order of a pull, and what pulls share |
+//! | `policy`, `signature` | which images may be used, and cosign's signatures of them |
+//! | `progress` | how far pulls and imports are |
 //! | `slots`, `pace` | how many layers at once, and how slow they may come |
 //! | `layer`, `blob`, `decode`, `hash` | one layer: threads, digests, packings |
 //! | `unpack` | a layer's archive applied to a directory |
+//! | `archive`, `import` | images from files instead of registries |
+//! | `export`, `layer_tar` | an image as a file, its layers as archives again |
+//! | `check` | whether records, layers and accounts agree |
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | `pins` | which images the kubelet is asked to leave alone, pure |
 //! | [`snapshot`] | containers' roots and image volumes; what containers have written |
 //!
-//! Left out: signatures.
+//! Left out: keyless signatures.
 
+mod archive;
 pub mod auth;
 mod blob;
+mod check;
 mod decode;
 mod error;
+mod export;
 mod hash;
+mod import;
 mod in_flight;
 mod layer;
+mod layer_tar;
 mod manifest;
 mod pace;
 mod pins;
 mod platform;
+mod policy;
+mod progress;
 mod pull;
 mod record;
 pub mod reference;
 pub mod registry;
 mod short_name;
+mod signature;
 mod slots;
 pub mod snapshot;
 mod store;
 mod unpack;
 
+pub use archive::ArchiveSource;
 pub use auth::Credentials;
+pub use check::{Finding, Report};
 pub use error::{Cause, PullError};
+pub use import::Imported;
 pub use pins::Pins;
+pub use policy::{Admission, Policy};
+pub use progress::{LayerSnapshot, Progress, Snapshot};
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{PullConfig, RegistryConfig, RegistryConfigs};

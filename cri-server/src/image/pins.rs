@@ -52,6 +52,7 @@ mod tests {
             size: 1,
             config: Default::default(),
             layers: Vec::new(),
+            admissions: Default::default(),
         };
         let by_digest = format!("*@{digest}");
         let table = [

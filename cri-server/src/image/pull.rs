@@ -1,7 +1,7 @@
 //! The order of a pull, and what concurrent pulls share.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
@@ -15,6 +15,8 @@ use super::in_flight::InFlight;
 use super::layer::{self, Expected};
 use super::manifest::{self, Descriptor, Document, Manifest};
 use super::platform::Platform;
+use super::policy::Policy;
+use super::progress::{Board, Progress};
 use super::record::Image;
 use super::reference::{Reference, ReferenceError, Version};
 use super::registry::{Body, Registries, RegistryConfigs, Repository};
@@ -23,13 +25,13 @@ use super::slots::{PullLimits, Slot, Slots};
 use super::store::{ImageStore, LayerLease};
 
 /// Largest image config, in bytes.
-const MAX_CONFIG: u64 = 4 << 20;
+pub(super) const MAX_CONFIG: u64 = 4 << 20;
 
 /// Pieces of a download that may wait for the unpacker. One is as much as the connection had ready, up to 400 KiB; what
 /// is not taken waits in the socket.
 const CHUNKS_WAITING: usize = 8;
 
-type LayerResult = Result<Arc<LayerLease>, PullError>;
+pub(super) type LayerResult = Result<Arc<LayerLease>, PullError>;
 
 /// What makes two downloads the same: what is fetched, what it is to become, where from and with which rights. The diff id
 /// alone is the claim of an image, which may not deliver.
@@ -46,7 +48,10 @@ pub(super) struct Pulls {
     registries: Registries,
     images: InFlight<(Reference, Credentials), Result<Arc<Image>, PullError>>,
     layers: InFlight<LayerKey, LayerResult>,
-    slots: Slots,
+    pub(super) slots: Slots,
+    pub(super) board: Board,
+    /// Set once, before the first pull.
+    pub(super) policy: OnceLock<Policy>,
 }
 
 impl Pulls {
@@ -56,6 +61,8 @@ impl Pulls {
             images: InFlight::new(),
             layers: InFlight::new(),
             slots: Slots::new(limits),
+            board: Board::default(),
+            policy: OnceLock::new(),
         }
     }
 }
@@ -74,26 +81,46 @@ impl ImageStore {
         let reference: Reference = reference.parse()?;
         let key = (reference.clone(), credentials.clone());
         let store = Arc::clone(self);
-        let pulled = self.pulls.images.join(key, || async move {
-            let pulled = store.pull_now(&reference, credentials).await;
-            pulled.map_err(|error| error.context(format!("pull {reference}")))
+        let pulled = self.pulls.images.join(key, || {
+            // Listed before the caller can ask for it.
+            let progress = store.pulls.board.start(&reference);
+            async move {
+                let pulled = store.pull_now(&reference, credentials, &progress).await;
+                progress.log_end("pull", &reference.to_string(), pulled.as_ref().map(|image| &image.id));
+                pulled.map_err(|error| error.context(format!("pull {reference}")))
+            }
         });
         pulled.await.unwrap_or_else(|| Err(ended("the pull")))
+    }
+
+    /// How far the pull of `reference` is; `None` where there is none.
+    #[must_use]
+    pub fn progress(&self, reference: &Reference) -> Option<Arc<Progress>> {
+        self.pulls.board.find(reference)
     }
 
     async fn pull_now(
         self: &Arc<Self>,
         reference: &Reference,
         credentials: Credentials,
+        progress: &Progress,
     ) -> Result<Arc<Image>, PullError> {
+        tracing::info!(image = %reference, "pull begins");
+        self.may_pull(reference).await?;
+        progress.stage("manifest");
         let registries = &self.pulls.registries;
         let repository = Arc::new(registries.repository(reference, credentials).await?);
         let platform = Platform::host();
         let (digest, manifest) = resolve(&repository, reference, &platform).await?;
+        progress.stage("policy");
+        let admission = self.admit(&repository, reference, &digest).await?;
+        progress.stage("config");
         let (config, config_size) = self.config(&repository, &manifest.config).await?;
         let layers = manifest::diff_ids(&config, &manifest, &platform)?;
+        progress.stage("layers");
         // Held until the record names the layers: a removal meanwhile must not free them.
-        let leases = self.layers(&repository, &manifest, &layers).await?;
+        let leases = self.layers(&repository, &manifest, &layers, progress).await?;
+        progress.stage("record");
         let image = Image {
             id: manifest.config.digest,
             repo_tags: Vec::new(),
@@ -101,6 +128,7 @@ impl ImageStore {
             size: self.layers_size(&layers).saturating_add(config_size),
             config,
             layers,
+            admissions: BTreeMap::from([(reference.at(&digest), admission)]),
         };
         let (store, reference) = (Arc::clone(self), reference.clone());
         let publishing = tokio::task::spawn_blocking(move || {
@@ -144,7 +172,10 @@ impl ImageStore {
         repository: &Arc<Repository>,
         manifest: &Manifest,
         diff_ids: &[Digest],
+        progress: &Progress,
     ) -> Result<Vec<Arc<LayerLease>>, PullError> {
+        let counter = |(blob, _): &(Descriptor, _)| self.pulls.board.layer(&blob.digest, blob.size);
+        progress.layers(manifest.layers.iter().map(counter).collect());
         let wanted: BTreeMap<&Digest, &(Descriptor, manifest::Packing)> =
             diff_ids.iter().zip(&manifest.layers).collect();
         let mut tasks = tokio::task::JoinSet::new();
@@ -155,7 +186,13 @@ impl ImageStore {
                 diff_id: diff_id.clone(),
             };
             let (store, repository) = (Arc::clone(self), Arc::clone(repository));
-            tasks.spawn(async move { store.layer(repository, expected).await });
+            let image = progress.image().to_owned();
+            tasks.spawn(async move {
+                let counter = store.pulls.board.layer(&expected.blob.digest, expected.blob.size);
+                let layer = store.layer(repository, expected).await?;
+                counter.finish(&image);
+                Ok(layer)
+            });
         }
         let mut leases = Vec::new();
         // The first failure ends the others: dropping the set aborts its tasks.
@@ -190,7 +227,7 @@ impl ImageStore {
     }
 
     /// The layer, if it is here.
-    fn present(&self, expected: &Expected) -> Option<Arc<LayerLease>> {
+    pub(super) fn present(&self, expected: &Expected) -> Option<Arc<LayerLease>> {
         let lease = self.lease(std::slice::from_ref(&expected.diff_id));
         lease.ok().map(Arc::new)
     }
@@ -225,6 +262,8 @@ impl ImageStore {
         slot: Slot,
         expected: Expected,
     ) -> LayerResult {
+        let counter = self.pulls.board.layer(&expected.blob.digest, expected.blob.size);
+        let mut received = 0;
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let store = Arc::clone(self);
         let unpacking = tokio::task::spawn_blocking(move || {
@@ -238,6 +277,8 @@ impl ImageStore {
                 Ok(None) => break,
                 Err(error) => Err(error),
             };
+            received += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            counter.received(received);
             let broken = chunk.is_err();
             // A closed channel is an unpacker that has failed; its result says why.
             if sender.send(chunk).await.is_err() || broken {
@@ -250,7 +291,7 @@ impl ImageStore {
     }
 
     /// Blocks; for a thread of its own.
-    fn unpack(
+    pub(super) fn unpack(
         &self,
         receiver: mpsc::Receiver<Result<bytes::Bytes, PullError>>,
         expected: &Expected,
@@ -315,6 +356,6 @@ fn check(content: &[u8], descriptor: &Descriptor) -> Result<(), PullError> {
 }
 
 /// What callers are told where a task of ours panicked; the panic itself is in the log.
-fn ended(what: &str) -> PullError {
+pub(super) fn ended(what: &str) -> PullError {
     PullError::local(&anyhow::anyhow!("{what} ended without a result"))
 }

@@ -14,6 +14,7 @@ use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
+use super::policy::Admission;
 use super::unpack::Usage;
 
 /// The suffix of what is not, or not any more, what its name says.
@@ -38,9 +39,26 @@ pub struct Image {
     pub config: ImageConfiguration,
     /// Diff ids, bottom first.
     pub layers: Vec<Digest>,
+    /// What the policy saw, by the name with digest that it was pulled as; by the name alone for what an archive brought.
+    #[serde(default)]
+    pub admissions: BTreeMap<String, Admission>,
 }
 
 impl Image {
+    /// The record after the image that `known` is about has come once more: its names, and what the policy saw of both.
+    pub(super) fn joined(self, known: Option<&Image>) -> Image {
+        let Some(known) = known else { return self };
+        let mut joined = known.clone();
+        for (name, admission) in self.admissions {
+            // An archive takes away nothing of what a registry has shown.
+            let keeps = joined.admissions.get(&name).is_some_and(|before| !before.imported);
+            if !(keeps && admission.imported) {
+                joined.admissions.insert(name, admission);
+            }
+        }
+        joined
+    }
+
     /// Writes the record of the store at `root`, in place of an earlier one.
     pub(super) fn save(&self, root: &Path) -> Result<()> {
         let path = path_of(root, &self.id);

@@ -211,8 +211,26 @@ impl ImageStore {
         self.inner.publish(image, reference, manifest)
     }
 
+    /// Records an image of an archive, whose layers the caller has leased, under all of `names`. Blocks on the disk.
+    pub(super) fn publish_import(
+        &self,
+        image: Image,
+        names: &[Reference],
+        manifest: Option<&Digest>,
+    ) -> Result<Arc<Image>> {
+        self.inner.publish_import(image, names, manifest)
+    }
+
+    /// What is known of every layer.
+    pub(super) fn layer_usages(&self) -> Vec<(Digest, Usage)> {
+        let state = self.inner.state();
+        let usages = state.layers.iter().map(|(layer, known)| (layer.clone(), known.usage));
+        usages.collect()
+    }
+
     /// What `layers` take together, each counted once.
-    pub(super) fn layers_size(&self, layers: &[Digest]) -> u64 {
+    #[must_use]
+    pub fn layers_size(&self, layers: &[Digest]) -> u64 {
         let state = self.inner.state();
         let distinct: BTreeSet<&Digest> = layers.iter().collect();
         distinct
@@ -321,7 +339,7 @@ impl Inner {
     fn publish(&self, image: Image, reference: &Reference, manifest: &Digest) -> Result<Arc<Image>> {
         let _writer = self.writer();
         let known = self.state().images.get(&image.id).cloned();
-        let mut image = known.map_or(image, |known| Image::clone(&known));
+        let mut image = image.joined(known.as_deref());
         add(&mut image.repo_digests, reference.at(manifest));
         if matches!(reference.version, Version::Tag(_)) {
             let tag = reference.to_string();
@@ -331,6 +349,26 @@ impl Inner {
             self.take_tag(&tag, &image.id)?;
         } else {
             image.save(&self.root)?;
+        }
+        let image = Arc::new(image);
+        self.state().images.insert(image.id.clone(), Arc::clone(&image));
+        Ok(image)
+    }
+
+    fn publish_import(&self, image: Image, names: &[Reference], manifest: Option<&Digest>) -> Result<Arc<Image>> {
+        let _writer = self.writer();
+        let known = self.state().images.get(&image.id).cloned();
+        let mut image = image.joined(known.as_deref());
+        for name in names {
+            if let Some(manifest) = manifest {
+                add(&mut image.repo_digests, name.at(manifest));
+            }
+            add(&mut image.repo_tags, name.to_string());
+        }
+        // The new holder first: at no time is a tag nowhere.
+        image.save(&self.root)?;
+        for name in names {
+            self.take_tag(&name.to_string(), &image.id)?;
         }
         let image = Arc::new(image);
         self.state().images.insert(image.id.clone(), Arc::clone(&image));

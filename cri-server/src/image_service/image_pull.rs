@@ -7,8 +7,11 @@ use tonic::{Code, Status};
 
 use crate::image::{Cause, Credentials, ImageStore, PullError};
 
+/// What the kubelet knows an image by that the policy does not let pass.
+pub(crate) const UNTRUSTED: &str = "SignatureValidationFailed: ";
+
 /// Pulls and returns the image's id, which the kubelet compares with what ListImages and ContainerStatus say.
-pub(super) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
+pub(crate) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
     let candidates = images.candidates(name);
     let candidates = candidates.map_err(|error| super::invalid(name, &error))?;
     let mut failed: Option<PullError> = None;
@@ -36,13 +39,15 @@ pub(super) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&Aut
     Err(failed.map_or_else(|| Status::internal("no registry is configured for short names"), status))
 }
 
-fn status(error: PullError) -> Status {
+/// A failed pull or import, as the CRI tells it.
+pub(crate) fn status(error: PullError) -> Status {
     let (code, prefix) = match error.cause {
         Cause::Invalid => (Code::InvalidArgument, ""),
         Cause::NotFound => (Code::NotFound, ""),
         Cause::Denied => (Code::PermissionDenied, ""),
-        // The kubelet looks for this word at the beginning of an error of code Unknown (kubernetes' pkg/kubelet/images).
+        // The kubelet looks for these words at the beginning of an error of code Unknown (kubernetes' pkg/kubelet/images).
         Cause::Unreachable => (Code::Unknown, "RegistryUnavailable: "),
+        Cause::Untrusted => (Code::Unknown, UNTRUSTED),
         Cause::Refused => (Code::FailedPrecondition, ""),
         Cause::Local => (Code::Internal, ""),
     };

@@ -1,30 +1,61 @@
 //! ImageStatus, and an image in the CRI's form.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use corten_proto::cri;
 use tonic::Status;
 
-use crate::image::{Image, Pins};
+use crate::image::{Image, ImageStore, Pins, Reference};
 
-/// The answer about one image; an unknown one is an empty answer and no error.
-pub(super) fn response(image: Option<&Image>, pins: &Pins, verbose: bool) -> Result<cri::ImageStatusResponse, Status> {
-    let Some(image) = image else {
-        return Ok(cri::ImageStatusResponse::default());
-    };
+/// The answer about one image; an unknown one is an empty answer and no error. Verbose, it tells of a pull of that name
+/// too, whether or not the image is here.
+pub(super) fn response(
+    images: &ImageStore,
+    name: &str,
+    image: Option<&Image>,
+    pins: &Pins,
+    verbose: bool,
+) -> Result<cri::ImageStatusResponse, Status> {
     let mut info = HashMap::new();
     if verbose {
-        let details = serde_json::json!({ "layers": image.layers, "imageSpec": image.config });
-        info.insert("info".to_owned(), details.to_string());
+        if let Some(image) = image {
+            info.insert("info".to_owned(), details(images, image).to_string());
+        }
+        let reference = name.parse::<Reference>().ok();
+        if let Some(progress) = reference.and_then(|reference| images.progress(&reference)) {
+            let text = serde_json::to_string(&progress.snapshot());
+            info.insert(
+                "progress".to_owned(),
+                text.map_err(|error| Status::internal(error.to_string()))?,
+            );
+        }
     }
     Ok(cri::ImageStatusResponse {
-        image: Some(to_cri(image, pins)),
+        image: image.map(|image| to_cri(image, pins)),
         info,
     })
 }
 
+/// The image's config, and its layers, bottom first, with what each takes on disk.
+fn details(images: &ImageStore, image: &Image) -> serde_json::Value {
+    let layers = image.layers.iter().map(|layer| {
+        let size = images.layers_size(std::slice::from_ref(layer));
+        serde_json::json!({ "diffID": layer, "size": size, "path": images.layer_path(layer) })
+    });
+    let policy = image
+        .admissions
+        .iter()
+        .map(|(name, admission)| (name.as_str(), admission.verdict.as_str()));
+    serde_json::json!({
+        "size": image.size,
+        "policy": policy.collect::<BTreeMap<_, _>>(),
+        "layers": layers.collect::<Vec<_>>(),
+        "imageSpec": image.config,
+    })
+}
+
 /// An image as the CRI shows it.
-pub(super) fn to_cri(image: &Image, pins: &Pins) -> cri::Image {
+pub(crate) fn to_cri(image: &Image, pins: &Pins) -> cri::Image {
     let user = image
         .config
         .config()

@@ -9,8 +9,8 @@
 //! Left out: images of one runtime handler only (every handler has the same images).
 
 mod image_fs_info;
-mod image_pull;
-mod image_status;
+pub(crate) mod image_pull;
+pub(crate) mod image_status;
 
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use corten_proto::cri;
 use tonic::{Request, Response, Status};
 
 use self::image_fs_info::Mountpoints;
+use crate::error::Error;
 use crate::image::snapshot::Snapshots;
 use crate::image::{Image, ImageStore, Pins, ReferenceError};
 use crate::node::{Node, blocking};
@@ -31,6 +32,8 @@ pub struct ImageService {
     snapshots: Arc<Snapshots>,
     pins: Pins,
     mountpoints: Arc<Mountpoints>,
+    /// The runtime handlers that an image may be asked for. They all have the same images.
+    handlers: Vec<String>,
 }
 
 impl ImageService {
@@ -42,6 +45,7 @@ impl ImageService {
             snapshots: node.snapshots.clone(),
             pins: Pins::new(&node.config.storage.pinned_images),
             mountpoints: Arc::new(Mountpoints::of(&node.images, &node.snapshots)),
+            handlers: node.config.handlers().into_iter().map(str::to_owned).collect(),
         }
     }
 
@@ -101,7 +105,7 @@ impl cri::image_service_server::ImageService for ImageService {
         let request = request.into_inner();
         let name = named(request.image)?;
         let image = self.find(&name)?;
-        image_status::response(image.as_deref(), &self.pins, request.verbose).map(Response::new)
+        image_status::response(&self.images, &name, image.as_deref(), &self.pins, request.verbose).map(Response::new)
     }
 
     async fn pull_image(
@@ -109,6 +113,14 @@ impl cri::image_service_server::ImageService for ImageService {
         request: Request<cri::PullImageRequest>,
     ) -> Result<Response<cri::PullImageResponse>, Status> {
         let request = request.into_inner();
+        let handler = request
+            .image
+            .as_ref()
+            .map_or("", |image| image.runtime_handler.as_str());
+        if !handler.is_empty() && !self.handlers.iter().any(|known| known == handler) {
+            let rule = "must be empty or the name of a configured runtime";
+            return Err(Error::invalid("image.runtime_handler", handler, rule).into());
+        }
         let name = named(request.image)?;
         let image_ref = image_pull::pull(&self.images, &name, request.auth.as_ref()).await?;
         Ok(Response::new(cri::PullImageResponse { image_ref }))

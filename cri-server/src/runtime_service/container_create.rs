@@ -24,6 +24,7 @@ use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
 use crate::image::snapshot::Snapshots;
 use crate::image::{Image, LayerLease, snapshot};
+use crate::image_service::image_pull::UNTRUSTED;
 use crate::node::{Node, blocking, new_id, remove_tree};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
@@ -103,6 +104,7 @@ impl Node {
         let operations = sandbox.clone();
         let _open = operations.operations.read().await;
         let plan = self.plan(sandbox, config)?;
+        self.check_policy(&plan).await?;
         let id = plan.id.clone();
         let result = self.build_container(plan).await;
         if result.is_err() {
@@ -137,6 +139,19 @@ impl Node {
             config,
             sandbox,
         })
+    }
+
+    /// Whether the policy, as it is now, lets the image run under the name that the pod has for it.
+    async fn check_policy(&self, plan: &Plan) -> Result<(), Error> {
+        let asked = plan.config.image.as_ref().map_or("", |image| {
+            let asked = [&image.user_specified_image, &image.image];
+            asked
+                .into_iter()
+                .find(|name| !name.is_empty())
+                .map_or("", String::as_str)
+        });
+        let judged = self.images.may_run(&plan.image, asked).await;
+        judged.map_err(|error| Error::State(format!("{UNTRUSTED}image {}: {error}", plan.image.id)))
     }
 
     /// The image, which must be here: pulling is the kubelet's decision.

@@ -1,0 +1,316 @@
+//! An unpacked layer as an archive again: the reverse of `unpack`.
+//!
+//! The archive holds everything the directory does: names in order, owners, modes, times in nanoseconds, extended
+//! attributes, hard links, devices; overlayfs's whiteouts become those of layers. The same directory always gives the same
+//! bytes. They are not the bytes that the layer was unpacked from: the order of entries, the form of headers and entries
+//! that overwrote each other are not kept, so the diff id is another one.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use tar::{EntryType, Header};
+
+/// Longest extended attribute, and longest list of their names (xattr(7)).
+const MAX_XATTR: usize = 64 << 10;
+
+/// Largest owner that a header has room for: seven octal digits.
+const MAX_ID: u32 = 0o7_777_777;
+
+/// What marks a directory that hides the one below it (overlayfs).
+const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+
+/// Writes the layer whose files are in `dir`.
+pub(super) fn write(dir: &Path, out: impl Write) -> Result<()> {
+    let root = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
+    let mut writer = LayerWriter {
+        // Short, however deep below `/` the store is: paths in a layer may be as long as the kernel allows.
+        root: PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+        archive: tar::Builder::new(out),
+        linked: HashMap::new(),
+    };
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(path) = waiting.pop() {
+        let below = writer.entry(&path);
+        let below = below.with_context(|| format!("entry {:?}", path.display()))?;
+        // Backwards, so that they leave the stack in order.
+        waiting.extend(below.into_iter().rev().map(|name| path.join(name)));
+    }
+    writer.archive.into_inner().context("end the archive")?.flush()?;
+    drop(root);
+    Ok(())
+}
+
+struct LayerWriter<W: Write> {
+    root: PathBuf,
+    archive: tar::Builder<W>,
+    /// The first name of every file that has several.
+    linked: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> LayerWriter<W> {
+    /// Writes one entry, and returns the names in it if it is a directory.
+    fn entry(&mut self, path: &Path) -> Result<Vec<OsString>> {
+        let real = match path.as_os_str().is_empty() {
+            true => self.root.join("."),
+            false => self.root.join(path),
+        };
+        let metadata = real.symlink_metadata().context("lstat")?;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            self.directory(path, &real, &metadata)?;
+            return names(&real);
+        }
+        if kind.is_char_device() && metadata.rdev() == 0 {
+            return self.whiteout(path).map(|()| Vec::new());
+        }
+        // No archive has a type for it, and no archive made one.
+        ensure!(!kind.is_socket(), "a socket cannot be in a layer");
+        if metadata.nlink() > 1 {
+            let file = (metadata.dev(), metadata.ino());
+            if let Some(first) = self.linked.get(&file).cloned() {
+                let fields = Fields::new(path, EntryType::Link, &metadata).link(first.as_os_str().as_bytes());
+                return fields.append(&mut self.archive, io::empty()).map(|()| Vec::new());
+            }
+            self.linked.insert(file, path.to_owned());
+        }
+        self.other(path, &real, &metadata)?;
+        Ok(Vec::new())
+    }
+
+    fn directory(&mut self, path: &Path, real: &Path, metadata: &Metadata) -> Result<()> {
+        let name = match path.as_os_str().is_empty() {
+            true => Path::new("./"),
+            false => path,
+        };
+        let attributes = xattrs(real)?;
+        let is_opaque = attributes.iter().any(|(name, _)| name == OPAQUE);
+        let fields = Fields::new(name, EntryType::Directory, metadata).xattrs(&attributes);
+        fields.append(&mut self.archive, io::empty())?;
+        if is_opaque {
+            self.mark(&path.join(".wh..wh..opq"))?;
+        }
+        Ok(())
+    }
+
+    fn whiteout(&mut self, path: &Path) -> Result<()> {
+        let hidden = path.file_name().context("the root is a directory")?;
+        let mut name = OsString::from(".wh.");
+        name.push(hidden);
+        self.mark(&path.with_file_name(name))
+    }
+
+    /// An entry that only its name matters of.
+    fn mark(&mut self, path: &Path) -> Result<()> {
+        Fields::mark(path).append(&mut self.archive, io::empty())
+    }
+
+    /// What is neither a directory nor a whiteout.
+    fn other(&mut self, path: &Path, real: &Path, metadata: &Metadata) -> Result<()> {
+        let kind = metadata.file_type();
+        let attributes = xattrs(real)?;
+        let fields = |kind| Fields::new(path, kind, metadata).xattrs(&attributes);
+        if kind.is_file() {
+            let size = metadata.len();
+            let mut content = File::open(real).context("open")?.take(size);
+            let mut fields = fields(EntryType::Regular);
+            fields.header.set_size(size);
+            fields.append(&mut self.archive, &mut content)?;
+            // Otherwise the rest of the archive would be shifted.
+            ensure!(content.limit() == 0, "the file became shorter while it was read");
+            return Ok(());
+        }
+        let fields = if kind.is_symlink() {
+            let target = real.read_link().context("readlink")?;
+            fields(EntryType::Symlink).link(target.as_os_str().as_bytes())
+        } else if kind.is_fifo() {
+            fields(EntryType::Fifo)
+        } else if kind.is_block_device() {
+            fields(EntryType::Block).device(metadata.rdev())?
+        } else {
+            fields(EntryType::Char).device(metadata.rdev())?
+        };
+        fields.append(&mut self.archive, io::empty())
+    }
+}
+
+/// A header, and the records for what it has no room for.
+struct Fields {
+    header: Header,
+    records: Vec<(String, Vec<u8>)>,
+}
+
+impl Fields {
+    fn new(path: &Path, kind: EntryType, metadata: &Metadata) -> Fields {
+        let mut fields = Fields::mark(path);
+        let header = &mut fields.header;
+        header.set_entry_type(kind);
+        header.set_mode(metadata.mode() & 0o7777);
+        header.set_uid(metadata.uid().min(MAX_ID).into());
+        header.set_gid(metadata.gid().min(MAX_ID).into());
+        for (key, id) in [("uid", metadata.uid()), ("gid", metadata.gid())] {
+            if id > MAX_ID {
+                fields.record(key, id.to_string().as_bytes());
+            }
+        }
+        let header = &mut fields.header;
+        let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+        header.set_mtime(u64::try_from(seconds).unwrap_or_default());
+        if nanoseconds != 0 || seconds < 0 {
+            fields.record("mtime", decimal(seconds, nanoseconds).as_bytes());
+        }
+        fields
+    }
+
+    /// A regular file of nobody in particular.
+    fn mark(path: &Path) -> Fields {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::Regular);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        let mut fields = Fields {
+            header,
+            records: Vec::new(),
+        };
+        let path = path.as_os_str().as_bytes();
+        let ustar = fields.header.as_ustar_mut();
+        if ustar.is_some_and(|header| !put(&mut header.name, path)) {
+            fields.record("path", path);
+        }
+        fields
+    }
+
+    fn link(mut self, target: &[u8]) -> Fields {
+        let header = self.header.as_ustar_mut();
+        if header.is_some_and(|header| !put(&mut header.linkname, target)) {
+            self.record("linkpath", target);
+        }
+        self
+    }
+
+    fn device(mut self, device: u64) -> Result<Fields> {
+        self.header.set_device_major(rustix::fs::major(device))?;
+        self.header.set_device_minor(rustix::fs::minor(device))?;
+        Ok(self)
+    }
+
+    fn xattrs(mut self, attributes: &[(Vec<u8>, Vec<u8>)]) -> Fields {
+        for (name, value) in attributes {
+            // overlayfs's own say something here only; the label is every node's own.
+            if !name.starts_with(b"trusted.overlay.") && name != b"security.selinux" {
+                let key = format!("SCHILY.xattr.{}", String::from_utf8_lossy(name));
+                self.record(&key, value);
+            }
+        }
+        self
+    }
+
+    fn record(&mut self, key: &str, value: &[u8]) {
+        self.records.push((key.to_owned(), value.to_vec()));
+    }
+
+    fn append<W: Write>(mut self, archive: &mut tar::Builder<W>, content: impl Read) -> Result<()> {
+        let records = self.records.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
+        archive.append_pax_extensions(records).context("write the records")?;
+        self.header.set_cksum();
+        archive.append(&self.header, content).context("write")
+    }
+}
+
+/// Copies `text` into a header's field; false where it does not fit.
+fn put(field: &mut [u8], text: &[u8]) -> bool {
+    let end = text.len().min(field.len());
+    field[..end].copy_from_slice(&text[..end]);
+    end == text.len()
+}
+
+/// Seconds and nanoseconds as one number, also before 1970: then the nanoseconds count forwards from the second before.
+fn decimal(seconds: i64, nanoseconds: i64) -> String {
+    match (seconds, nanoseconds) {
+        (seconds, 0) => seconds.to_string(),
+        (seconds @ 0.., nanoseconds) => format!("{seconds}.{nanoseconds:09}"),
+        (seconds, nanoseconds) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
+    }
+}
+
+/// The names in a directory, in order.
+fn names(dir: &Path) -> Result<Vec<OsString>> {
+    let entries = dir.read_dir().context("read the directory")?;
+    let names: io::Result<Vec<OsString>> = entries.map(|entry| entry.map(|found| found.file_name())).collect();
+    let mut names = names.context("read the directory")?;
+    names.sort();
+    Ok(names)
+}
+
+/// Every extended attribute of a file, in order.
+fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut buffer = vec![0; MAX_XATTR];
+    let length = rustix::fs::llistxattr(path, &mut buffer[..]).context("llistxattr")?;
+    let mut names: Vec<Vec<u8>> = buffer[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect();
+    names.sort();
+    let value = |name: Vec<u8>| {
+        let mut buffer = vec![0; MAX_XATTR];
+        let length = rustix::fs::lgetxattr(path, OsString::from_vec(name.clone()), &mut buffer[..])
+            .with_context(|| format!("lgetxattr {:?}", String::from_utf8_lossy(&name)))?;
+        buffer.truncate(length);
+        Ok((name, buffer))
+    };
+    names.into_iter().map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_too() {
+        let table = [
+            (5, 1, "5.000000001"),
+            (5, 0, "5"),
+            (-1, 500_000_000, "-0.500000000"),
+            (-2, 250_000_000, "-1.750000000"),
+            (-3, 0, "-3"),
+        ];
+        for (seconds, nanoseconds, text) in table {
+            assert_eq!(decimal(seconds, nanoseconds), text);
+        }
+    }
+
+    #[test]
+    fn a_directory_always_gives_the_same_archive() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b", "a", "c"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("f"), name).unwrap();
+        }
+        std::fs::hard_link(dir.path().join("a/f"), dir.path().join("b/g")).unwrap();
+        let mut twice = [Vec::new(), Vec::new()];
+        for out in &mut twice {
+            write(dir.path(), out).unwrap();
+        }
+        assert_eq!(twice[0], twice[1]);
+        let mut archive = tar::Archive::new(twice[0].as_slice());
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let link = entry.link_name().unwrap().map(|link| link.display().to_string());
+            (entry.path().unwrap().display().to_string(), link)
+        });
+        let entries: Vec<_> = entries.collect();
+        let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["./", "a", "a/f", "b", "b/f", "b/g", "c", "c/f"]);
+        assert_eq!(entries[5].1.as_deref(), Some("a/f"));
+    }
+}
