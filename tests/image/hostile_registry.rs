@@ -85,7 +85,7 @@ async fn replies_without_end_are_given_up() {
         );
         lab.assert_empty();
     }
-    // Tests beside this one take memory too; what must not happen is 64 MiB a reply and try.
+    // Tests beside this one take memory too; what must not happen is 1 GiB of one reply.
     let grown = peak().saturating_sub(before);
     assert!(grown < 200 << 10, "{grown} KiB");
     lab.finish();

@@ -27,10 +27,10 @@ fn ranges(lab: &Lab, blob: &str) -> Vec<Option<String>> {
         .collect()
 }
 
-/// A store that waits one second for a byte.
+/// A store that waits three seconds for a byte, one in each of three tries.
 fn impatient(lab: &Lab) -> Arc<ImageStore> {
     let mut configs = lab.configs();
-    configs.pull.progress_timeout_s = 1;
+    configs.pull.progress_timeout_s = 3;
     lab.store_with("impatient", configs)
 }
 

@@ -30,7 +30,7 @@ const MAX_HEAD: usize = 16 * 1024;
 const SLOW_CHUNK: usize = 16 * 1024;
 
 /// Most that is sent of [`Fault::Raw`], in bytes.
-const MAX_RAW: usize = 64 << 20;
+const MAX_RAW: usize = 1 << 30;
 
 /// What goes wrong with a reply.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ pub enum Fault {
     Stall(usize),
     /// A part is answered with another one: so many bytes further on.
     Shift(usize),
-    /// These bytes instead of a reply, again and again until the other side has enough, 64 MiB at most.
+    /// These bytes instead of a reply, again and again until the other side has enough, 1 GiB at most.
     Raw(Vec<u8>),
     /// A fault of the first replies only, so many.
     Times(usize, Box<Fault>),

@@ -245,9 +245,10 @@ impl ImageStore {
             let mut body = asked.map_err(|error| error.context(format!("layer {layer}")))?;
             let error = match self.receive(repository, &mut body, slot, expected.clone()).await {
                 Ok(lease) => return Ok(lease),
-                Err(error) => error.context(format!("layer {layer}")),
+                Err(error) if error.cause != Cause::Refused => return Err(error.context(format!("layer {layer}"))),
+                Err(error) => error.context(format!("layer {layer} from {}", repository.host(body.endpoint))),
             };
-            if error.cause != Cause::Refused || !repository.distrust(body.endpoint) {
+            if !repository.distrust(body.endpoint) {
                 return Err(error);
             }
             tracing::warn!(%error, "a host sends what is not the layer, asking the next");

@@ -9,7 +9,7 @@ use reqwest::{Response, StatusCode};
 use super::super::error::{Cause, PullError};
 use super::super::pace::Pace;
 use super::endpoint::Content;
-use super::failure::{Failure, Retries};
+use super::failure::{Failure, Retries, TRIES};
 use super::repository::Answer;
 
 /// Whoever brought so many bytes since the last break has all tries again.
@@ -30,6 +30,7 @@ pub(in super::super) struct Body {
     broke_at: u64,
     pub(super) retries: Retries,
     pace: Pace,
+    /// Longest silence of one connection.
     timeout: Duration,
 }
 
@@ -56,7 +57,8 @@ impl Body {
             broke_at: 0,
             retries: Retries::default(),
             pace: Pace::new(timeout),
-            timeout,
+            // A connection that the network has forgotten is silent for ever: a new one helps, so each try has its share.
+            timeout: timeout / TRIES,
         }
     }
 

@@ -143,12 +143,12 @@ impl Endpoint {
         !self.is_distrusted.load(Ordering::Relaxed)
     }
 
-    /// Whether it failed to answer lately; it is asked last then.
+    /// Whether it failed lately; it is asked last then.
     pub(super) fn is_down(&self) -> bool {
         self.is_down.load(Ordering::Relaxed)
     }
 
-    /// Notes whether it answers.
+    /// Notes whether it failed.
     pub(super) fn set_down(&self, is_down: bool) {
         self.is_down.store(is_down, Ordering::Relaxed);
     }

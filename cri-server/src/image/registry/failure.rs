@@ -8,9 +8,12 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use super::super::error::{Cause, PullError};
 
+/// How often a request is sent at most.
+pub(super) const TRIES: u32 = 3;
+
 /// Pauses before a request is sent again. Without them one broken connection costs all layers of an image, because a
 /// failed pull keeps nothing.
-const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+const PAUSES: [Duration; TRIES as usize - 1] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 /// Longest wait that a registry can ask for; whoever asks for more is not asked again by the same pull.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -138,7 +141,7 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 
 /// The tries that a request has left.
 pub(super) struct Retries {
-    pauses: std::array::IntoIter<Duration, 2>,
+    pauses: std::array::IntoIter<Duration, { PAUSES.len() }>,
 }
 
 impl Default for Retries {

@@ -1,6 +1,6 @@
 //! One repository, by whichever of its hosts answers.
 //!
-//! Hosts are asked in the order of the configuration, those that did not answer lately last. What one has not or will not
+//! Hosts are asked in the order of the configuration, those that failed lately last. What one has not or will not
 //! give, the next is asked for; if none has it and the last one's failure may pass, all are asked again after a pause.
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(in super::super) struct Repository {
     pub(in super::super) registry: String,
     pub(in super::super) credentials: Credentials,
     pub(super) endpoints: Vec<Endpoint>,
-    /// Longest silence in the middle of a reply.
+    /// Longest silence in the middle of a reply, other tries included.
     pub(super) progress_timeout: Duration,
 }
 
@@ -92,10 +92,19 @@ impl Repository {
         Ok(content)
     }
 
-    /// Asks a host no more, because what it sends is wrong; false where there is no other.
+    /// Asks a host no more, because what it sends is wrong; false where there is no other, and then it stays.
     pub(in super::super) fn distrust(&self, endpoint: usize) -> bool {
-        self.endpoints[endpoint].distrust();
-        self.endpoints.iter().any(Endpoint::is_trusted)
+        let mut others = self.endpoints.iter().enumerate();
+        let has_other = others.any(|(number, it)| number != endpoint && it.is_trusted());
+        if has_other {
+            self.endpoints[endpoint].distrust();
+        }
+        has_other
+    }
+
+    /// The name of a host, for errors.
+    pub(in super::super) fn host(&self, endpoint: usize) -> String {
+        self.endpoints[endpoint].name()
     }
 
     async fn read_once(&self, body: &mut Body, limit: usize) -> Result<Vec<u8>, Failure> {
@@ -138,7 +147,8 @@ impl Repository {
                 }
                 Err(failure) => failure,
             };
-            endpoint.set_down(failure.error.cause == Cause::Unreachable);
+            // An image that is not there says nothing about the next.
+            endpoint.set_down(failure.error.cause != Cause::NotFound);
             failed = Some(match failed {
                 Some(earlier) => earlier.then(failure),
                 None => failure,
