@@ -27,7 +27,7 @@ const MAX_CONFIG: u64 = 4 << 20;
 
 /// Pieces of a download that may wait for the unpacker. One is as much as the connection had ready, up to 400 KiB; what
 /// is not taken waits in the socket.
-const CHUNKS_WAITING: usize = 8;
+const CHUNKS_WAITING: usize = 3;
 
 /// Pauses before a layer is asked for again after the network or the registry failed. Without it one broken connection costs
 /// all layers of an image, because a failed pull keeps nothing.
