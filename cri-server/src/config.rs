@@ -123,27 +123,32 @@ pub struct Cni {
 }
 
 /// Pulling images.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Images {
-    /// Layers that are fetched and unpacked at once; 0: by the number of processors.
+    /// Layers that are fetched and unpacked at once.
     pub layers_at_once: usize,
-    /// The same from one registry; 0: two thirds of `layers_at_once`.
+    /// The same from one registry.
     pub layers_of_a_registry: usize,
 }
 
+impl Default for Images {
+    fn default() -> Self {
+        let limits = PullLimits::default();
+        Images {
+            layers_at_once: limits.layers,
+            layers_of_a_registry: limits.layers_of_a_registry,
+        }
+    }
+}
+
 impl Images {
-    /// The limits of a pull, with what is 0 chosen for this machine.
+    /// What the store is told.
     pub fn pull_limits(&self) -> PullLimits {
-        let mut limits = PullLimits::default();
-        if self.layers_at_once > 0 {
-            limits.layers = self.layers_at_once;
-            limits.layers_of_a_registry = (limits.layers * 2).div_ceil(3);
+        PullLimits {
+            layers: self.layers_at_once,
+            layers_of_a_registry: self.layers_of_a_registry,
         }
-        if self.layers_of_a_registry > 0 {
-            limits.layers_of_a_registry = self.layers_of_a_registry;
-        }
-        limits
     }
 }
 
@@ -311,22 +316,6 @@ mod tests {
         ] {
             assert!(DEFAULT_TEXT.contains(optional), "{optional}");
         }
-    }
-
-    #[test]
-    fn limits_of_pulls() {
-        let limits = |layers_at_once, layers_of_a_registry| {
-            let images = Images {
-                layers_at_once,
-                layers_of_a_registry,
-            };
-            let limits = images.pull_limits();
-            (limits.layers, limits.layers_of_a_registry)
-        };
-        let own = PullLimits::default();
-        assert_eq!(limits(0, 0), (own.layers, own.layers_of_a_registry));
-        assert_eq!(limits(0, 1), (own.layers, 1));
-        assert_eq!((limits(3, 0), limits(1, 0), limits(9, 9)), ((3, 2), (1, 1), (9, 9)));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod network;
 mod parallel;
 mod pod_files;
 mod process;
+mod pull_memory;
 mod registry;
 mod restart;
 mod sandbox;

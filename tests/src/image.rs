@@ -342,7 +342,14 @@ impl Image {
                 gzip.write_all(tar)?;
                 Ok(gzip.finish()?)
             }
-            Packing::Zstd => Ok(zstd::encode_all(tar, 1)?),
+            Packing::Zstd => {
+                let mut zstd = zstd::Encoder::new(Vec::new(), 1)?;
+                // The largest window that is accepted, also of a small layer: what costs a decoder most.
+                zstd.window_log(23)?;
+                zstd.include_contentsize(false)?;
+                zstd.write_all(tar)?;
+                Ok(zstd.finish()?)
+            }
         }
     }
 

@@ -100,14 +100,15 @@ impl Rules {
     }
 
     fn images(&mut self, config: &Config) {
-        let images = &config.images;
+        let (layers, share) = (config.images.layers_at_once, config.images.layers_of_a_registry);
         // Each has two threads.
-        let layers = images.layers_at_once;
-        self.check(layers <= 128, &["images", "layers_at_once"], "must be 1 to 128, or 0");
-        let share = images.layers_of_a_registry;
-        let within = share <= images.pull_limits().layers;
-        let rule = "must be 1 to layers_at_once, or 0";
-        self.check(within, &["images", "layers_of_a_registry"], rule);
+        self.check(
+            (1..=128).contains(&layers),
+            &["images", "layers_at_once"],
+            "must be 1 to 128",
+        );
+        let rule = "must be 1 to layers_at_once";
+        self.check((1..=layers).contains(&share), &["images", "layers_of_a_registry"], rule);
     }
 
     fn pull(&mut self, config: &Config) {
@@ -242,10 +243,7 @@ mod tests {
             ),
             (|c| c.images.layers_at_once = 129, "images.layers_at_once"),
             (
-                |c| {
-                    c.images.layers_at_once = 2;
-                    c.images.layers_of_a_registry = 3;
-                },
+                |c| c.images.layers_of_a_registry = c.images.layers_at_once + 1,
                 "images.layers_of_a_registry",
             ),
             (|c| c.pull.hosts_dirs = vec!["certs.d".into()], "pull.hosts_dirs"),

@@ -29,7 +29,7 @@ pub(super) const MAX_CONFIG: u64 = 4 << 20;
 
 /// Pieces of a download that may wait for the unpacker. One is as much as the connection had ready, up to 400 KiB; what
 /// is not taken waits in the socket.
-const CHUNKS_WAITING: usize = 8;
+const CHUNKS_WAITING: usize = 3;
 
 pub(super) type LayerResult = Result<Arc<LayerLease>, PullError>;
 

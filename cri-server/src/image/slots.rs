@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many layers may be under way at once. Each takes two threads and about 2 MiB, with zstd up to 10 MiB.
+/// How many layers may be under way at once. Each takes two threads and up to 8 MiB, with zstd up to 15 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PullLimits {
     /// All pulls together.
@@ -17,22 +17,14 @@ pub struct PullLimits {
     pub layers_of_a_registry: usize,
 }
 
-impl PullLimits {
-    /// The limits for a machine with so many processors: enough layers to keep them busy while some wait for the
-    /// network; more only wait for the same disk.
-    #[must_use]
-    pub fn for_processors(processors: usize) -> PullLimits {
-        let layers = (processors * 2).clamp(6, 24);
-        PullLimits {
-            layers,
-            layers_of_a_registry: layers * 2 / 3,
-        }
-    }
-}
-
 impl Default for PullLimits {
+    /// Enough layers to keep eight processors busy while some wait for the network, and few enough that no image takes
+    /// more than 64 MiB; more only wait for the same disk.
     fn default() -> Self {
-        PullLimits::for_processors(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+        PullLimits {
+            layers: 6,
+            layers_of_a_registry: 4,
+        }
     }
 }
 
@@ -99,7 +91,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_registry_leaves_room_for_others() {
-        let limits = PullLimits::for_processors(4);
+        let limits = PullLimits::default();
         let slots = Slots::new(limits);
         let mut held = Vec::new();
         for _ in 0..limits.layers_of_a_registry {

@@ -38,7 +38,7 @@ pub(super) struct Archive<R> {
     /// Of the present entry's content.
     left: u64,
     /// After it.
-    padding: usize,
+    padding: u64,
 }
 
 /// One entry: its header, and what the extensions before it say instead.
@@ -123,8 +123,7 @@ impl<R: BufRead> Archive<R> {
 
     fn expect(&mut self, size: u64) {
         self.left = size;
-        // Less than a block: it fits any type.
-        self.padding = (size.next_multiple_of(BLOCK as u64) - size) as usize & (BLOCK - 1);
+        self.padding = size.next_multiple_of(BLOCK as u64) - size;
     }
 
     fn skip(&mut self) -> Result<()> {
@@ -135,7 +134,7 @@ impl<R: BufRead> Archive<R> {
             }
             self.consume(length);
         }
-        let padding = std::mem::take(&mut self.padding);
+        let padding = usize::try_from(std::mem::take(&mut self.padding))?;
         let mut filling = [0; BLOCK];
         let read = self.read(&mut filling[..padding])?;
         ensure_valid(read == padding, "the archive ends inside a block")
@@ -162,7 +161,7 @@ impl<R: BufRead> Archive<R> {
         let bounded = extensions.bytes <= MAX_EXTENSIONS;
         ensure_valid(bounded, "headers of more than 1048576 bytes")?;
         self.expect(size);
-        let mut data = Vec::new();
+        let mut data = Vec::with_capacity(usize::try_from(size)?);
         loop {
             let piece = self.content()?;
             if piece.is_empty() {

@@ -277,9 +277,9 @@ fn fill<R: BufRead>(mut file: &File, content: &mut Archive<R>) -> Result<u64> {
 /// Writes the pieces of a file with holes, and returns what they take.
 fn fill_sparse<R: BufRead>(file: &File, map: &Map, content: &mut Archive<R>) -> Result<u64> {
     let sized = rustix::fs::ftruncate(file, map.size);
-    sized.or_else(|errno| match errno {
-        Errno::FBIG | Errno::INVAL => Err(invalid(format!("ftruncate to {}: {errno}", map.size))),
-        errno => Err(anyhow::Error::new(errno).context("ftruncate")),
+    sized.map_err(|errno| match errno {
+        Errno::FBIG | Errno::INVAL => invalid(format!("ftruncate to {}: {errno}", map.size)),
+        errno => anyhow::Error::new(errno).context("ftruncate"),
     })?;
     let mut taken = 0;
     for (offset, length) in &map.chunks {

@@ -1,0 +1,86 @@
+//! The memory and the threads that a pull takes, whatever the image.
+
+use std::fs;
+
+use corten_tests::image::{Entry, Image, Layer, Packing};
+use corten_tests::node::{BUSYBOX, Node};
+
+/// Most memory above idle, in KiB.
+const LIMIT_KIB: u64 = 64 << 10;
+
+/// Two of each of the four layers that a server without configuration takes at once from a registry.
+const THREADS: u64 = 8;
+
+/// A number of the server's `/proc/PID/status`.
+fn status(node: &Node, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", node.server_pid())).expect("a running server");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("the key");
+    let number = line.split_whitespace().next().expect("a value");
+    number.parse().expect("a number")
+}
+
+/// Bytes that no packing makes smaller.
+fn noise(seed: u64, mebibytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(mebibytes << 20);
+    while bytes.len() < mebibytes << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+/// An image of eight layers, numbered from `first` so that it shares none with another: each of one large file or, with
+/// `headers`, of many entries with large PAX records.
+fn image(first: u64, packing: Packing, headers: bool) -> Image {
+    let mut image = Image::new();
+    image.packing = packing;
+    for number in 0..8 {
+        let mut layer = Layer::new();
+        if headers {
+            let comment = vec![b'x'; 900 << 10];
+            for file in 0..20 {
+                layer = layer.entry(&Entry {
+                    path: &format!("{}/{file}", first + number),
+                    pax: &[("comment", &comment)],
+                    ..Entry::default()
+                });
+            }
+        } else {
+            layer = layer.file(&format!("f{number}"), 0o644, &noise(first + number, 20));
+        }
+        image = image.layer(layer);
+    }
+    image
+}
+
+#[test]
+fn no_image_takes_more_than_64_mib() {
+    let node = Node::start();
+    let served = node.dir().join("images");
+    let images = [
+        ("zstd:1", image(0, Packing::Zstd, false)),
+        ("gzip:1", image(8, Packing::Gzip, false)),
+        ("headers:1", image(16, Packing::Gzip, true)),
+    ];
+    for (name, built) in images {
+        built.save(&served, &[name]).unwrap();
+        drop(built);
+        // Each with a server of its own: the allocator keeps what an earlier pull took.
+        node.stop_server();
+        node.launch().unwrap();
+        // The first pull reads certificates and starts the threads that stay.
+        node.pull(BUSYBOX);
+        let (idle, threads) = (status(&node, "VmRSS:"), status(&node, "Threads:"));
+        fs::write(format!("/proc/{}/clear_refs", node.server_pid()), "5").unwrap();
+        node.pull(&format!("127.0.0.1:5000/{name}"));
+        let above = status(&node, "VmHWM:").saturating_sub(idle);
+        println!("{name}: {above} KiB above {idle}");
+        assert!(above < LIMIT_KIB, "{name}: {above} KiB above {idle}");
+        // Threads for blocking work end ten seconds after it.
+        let more = status(&node, "Threads:").saturating_sub(threads);
+        assert!(more <= THREADS, "{name}: {more} threads more than {threads}");
+    }
+}
