@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 pub(crate) use load::Source;
 pub use load::{Problem, Problems};
 
-use crate::image::PullLimits;
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
 
@@ -66,8 +65,6 @@ pub struct Config {
     pub log: Log,
     /// Pod networks.
     pub cni: Cni,
-    /// Pulling images.
-    pub images: Images,
     /// OCI runtimes by handler name.
     pub runtimes: BTreeMap<String, Runtime>,
     /// How images are pulled.
@@ -122,36 +119,6 @@ pub struct Cni {
     pub timeout_s: u64,
 }
 
-/// Pulling images.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Images {
-    /// Layers that are fetched and unpacked at once.
-    pub layers_at_once: usize,
-    /// The same from one registry.
-    pub layers_of_a_registry: usize,
-}
-
-impl Default for Images {
-    fn default() -> Self {
-        let limits = PullLimits::default();
-        Images {
-            layers_at_once: limits.layers,
-            layers_of_a_registry: limits.layers_of_a_registry,
-        }
-    }
-}
-
-impl Images {
-    /// What the store is told.
-    pub fn pull_limits(&self) -> PullLimits {
-        PullLimits {
-            layers: self.layers_at_once,
-            layers_of_a_registry: self.layers_of_a_registry,
-        }
-    }
-}
-
 /// Where images and containers' files lie, and how containers get their roots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -191,7 +158,6 @@ impl Default for Config {
             netns_dir: "/run/netns".into(),
             log: Log::default(),
             cni: Cni::default(),
-            images: Images::default(),
             runtimes: BTreeMap::new(),
             pull: PullConfig::default(),
             storage: Storage::default(),

@@ -51,7 +51,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let _image_lock = take_images(&config)?;
     make_directories(&paths)?;
     let image_root = config.image_root();
-    let images = ImageStore::open_with(image_root, config.registries(), config.images.pull_limits())
+    let images = ImageStore::open(image_root, config.registries())
         .with_context(|| format!("open the images in {}", image_root.display()))?;
     let (wanted, limit) = (config.storage.snapshotter, config.storage.writable_layer_limit_bytes);
     let snapshots = Snapshots::open(images.clone(), &paths.containers(), wanted, limit)?;

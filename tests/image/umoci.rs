@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use corten_cri::image::snapshot;
+use corten_cri::image::snapshot::{self, Snapshots, Snapshotter};
 use corten_tests::image::{Entry, Layer};
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use tar::EntryType;
@@ -282,7 +282,14 @@ async fn an_image_of_every_awkward_feature_comes_out_as_from_umoci() {
     for made in [&ours, &dir] {
         fs::create_dir(made).unwrap();
     }
-    snapshot::mount(lab.store(), &pulled.layers, &dir, &ours).unwrap();
+    let snapshots = Snapshots::open(lab.store().clone(), &work, Snapshotter::Overlayfs, None).unwrap();
+    let root = snapshot::Root {
+        layers: &pulled.layers,
+        dir: &dir,
+        target: &ours,
+        user_namespace: None,
+    };
+    snapshots.mount(&root).unwrap();
     let (expected, found) = (describe(&theirs.join("rootfs")), describe(&ours));
     snapshot::unmount(&ours).unwrap();
     assert!(expected.len() > 50, "{} files", expected.len());

@@ -24,7 +24,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.cgroup_and_threads(config);
     rules.runtimes(config);
     rules.cni(config);
-    rules.images(config);
+    rules.layers(config);
     rules.pull(config);
     rules.registries(config);
     rules.storage(config);
@@ -99,16 +99,16 @@ impl Rules {
         );
     }
 
-    fn images(&mut self, config: &Config) {
-        let (layers, share) = (config.images.layers_at_once, config.images.layers_of_a_registry);
+    fn layers(&mut self, config: &Config) {
+        let (layers, share) = (config.pull.layers_at_once, config.pull.layers_of_a_registry);
         // Each has two threads.
         self.check(
             (1..=128).contains(&layers),
-            &["images", "layers_at_once"],
+            &["pull", "layers_at_once"],
             "must be 1 to 128",
         );
         let rule = "must be 1 to layers_at_once";
-        self.check((1..=layers).contains(&share), &["images", "layers_of_a_registry"], rule);
+        self.check((1..=layers).contains(&share), &["pull", "layers_of_a_registry"], rule);
     }
 
     fn pull(&mut self, config: &Config) {
@@ -241,10 +241,10 @@ mod tests {
                 },
                 "runtimes.Bad_Name",
             ),
-            (|c| c.images.layers_at_once = 129, "images.layers_at_once"),
+            (|c| c.pull.layers_at_once = 129, "pull.layers_at_once"),
             (
-                |c| c.images.layers_of_a_registry = c.images.layers_at_once + 1,
-                "images.layers_of_a_registry",
+                |c| c.pull.layers_of_a_registry = c.pull.layers_at_once + 1,
+                "pull.layers_of_a_registry",
             ),
             (|c| c.pull.hosts_dirs = vec!["certs.d".into()], "pull.hosts_dirs"),
             (|c| c.pull.auth_file = "../auth.json".into(), "pull.auth_file"),

@@ -21,7 +21,7 @@ use super::record::Image;
 use super::reference::{Reference, ReferenceError, Version};
 use super::registry::{Body, Registries, RegistryConfigs, Repository};
 use super::short_name;
-use super::slots::{PullLimits, Slot, Slots};
+use super::slots::{Slot, Slots};
 use super::store::{ImageStore, LayerLease};
 
 /// Largest image config, in bytes.
@@ -55,7 +55,8 @@ pub(super) struct Pulls {
 }
 
 impl Pulls {
-    pub(super) fn new(registries: RegistryConfigs, limits: PullLimits) -> Self {
+    pub(super) fn new(registries: RegistryConfigs) -> Self {
+        let limits = registries.pull.limits();
         Pulls {
             registries: Registries::new(registries),
             images: InFlight::new(),

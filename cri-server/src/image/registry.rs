@@ -49,6 +49,7 @@ pub(super) use repository::Repository;
 use super::auth::Credentials;
 use super::error::PullError;
 use super::reference::Reference;
+use super::slots::PullLimits;
 use crate::node::blocking;
 use client::Clients;
 use endpoint::{Endpoint, NodeCredentials};
@@ -84,6 +85,10 @@ pub struct PullConfig {
     pub credential_helper_dirs: Vec<PathBuf>,
     /// Longest silence of a registry in the middle of a reply, in seconds.
     pub progress_timeout_s: u64,
+    /// Layers that are fetched and unpacked at once.
+    pub layers_at_once: usize,
+    /// The same from one registry.
+    pub layers_of_a_registry: usize,
     /// The registries that names without one are looked for at, in this order.
     pub short_name_registries: Vec<String>,
     /// Names that stand for others, without tag and digest.
@@ -92,13 +97,27 @@ pub struct PullConfig {
 
 impl Default for PullConfig {
     fn default() -> Self {
+        let limits = PullLimits::default();
         PullConfig {
             hosts_dirs: vec!["/etc/corten/certs.d".into(), "/etc/containerd/certs.d".into()],
             auth_file: "/etc/corten/auth.json".into(),
             credential_helper_dirs: vec!["/usr/local/bin".into(), "/usr/bin".into()],
             progress_timeout_s: 300,
+            layers_at_once: limits.layers,
+            layers_of_a_registry: limits.layers_of_a_registry,
             short_name_registries: vec![super::reference::DEFAULT_REGISTRY.to_owned()],
             short_names: BTreeMap::new(),
+        }
+    }
+}
+
+impl PullConfig {
+    /// How much is pulled at once.
+    #[must_use]
+    pub fn limits(&self) -> PullLimits {
+        PullLimits {
+            layers: self.layers_at_once,
+            layers_of_a_registry: self.layers_of_a_registry,
         }
     }
 }

@@ -22,7 +22,6 @@ use super::pull::Pulls;
 use super::record::{self, Image, PARTIAL};
 use super::reference::{Reference, ReferenceError, Version};
 use super::registry::RegistryConfigs;
-use super::slots::PullLimits;
 use super::unpack::Usage;
 
 /// Shortest beginning of an id that stands for the whole.
@@ -77,11 +76,6 @@ impl ImageStore {
     ///
     /// Layers without an image stay until [`ImageStore::sweep`], so that containers can lease theirs first.
     pub fn open(root: &Path, registries: RegistryConfigs) -> Result<Arc<ImageStore>> {
-        ImageStore::open_with(root, registries, PullLimits::default())
-    }
-
-    /// The same with other limits of what is pulled at once.
-    pub fn open_with(root: &Path, registries: RegistryConfigs, limits: PullLimits) -> Result<Arc<ImageStore>> {
         let leftovers = record::prepare(root)?;
         let usages = record::load_layers(root)?;
         let images = record::load_images(root, &usages)?;
@@ -110,7 +104,7 @@ impl ImageStore {
         let sweeper = sweeper.context("start the layer sweeper")?;
         Ok(Arc::new(ImageStore {
             inner,
-            pulls: Pulls::new(registries, limits),
+            pulls: Pulls::new(registries),
             sweeper: Some(sweeper),
         }))
     }
