@@ -10,6 +10,7 @@
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
 //!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
+//!   import/                      archives of images for the start (drop_in), unless configured elsewhere
 //!   quarantine/                  records that could not be read
 //! ```
 //!

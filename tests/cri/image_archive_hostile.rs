@@ -56,7 +56,8 @@ fn archives_without_an_image_are_refused() {
     let node = Node::start();
     let outside: &[u8] = br#"[{"Config":"../../etc/passwd","Layers":[]}]"#;
     let large = vec![b' '; 5 << 20];
-    let cases: &[(&[(&str, &[u8])], &str)] = &[
+    type Files<'a> = &'a [(&'a str, &'a [u8])];
+    let cases: &[(Files<'_>, &str)] = &[
         (&[("readme", b"hello")], "neither an OCI layout"),
         (&[("manifest.json", b"[]")], "0 images, must be 1 to 1000"),
         (&[("manifest.json", b"{")], "manifest.json: "),

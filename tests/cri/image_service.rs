@@ -139,6 +139,11 @@ fn a_failed_pull_says_what_of_which_image_and_where() {
         );
         assert!(text.contains(says), "{fault:?}: {text} should say {says:?}");
     }
+}
+
+#[test]
+fn a_refused_login_does_not_show_the_password() {
+    let node = Node::start();
     node.registry().require(Access::Login("me".into(), "secret".into()));
     let auth = Some(cri::AuthConfig {
         username: "me".into(),
@@ -146,7 +151,7 @@ fn a_failed_pull_says_what_of_which_image_and_where() {
         ..cri::AuthConfig::default()
     });
     let request = cri::PullImageRequest {
-        image: Some(image("127.0.0.1:5000/a:1")),
+        image: Some(image(BUSYBOX)),
         auth,
         ..cri::PullImageRequest::default()
     };

@@ -234,7 +234,8 @@ fn passes(runtime: &Runtime, case: Case, tripwire: &Tripwire) -> bool {
     }
     let started = bundle.call("start", &[]);
     let created = started.code == 0;
-    if created {
+    // In the program's place, a link to /proc/self/exe is the runtime's own, which ends at once as it understands nothing.
+    if created && case.place != "/probe" {
         inspect(&bundle, case);
     } else {
         assert_eq!(case.place, "/probe", "{case:?}: {started:?}");

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{IsTerminal, Write as _};
 
 use corten_proto::images::{Layer, Progress};
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Digits of a digest that a person is shown.
 const DIGITS: usize = 12;
@@ -75,6 +75,8 @@ impl Bars {
         if let Bars::Terminal { screen, .. } = self {
             // A terminal that went away needs no clearing.
             drop(screen.clear());
+            // Bars that are dropped later would be drawn once more.
+            screen.set_draw_target(ProgressDrawTarget::hidden());
         }
     }
 }
