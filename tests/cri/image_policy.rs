@@ -340,6 +340,37 @@ fn the_name_that_a_pod_has_counts() {
 }
 
 #[test]
+fn image_volumes_are_judged_too() {
+    let node = node();
+    let name = "127.0.0.1:5000/models:1";
+    let data = Image::new().layer(Layer::new().file("weights", 0o644, b"weights"));
+    data.save(&images(&node), &["models:1"]).unwrap();
+    let accept = "[rules.\"*\"]\naction = \"accept\"\n";
+    fs::write(node.dir().join("policy.toml"), accept).unwrap();
+    pull(&node, name).unwrap();
+    let pod = node.pod("volumes");
+    let mut config = container("main", &["true"]);
+    config.mounts = vec![cri::Mount {
+        container_path: "/models".to_owned(),
+        readonly: true,
+        image: Some(spec(name)),
+        ..cri::Mount::default()
+    }];
+    let create = || node.cri.create_container(pod.create_request(&config));
+    let container_id = create().unwrap().container_id;
+    let remove = cri::RemoveContainerRequest { container_id };
+    node.cri.remove_container(remove).unwrap();
+    let reject = "[rules.\"127.0.0.1:5000/models\"]\naction = \"reject\"\n";
+    fs::write(node.dir().join("policy.toml"), format!("{accept}{reject}")).unwrap();
+    let status = create().unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(
+        status.message().starts_with(PREFIX) && status.message().contains("rejects 127.0.0.1:5000/models"),
+        "{status}"
+    );
+}
+
+#[test]
 fn archives_are_judged_too() {
     let node = node();
     let dir = node.dir().join("layout");

@@ -141,17 +141,21 @@ impl Node {
         })
     }
 
-    /// Whether the policy, as it is now, lets the image run under the name that the pod has for it.
+    /// Whether the policy, as it is now, lets the image and those of its volumes be used by the names that the pod has for
+    /// them.
     async fn check_policy(&self, plan: &Plan) -> Result<(), Error> {
-        let asked = plan.config.image.as_ref().map_or("", |image| {
-            let asked = [&image.user_specified_image, &image.image];
-            asked
-                .into_iter()
-                .find(|name| !name.is_empty())
-                .map_or("", String::as_str)
-        });
-        let judged = self.images.may_run(&plan.image, asked).await;
-        judged.map_err(|error| Error::State(format!("{UNTRUSTED}image {}: {error}", plan.image.id)))
+        let own = plan.config.image.as_ref().map(|spec| (spec, &plan.image));
+        let volumes = plan
+            .volumes
+            .iter()
+            .filter_map(|(&index, image)| Some((plan.config.mounts[index].image.as_ref()?, image)));
+        for (spec, image) in own.into_iter().chain(volumes) {
+            let names = [&spec.user_specified_image, &spec.image];
+            let asked = names.into_iter().find(|name| !name.is_empty());
+            let judged = self.images.may_run(image, asked.map_or("", String::as_str)).await;
+            judged.map_err(|error| Error::State(format!("{UNTRUSTED}image {}: {error}", image.id)))?;
+        }
+        Ok(())
     }
 
     /// The image, which must be here: pulling is the kubelet's decision.
