@@ -93,6 +93,8 @@ const AT_EMPTY_PATH: usize = 0x1000;
 const O_CLOEXEC: usize = 0o2_000_000;
 const O_PATH: usize = 0o10_000_000;
 const F_GET_SEALS: usize = 1034;
+/// F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE.
+const ALL_SEALS: usize = 0xf;
 const FSCONFIG_SET_STRING: usize = 1;
 const FSCONFIG_CMD_CREATE: usize = 6;
 const MOUNT_ATTR_RDONLY: usize = 1;
@@ -188,9 +190,10 @@ fn begins(mut text: *const u8, prefix: &[u8]) -> Option<Rest> {
 /// Executes this program from an overlay; returns where that fails.
 fn seal(arguments: Strings, environment: Strings, variables: usize) -> Option<()> {
     let own = open(AT_FDCWD, b"/proc/self/exe\0".as_ptr(), 0)?;
-    // A memory file: sealed, or a copy that somebody else made, which is for `src/sealed.rs` to look at.
+    // A memory file that is sealed. Files of a tmpfs have seals too, but not all of them.
     // SAFETY: the call takes no pointer.
-    if unsafe { arch::syscall(arch::FCNTL, [own.0, F_GET_SEALS, 0, 0, 0]) } >= 0 {
+    let seals = check(unsafe { arch::syscall(arch::FCNTL, [own.0, F_GET_SEALS, 0, 0, 0]) });
+    if seals.is_some_and(|seals| seals & ALL_SEALS == ALL_SEALS) {
         return None;
     }
     let sealed = on_overlay(&own)?;
@@ -221,14 +224,15 @@ fn on_overlay(own: &Descriptor) -> Option<Descriptor> {
     let mut path = Text::new();
     path.read_own()?;
     let slash = path.last_slash()?;
-    // SAFETY: `slash` is an index of the path, behind which there is at least the null.
-    let name = unsafe { path.pointer().add(slash + 1) };
     let directory = if slash == 0 {
         open(AT_FDCWD, b"/\0".as_ptr(), O_PATH | arch::O_DIRECTORY)?
     } else {
         path.end_at(slash);
         open(AT_FDCWD, path.pointer(), O_PATH | arch::O_DIRECTORY)?
     };
+    // After the path has been changed for the last time.
+    // SAFETY: `slash` is an index of the path, behind which there is at least the null.
+    let name = unsafe { path.pointer().add(slash + 1) };
     let second = open(AT_FDCWD, SECOND_LAYER.as_ptr(), O_PATH | arch::O_DIRECTORY)?;
     let mut layers = Text::new();
     layers.push(b"/proc/self/fd/");
@@ -238,9 +242,12 @@ fn on_overlay(own: &Descriptor) -> Option<Descriptor> {
     let overlay = b"overlay\0".as_ptr() as usize;
     // SAFETY: a C string.
     let context = Descriptor::new(unsafe { arch::syscall(FSOPEN, [overlay, CLOEXEC, 0, 0, 0]) })?;
-    let (key, value) = (b"lowerdir\0".as_ptr() as usize, layers.pointer() as usize);
-    // SAFETY: two C strings.
-    check(unsafe { arch::syscall(FSCONFIG, [context.0, FSCONFIG_SET_STRING, key, value, 0]) })?;
+    // Without xino the files keep their inode numbers, by which ours is recognised below; on some hosts it is the default.
+    for (key, value) in [(&b"lowerdir\0"[..], layers.pointer()), (b"xino\0", b"off\0".as_ptr())] {
+        let (key, value) = (key.as_ptr() as usize, value as usize);
+        // SAFETY: two C strings.
+        check(unsafe { arch::syscall(FSCONFIG, [context.0, FSCONFIG_SET_STRING, key, value, 0]) })?;
+    }
     // SAFETY: this command takes neither key nor value.
     check(unsafe { arch::syscall(FSCONFIG, [context.0, FSCONFIG_CMD_CREATE, 0, 0, 0]) })?;
     let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV;

@@ -1,10 +1,9 @@
-//! The parent's half of a container's life: create, start, pause, resume, kill, delete.
+//! The parent's half of a container's life: create, pause, resume, kill, delete. To start it is in [`crate::start`].
 //!
 //! [`create`] is the list of steps; each one that leaves something behind holds a guard that takes it away again, until
 //! the last step lets go of them all. The order of the guards is the reverse of the undoing: init is killed, then its
 //! cgroup removed, then the directory.
 
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -21,9 +20,8 @@ use crate::cgroup::{self, Cgroup, Driver};
 use crate::cli::Rootless;
 use crate::error::Error;
 use crate::init::{Init, runtime_hooks};
-use crate::interrupt::{self, Interrupt};
+use crate::interrupt::{self, Interrupt, Interrupted};
 use crate::namespaces::{self, Namespaces};
-use crate::notify::Notify;
 use crate::process::Terms;
 use crate::rootfs::Sources;
 use crate::rootfs::idmap::Idmaps;
@@ -39,9 +37,6 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one usually takes at most, unless something keeps it.
 const QUICK_END: Duration = Duration::from_millis(200);
-
-/// How much is read of why a program could not be run, in bytes.
-const MAX_FAILURE: usize = 64 << 10;
 
 /// What a create is asked for.
 #[derive(Debug)]
@@ -332,83 +327,37 @@ pub(crate) fn run_hooks(name: &str, hooks: &[Hook], state: &State, status: Conta
     if hooks.is_empty() {
         return Ok(());
     }
-    let interrupt = Interrupt::watch()?;
-    hooks::run(hooks, &state.oci(status), &state.bundle, interrupt.as_ref()).with_context(|| format!("hooks.{name}"))
+    run_hooks_until(name, hooks, state, status, Interrupt::watch()?.as_ref())
+}
+
+fn run_hooks_until(
+    name: &str,
+    hooks: &[Hook],
+    state: &State,
+    status: ContainerState,
+    interrupt: Option<&Interrupt>,
+) -> Result<()> {
+    hooks::run(hooks, &state.oci(status), &state.bundle, interrupt).with_context(|| format!("hooks.{name}"))
 }
 
 /// Runs hooks whose failure changes nothing: what they follow has happened, and each of the others is still run (OCI
-/// runtime-spec, runtime.md, "Lifecycle"). Only an interrupt is an error, and leaves the others out.
-pub(crate) fn run_all_hooks(name: &str, hooks: Option<&[Hook]>, state: &State, status: ContainerState) -> Result<()> {
+/// runtime-spec, runtime.md, "Lifecycle"). Only an interrupt leaves the others out, and is the answer.
+pub(crate) fn run_all_hooks(
+    name: &str,
+    hooks: Option<&[Hook]>,
+    state: &State,
+    status: ContainerState,
+    interrupt: Option<&Interrupt>,
+) -> Option<Interrupted> {
     for hook in hooks.unwrap_or_default() {
-        match run_hooks(name, std::slice::from_ref(hook), state, status) {
-            Err(error) if interrupt::caused(&error).is_some() => return Err(error),
-            done => drop(log::best_effort("a hook", done)),
+        let done = run_hooks_until(name, std::slice::from_ref(hook), state, status, interrupt);
+        let interrupted = done.as_ref().err().and_then(interrupt::caused);
+        log::best_effort("a hook", done);
+        if interrupted.is_some() {
+            return interrupted;
         }
     }
-    Ok(())
-}
-
-/// Starts a container that is created: returns when its program runs, or could not.
-pub fn start(root: &Path, id: &ContainerId) -> Result<()> {
-    let (directory, state) = locked_in(root, id, "start", &[Status::Created])?;
-    let init = signal::open_process(state.pid, state.start_time)?.ok_or(Error::NotRunning)?;
-    let notify = Notify::listen(directory.path())?;
-    let created = Created { directory, state, init };
-    start_created(&created)?;
-    wait_until_ready(created, notify)
-}
-
-/// Waits until a service manager that wants to know has been told that the container is ready, or it has ended.
-pub fn wait_until_ready(created: Created, notify: Option<Notify>) -> Result<()> {
-    let Created { directory, state, init } = created;
-    // Others may do something to it meanwhile.
-    drop(directory);
-    notify.map_or(Ok(()), |notify| notify.wait(init.as_fd(), state.pid))
-}
-
-/// The same, for whoever has just created it.
-pub fn start_created(created: &Created) -> Result<()> {
-    let mut fifo = created.directory.open_fifo()?;
-    wait_for_exec(&mut fifo, &created.init)?;
-    let spec = created.directory.spec()?;
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
-    run_all_hooks("poststart", hooks, &created.state, ContainerState::Running)
-}
-
-/// Reads the fifo to its end: empty, the program has taken over; a text says why not.
-fn wait_for_exec(fifo: &mut std::fs::File, init: &OwnedFd) -> Result<()> {
-    let mut text = Vec::new();
-    let interrupt = Interrupt::watch()?;
-    loop {
-        let files = [Some(fifo.as_fd()), Some(init.as_fd())];
-        // A hang-up too: the writer has come and gone.
-        let [written, _] = interrupt::wait(files, interrupt.as_ref(), None)?.unwrap_or_default();
-        // poll looks at one descriptor after the other: between the two looks a short program can have begun and ended.
-        // What the fifo shows once init has ended is final.
-        if !written && !is_readable(fifo)? {
-            bail!("init ended before it was started");
-        }
-        let mut buffer = [0u8; 1024];
-        match fifo.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(_) if text.len() >= MAX_FAILURE => break,
-            Ok(length) => text.extend_from_slice(&buffer[..length]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error).context("read the exec fifo"),
-        }
-    }
-    if text.is_empty() {
-        Ok(())
-    } else {
-        bail!("{}", String::from_utf8_lossy(&text))
-    }
-}
-
-/// There is something to read, or the writer has gone.
-fn is_readable(fifo: &std::fs::File) -> Result<bool> {
-    let mut descriptors = [PollFd::new(fifo.as_fd(), PollFlags::POLLIN)];
-    poll(&mut descriptors, PollTimeout::ZERO).context("poll")?;
-    Ok(descriptors[0].any() == Some(true))
+    None
 }
 
 /// Suspends every process of a container that is created or running.
@@ -424,7 +373,7 @@ pub fn resume(root: &Path, id: &ContainerId) -> Result<()> {
 }
 
 /// A container that is in one of these states, which is what it takes to `act` on it, and locked.
-fn locked_in(root: &Path, id: &ContainerId, act: &str, states: &[Status]) -> Result<(Directory, State)> {
+pub(crate) fn locked_in(root: &Path, id: &ContainerId, act: &str, states: &[Status]) -> Result<(Directory, State)> {
     let directory = Directory::open(root, id)?;
     directory.lock()?;
     let state = directory.state()?;
@@ -509,10 +458,12 @@ pub fn delete_opened(directory: &Directory, state: &State) -> Result<()> {
     Ok(())
 }
 
+/// No signal that is kept back ends them: they are the undoing that such a signal asks for, and there may be a second one
+/// beside the first (systemd sends HUP after TERM if it is told to). Without a timeout they take as long as they like.
 pub(crate) fn run_poststop_hooks(spec: &Spec, state: &State) {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref());
-    let done = run_all_hooks("poststop", hooks, state, ContainerState::Stopped);
-    log::best_effort("poststop hooks", done);
+    let interrupted = run_all_hooks("poststop", hooks, state, ContainerState::Stopped, None);
+    debug_assert!(interrupted.is_none(), "nobody looked for signals");
 }
 
 /// Kills init, and waits until it is gone.

@@ -5,7 +5,7 @@
 //! reached a hook), no descriptor beyond standard error, no signal kept back, and a process group of its own. Its standard
 //! output goes nowhere: ours may be the container's.
 //!
-//! A hook has failed if it cannot be started, does not exit with 0, exceeds its timeout, or is interrupted; then its whole
+//! A hook has failed if it cannot be started, does not exit with 0, exceeds its timeout, or is interrupted ([`crate::interrupt`]); then its whole
 //! process group is killed. What it leaves running on purpose after a success is left alone, and cannot delay us: we wait
 //! for the hook, not for the end of its output.
 

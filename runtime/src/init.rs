@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -23,6 +23,7 @@ use crate::rootfs::idmap::Idmaps;
 use crate::rootfs::{self, Rootfs, Sources, pivot};
 use crate::seccomp::{self, Confinement, Filter};
 use crate::spawn::Start;
+use crate::start::EXECUTES;
 use crate::state::State;
 use crate::sync::{FromChild, FromParent};
 use crate::sys::clone::exit_now;
@@ -121,7 +122,7 @@ impl Init<'_> {
         drop(listener);
         // From here on the parent is gone; whoever opens the fifo for reading hears of a failure.
         let mut fifo = wait_for_start(proc, self.fifo)?;
-        let Err(error) = self.run_program(&program, confinement);
+        let Err(error) = self.run_program(&program, confinement, &mut fifo);
         log::best_effort(
             "tell of the failure",
             write!(fifo, "{error:#}").context("write to the exec fifo"),
@@ -189,7 +190,7 @@ impl Init<'_> {
     }
 
     /// The startContainer hooks, which are the container's files and run under its filter, and the program.
-    fn run_program(&self, program: &Program, mut confinement: Confinement<'_>) -> Result<Infallible> {
+    fn run_program(&self, program: &Program, mut confinement: Confinement<'_>, fifo: &mut File) -> Result<Infallible> {
         let hooks = self.bundle.spec.hooks().as_ref();
         let start = hooks
             .and_then(|hooks| hooks.start_container().as_deref())
@@ -197,6 +198,12 @@ impl Init<'_> {
         if !start.is_empty() {
             confinement.load()?;
             self.run_hooks("startContainer", start, ContainerState::Created, Path::new("/"))?;
+        }
+        // Before the filter wherever that comes last: it need not allow what only the runtime does.
+        match fifo.write_all(&EXECUTES) {
+            // Whoever started it has been killed: nobody is left to be told.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            told => told.context("write to the exec fifo")?,
         }
         execute(program, confinement)
     }

@@ -1,10 +1,17 @@
 //! Signals that end a command of ours while it waits for a program of somebody else's.
 //!
-//! Whoever stays in the foreground keeps its signals back for the container's program (`foreground.rs`). Until that runs,
-//! a hook without a timeout, or a CRIU that says nothing, could then hold the command for ever, with SIGKILL as the only
-//! way out, which undoes nothing. So those who wait for such a program look at the signals too: one that asks for the end
-//! ends the wait with [`Interrupted`], what was begun is undone on the way up, and `main` dies of the signal. All others
-//! stay where they are.
+//! Whoever stays in the foreground keeps its signals back for the container's program (`foreground.rs`). A hook without a
+//! timeout, or a CRIU that says nothing, could then hold the command for ever, with SIGKILL as the only way out, which
+//! undoes nothing. So those who wait for such a program look at the signals too:
+//!
+//! | waits for | a signal that asks for the end |
+//! |---|---|
+//! | hooks up to startContainer, CRIU | ends the wait with [`Interrupted`]; what was begun is undone on the way up, and `main` dies of the signal |
+//! | poststart hooks | ends the hook, leaves out the others, and goes to the container's program, which runs already |
+//! | poststop hooks | waits for their end: they are part of the undoing |
+//!
+//! All other signals stay where they are. So do those that our caller has set to be ignored (nohup(1), a shell's background
+//! jobs): they end nothing here. What stays goes to the program once the command waits for that, as with runc.
 //!
 //! Nothing is handed down: a signal that is kept back can be read through any signalfd for it. Where none is kept back
 //! there is nothing to look at; the signal ends the process by itself, as it does runc.
@@ -18,6 +25,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::sys::signal::is_ignored;
 
 /// The signals by which a user, a terminal or a service manager asks a program to end.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -55,10 +64,15 @@ pub fn caused(error: &anyhow::Error) -> Option<Interrupted> {
 pub struct Interrupt(SignalFd);
 
 impl Interrupt {
-    /// `None` where none of them is kept back.
+    /// `None` where none of them is kept back, or only what is ignored: that too the kernel keeps for a signalfd.
     pub fn watch() -> Result<Option<Interrupt>> {
         let kept = SigSet::thread_get_mask().context("pthread_sigmask")?;
-        let ending: SigSet = ENDING.into_iter().filter(|&signal| kept.contains(signal)).collect();
+        let mut ending = SigSet::empty();
+        for signal in ENDING.into_iter().filter(|&signal| kept.contains(signal)) {
+            if !is_ignored(signal).with_context(|| format!("sigaction({signal})"))? {
+                ending.add(signal);
+            }
+        }
         if ending == SigSet::empty() {
             return Ok(None);
         }
@@ -79,7 +93,7 @@ impl Interrupt {
 
 /// Waits until one of these can be read or has hung up, and says of each whether; `None` when the deadline comes first.
 /// An interrupt is an error, unless the first of the files is ready too: that is the end of what is waited for, after which
-/// a signal is for the container's program, and stays where it is.
+/// a signal is for what comes next, and stays where it is.
 pub fn wait<const N: usize>(
     files: [Option<BorrowedFd<'_>>; N],
     interrupt: Option<&Interrupt>,

@@ -41,6 +41,7 @@ pub mod seccomp;
 pub mod signal;
 pub mod socket;
 pub mod spawn;
+pub mod start;
 pub mod state;
 pub mod sync;
 pub mod sys;

@@ -6,10 +6,14 @@
 //!
 //! | from | what it costs | what is shared with the host's file |
 //! |---|---|---|
-//! | an overlay of the program's directory, detached, read-only, without a layer that could be written | 0.1 ms | its pages in memory |
+//! | an overlay of the program's directory, detached, read-only, without a layer that could be written | 0.1 ms | its pages in memory, and whatever the host writes to the file in place |
 //! | a copy in sealed memory | 0.7 ms for each MB | nothing |
 //!
 //! The overlay comes first, as with runc: whatever a container remounts, there is no upper layer that a write could go to.
+//! But the host's own file answers no writer with "text file busy" while it runs from there: installed over with `cp`, it
+//! changes under the processes that run it, and the inits that wait for their start die of it. So it is replaced by rename,
+//! as `install` and `mv` do; where it must be written in place, `CORTEN_SEAL=copy` keeps what runs apart from it.
+//!
 //! It is the entry of the program that executes it (`entry/entry.rs`); what is here sees only that it is so. The copy is
 //! for where there can be no such mount (an ordinary user, a kernel without overlayfs), and for whoever sets
 //! `CORTEN_SEAL=copy`: it also withstands a kernel that lets a reader of a file change its pages (CVE-2022-0847), at least
@@ -32,8 +36,9 @@ use crate::sys::fd::is_sealed;
 /// Says which of the two it is to be: `copy`, or else the overlay where that can be had.
 const CHOICE: &str = "CORTEN_SEAL";
 
-/// Tells the program, when its entry has executed it from an overlay, the id of that mount. Nobody needs to be believed who
-/// sets it: it counts only where it is the mount that the program was in fact executed from.
+/// Tells the program, when its entry has executed it from an overlay, the id of that mount. Who sets it is our caller, who
+/// chooses what is executed anyway, and is only kept from mistakes: it counts where the program was in fact executed from
+/// that mount, a read-only one of an overlay. That there is no upper layer is not looked at.
 const MOUNT: &str = "_CORTEN_SEALED_MOUNT";
 
 /// statx(2): an id that no other mount gets until the next boot. Linux 6.8; before, ids are used again.

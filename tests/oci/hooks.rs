@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use corten_tests::bundle::{Bundle, Running, Runtime, wait_until};
@@ -18,6 +19,8 @@ each_runtime! {
     a_missing_hook_is_an_error,
     create_container_hooks_find_the_root_at_its_path,
     poststop_hooks_follow_a_failed_create,
+    an_interrupt_leaves_the_last_hooks_alone,
+    an_ignored_signal_interrupts_nothing,
 }
 
 rootless! {
@@ -34,7 +37,9 @@ corten_only! {
     hooks_have_only_stdio_open: "runc 1.1 lets createContainer hooks inherit the descriptors of its init",
     a_failing_poststop_hook_does_not_stop_delete: "runc 1.1 leaves the remaining hooks out; runtime.md, step 15, does not",
     an_interrupt_ends_a_run_at_its_hooks: "runc 1.1 keeps the signal for a program that never comes",
-    an_interrupt_ends_the_last_hooks: "runc 1.1 waits for them",
+    a_second_interrupt_spares_the_undoing: "the same",
+    an_interrupt_at_poststart_is_the_program_s: "runc 1.1 waits for the hook first",
+    an_init_that_is_killed_at_its_hooks_fails_start: "runc 1.1 takes any end of the fifo for the program's beginning",
     a_relative_hook_path_is_refused: "runc 1.1 runs it; config.md, POSIX-platform hooks, asks for an absolute path",
 }
 
@@ -260,7 +265,6 @@ fn an_interrupt_ends_a_run_at_its_hooks(runtime: &Runtime) {
         ("createRuntime", Signal::SIGINT),
         ("createContainer", Signal::SIGTERM),
         ("startContainer", Signal::SIGHUP),
-        ("poststart", Signal::SIGTERM),
     ] {
         let mut bundle = with_hooks(runtime);
         bundle.probe(&["sleep"]);
@@ -285,19 +289,122 @@ fn an_interrupt_ends_a_run_at_its_hooks(runtime: &Runtime) {
     }
 }
 
-fn an_interrupt_ends_the_last_hooks(runtime: &Runtime) {
+/// A hook that takes a while.
+fn sleeping(seconds: &str) -> Value {
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", format!("sleep {seconds}")], "env": ["PATH=/bin:/usr/bin"] })
+}
+
+/// Starts a run of a bundle whose first hook logs `begun`, and waits for that.
+fn run_to_its_hooks(bundle: &Bundle<'_>, command: &mut Command) -> Running {
+    let run = Running::start(command.arg(&bundle.id));
+    let begun = || (labels(bundle) == ["begun"]).then_some(());
+    assert!(wait_until(begun).is_some(), "{:?}", labels(bundle));
+    run
+}
+
+fn an_interrupt_leaves_the_last_hooks_alone(runtime: &Runtime) {
     let mut bundle = with_hooks(runtime);
     bundle.probe(&["exit", "7"]);
-    let begun = hook(&bundle, "poststop", "begun");
-    let sleeping = json!({ "path": bundle.rootfs("/probe"), "args": ["probe", "sleep", bundle.id] });
-    for hook in [begun, sleeping.clone(), sleeping] {
+    for hook in [
+        hook(&bundle, "poststop", "begun"),
+        sleeping("1"),
+        hook(&bundle, "poststop", "last"),
+    ] {
         add(&mut bundle, "poststop", hook);
     }
-    let run = Running::start(bundle.command("run").arg(&bundle.id));
-    assert!(wait_until(|| (labels(&bundle) == ["begun"]).then_some(())).is_some());
-    kill(run.pid(), Signal::SIGTERM).expect("signal a process of this test");
+    let run = run_to_its_hooks(&bundle, &mut bundle.command("run"));
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        kill(run.pid(), signal).expect("signal a process of this test");
+    }
     assert_eq!(run.wait().code, 7, "the program's, which had ended before");
+    assert_eq!(labels(&bundle), ["begun", "last"]);
     bundle.assert_nothing_left();
+}
+
+/// What a service manager does that sends SIGHUP too (SendSIGHUP of systemd.kill(5)).
+fn a_second_interrupt_spares_the_undoing(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    for (kind, hook) in [
+        ("createRuntime", hook(&bundle, "createRuntime", "begun")),
+        ("createRuntime", sleeping("1000")),
+        ("poststop", sleeping("0.3")),
+        ("poststop", hook(&bundle, "poststop", "last")),
+    ] {
+        add(&mut bundle, kind, hook);
+    }
+    let run = run_to_its_hooks(&bundle, &mut bundle.command("run"));
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        kill(run.pid(), signal).expect("signal a process of this test");
+    }
+    let output = run.wait();
+    let either = [Signal::SIGTERM, Signal::SIGHUP].map(|signal| 128 + signal as i32);
+    assert!(either.contains(&output.code), "{output:?}");
+    assert_eq!(labels(&bundle), ["begun", "last"], "{output:?}");
+    bundle.assert_nothing_left();
+}
+
+/// The program runs already. What it does about the signal is its own affair, and its exit code the run's.
+fn an_interrupt_at_poststart_is_the_program_s(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    bundle.probe(&["signal-wait"]);
+    for (kind, hook) in [
+        ("poststart", hook(&bundle, "poststart", "begun")),
+        ("poststart", sleeping("1000")),
+        ("poststart", hook(&bundle, "poststart", "left out")),
+        ("poststop", hook(&bundle, "poststop", "last")),
+    ] {
+        add(&mut bundle, kind, hook);
+    }
+    let run = run_to_its_hooks(&bundle, &mut bundle.command("run"));
+    assert!(wait_until(|| run.stdout().contains("ready").then_some(())).is_some());
+    kill(run.pid(), Signal::SIGTERM).expect("signal a process of this test");
+    let output = run.wait().success();
+    assert_eq!(output.stdout.lines().last(), Some("SIGTERM"), "{output:?}");
+    assert_eq!(labels(&bundle), ["begun", "last"]);
+    bundle.assert_nothing_left();
+}
+
+/// As nohup(1) and a shell's background jobs have them; the kernel keeps them for whoever blocks them all the same.
+fn an_ignored_signal_interrupts_nothing(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    bundle.probe(&["exit", "5"]);
+    for hook in [
+        hook(&bundle, "createRuntime", "begun"),
+        sleeping("1"),
+        hook(&bundle, "createRuntime", "last"),
+    ] {
+        add(&mut bundle, "createRuntime", hook);
+    }
+    let run = bundle.command("run");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' HUP INT; exec \"$@\"", "sh"])
+        .arg(run.get_program())
+        .args(run.get_args());
+    let run = run_to_its_hooks(&bundle, &mut command);
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        kill(run.pid(), signal).expect("signal a process of this test");
+    }
+    let output = run.wait();
+    assert_eq!(output.code, 5, "{output:?}");
+    assert_eq!(labels(&bundle), ["begun", "last"], "{output:?}");
+}
+
+fn an_init_that_is_killed_at_its_hooks_fails_start(runtime: &Runtime) {
+    let mut bundle = with_hooks(runtime);
+    for hook in [
+        hook(&bundle, "startContainer", "begun"),
+        json!({ "path": "/probe", "args": ["probe", "sleep", bundle.id] }),
+    ] {
+        add(&mut bundle, "startContainer", hook);
+    }
+    let container = bundle.create();
+    let start = run_to_its_hooks(&bundle, &mut bundle.command("start"));
+    kill(container.pid, Signal::SIGKILL).expect("kill a process of this test");
+    let error = start.wait().failure();
+    assert!(error.contains("init ended before it could run the program"), "{error}");
+    assert_eq!(container.wait(), 128 + Signal::SIGKILL as i32);
+    assert_eq!(bundle.status(), "stopped");
 }
 
 /// Processes that run this very file.

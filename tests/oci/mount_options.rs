@@ -214,6 +214,18 @@ fn a_remount_is_led_nowhere_by_the_image(runtime: &Runtime) {
     bundle.add_mount(json!({ "destination": "/volume", "type": "tmpfs", "source": "x" }));
     bundle.add_mount(remount("/volume", "ro"));
     assert!(bundle.report(&[]).has_option("/tmp", "ro"));
+
+    // A link of a volume that covers the mount of that name.
+    let mut bundle = runtime.bundle();
+    let volume = bundle.path().join("volume");
+    std::fs::create_dir(&volume).expect("make a directory of the test");
+    std::os::unix::fs::symlink("../sys", volume.join("b")).expect("make a link");
+    bundle.add_mount(json!({ "destination": "/a/b", "type": "tmpfs", "source": "x" }));
+    bundle.add_mount(json!({ "destination": "/a", "type": "bind", "source": volume, "options": ["bind"] }));
+    bundle.add_mount(remount("/a/b", "rw"));
+    let error = bundle.run().failure();
+    assert!(error.contains("/a/b") && error.contains("link"), "{error}");
+    bundle.assert_nothing_left();
 }
 
 fn remount_needs_a_mount(runtime: &Runtime) {

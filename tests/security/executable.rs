@@ -5,10 +5,12 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use corten_tests::bundle::{Bundle, Container, Runtime, finish, wait_for};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,6 +20,7 @@ const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 
 tests! {
     a_created_container_shows_a_program_on_an_overlay_without_an_upper_layer,
+    a_program_on_a_tmpfs_is_shown_on_an_overlay_too,
     a_created_container_shows_a_sealed_copy_where_that_is_asked_for,
     a_program_that_only_claims_to_be_sealed_makes_a_copy,
     an_unknown_way_to_seal_is_refused,
@@ -49,8 +52,7 @@ fn a_created_container_shows_a_program_on_an_overlay_without_an_upper_layer(runt
     bundle.probe(&["exit", "0"]);
     let container = bundle.create();
     let program = shown(&container);
-    let file = fs::File::open(&program).expect("root may read it");
-    assert_eq!(rustix::fs::fstatfs(&file).expect("fstatfs").f_type, OVERLAYFS_MAGIC);
+    let file = assert_on_overlay(container.pid);
     assert_ne!(
         fs::metadata(&program).expect("init runs").dev(),
         fs::metadata(runtime_binary(runtime)).expect("stat").dev()
@@ -66,6 +68,36 @@ fn a_created_container_shows_a_program_on_an_overlay_without_an_upper_layer(runt
     assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{error}");
     drop(file);
     assert_eq!(fingerprint(runtime), before);
+}
+
+/// The program that this process runs, which is on an overlay.
+#[track_caller]
+fn assert_on_overlay(pid: Pid) -> fs::File {
+    let program = format!("/proc/{pid}/exe");
+    let file = fs::File::open(&program).expect("root may read it");
+    let kind = rustix::fs::fstatfs(&file).expect("fstatfs").f_type;
+    assert_eq!(kind, OVERLAYFS_MAGIC, "{:?}", fs::read_link(&program));
+    file
+}
+
+/// Its files have seals, as those in memory that are mounted nowhere.
+fn a_program_on_a_tmpfs_is_shown_on_an_overlay_too(runtime: &Runtime) {
+    let directory = tempfile::tempdir_in("/dev/shm").expect("make a directory of the test");
+    let program = directory.path().join("corten");
+    fs::copy(runtime_binary(runtime), &program).expect("copy the runtime");
+    let file = fs::File::open(&program).expect("open the copy");
+    if fcntl_get_seals(&file).is_err() {
+        eprintln!("SKIP: /dev/shm is no tmpfs");
+        return;
+    }
+    let mut bundle = runtime.bundle();
+    bundle.probe(&["exit", "0"]);
+    let pid_file = bundle.path().join("pid");
+    let create = bundle.command("create");
+    let mut command = Command::new(&program);
+    command.args(create.get_args()).arg("--pid-file").arg(&pid_file);
+    let _created = finish(command.arg(&bundle.id)).success();
+    assert_on_overlay(bundle.adopt(&pid_file));
 }
 
 fn a_created_container_shows_a_sealed_copy_where_that_is_asked_for(runtime: &Runtime) {
@@ -180,6 +212,6 @@ fn assert_harmless(stdout: &str) {
     let programs = seen["programs"].as_array().expect("programs are a list");
     assert!(programs.iter().all(own), "{seen}");
     let writable = seen["writable"].as_array().expect("programs are a list");
-    // The image's own programs are the container's to write.
-    assert!(writable.iter().all(own), "{seen}");
+    // The image's own programs are the container's to write, and nothing else.
+    assert!(writable.iter().all(|path| path == "/probe"), "{seen}");
 }

@@ -27,13 +27,14 @@ use super::rpc::{CgroupRoot, Criu, InheritFd, JoinNamespace, Options, Received, 
 use super::{Directories, images, rpc, verify};
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver};
-use crate::container::{self, Created, run_all_hooks, run_hooks};
+use crate::container::{self, Created, run_hooks};
 use crate::init::runtime_hooks;
 use crate::namespaces::Namespaces;
 use crate::rootfs::mount::set_readonly;
 use crate::rootfs::resolve::Root;
 use crate::rootfs::{destination, spec_mounts};
 use crate::seccomp::Filter;
+use crate::start::run_poststart_hooks;
 use crate::state::{self, Directory, State};
 use crate::{cli, console, log, notify, signal};
 
@@ -129,15 +130,8 @@ impl<'a> Restore<'a> {
                     state,
                     init,
                 };
-                let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref());
-                match run_all_hooks("poststart", hooks, &created.state, ContainerState::Running) {
-                    Ok(()) => Ok(created),
-                    Err(interrupted) => {
-                        let deleted = container::delete_opened(&created.directory, &created.state);
-                        log::best_effort("delete the container", deleted);
-                        Err(interrupted)
-                    }
-                }
+                run_poststart_hooks(spec, &created);
+                Ok(created)
             }
             Err(error) => {
                 drop(made);

@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::{self, Command, Globals};
 use crate::state::OCI_VERSION;
-use crate::{container, sealed};
+use crate::{container, sealed, start};
 
 /// Carries out a command. The code is that of the container's program where the command waits for it.
 pub fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
@@ -30,7 +30,7 @@ pub fn run(globals: &Globals, command: Command) -> Result<ExitCode> {
     }
     match command {
         Command::Create(flags) => create::create(&root, globals, &flags)?,
-        Command::Start(id) => container::start(&root, &id)?,
+        Command::Start(id) => start::start(&root, &id)?,
         Command::Run(flags) => return run::run(&root, globals, &flags),
         Command::Exec(flags) => return exec::exec(&root, flags),
         Command::State(id) => list::state(&root, &id)?,

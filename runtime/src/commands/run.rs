@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::foreground::Foreground;
 use crate::log;
 use crate::notify::Notify;
+use crate::start;
 
 /// Runs a container; without `--detach` until it ends.
 pub(super) fn run(root: &Path, globals: &Globals, flags: &cli::Run) -> Result<ExitCode> {
@@ -22,7 +23,7 @@ pub(super) fn run(root: &Path, globals: &Globals, flags: &cli::Run) -> Result<Ex
         let created = container::create(root, &request(globals, &flags.create, console)?, &bundle)?;
         let notify = start_or_delete(&created)?;
         if flags.detach {
-            container::wait_until_ready(created, notify)?;
+            start::wait_until_ready(created, notify)?;
             return Ok(ExitCode::SUCCESS);
         }
         let foreground = Foreground::begin(false)?.0;
@@ -39,7 +40,7 @@ pub(super) fn run(root: &Path, globals: &Globals, flags: &cli::Run) -> Result<Ex
 fn start_or_delete(created: &Created) -> Result<Option<Notify>> {
     let start = || {
         let notify = Notify::listen(created.directory.path())?;
-        container::start_created(created)?;
+        start::start_created(created)?;
         Ok(notify)
     };
     start().inspect_err(|_| delete(created))

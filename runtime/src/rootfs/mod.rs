@@ -16,9 +16,11 @@
 //!
 //! Where the specification is silent we do as runc does: mount points that are missing are made in the root filesystem and
 //! stay there; a tmpfs keeps the mode of the directory it covers; a bind that names no propagation is a slave. Where we
-//! differ: a remount follows no link of the image, which could choose the mount that is changed. And on a host whose mounts are shared: runc makes private whichever mount holds the root filesystem, and with it,
-//! by chance, binds from that one mount; or, as 1.1.5 does, leaves the root a slave. Here the root is private
-//! and every bind a slave, wherever the two lie. `rootfsPropagation` is for all binds that name none, in its recursive
+//! differ: a remount follows a link only to the mount that the specification has made of the same destination, because a
+//! link of the image could choose the mount that is changed (that of /run/x cannot be named /var/run/x, as with runc). And
+//! on a host whose mounts are shared: runc makes private whichever mount holds the root filesystem, and with it, by chance,
+//! binds from that one mount; or, as 1.1.5 does, leaves the root a slave. Here the root is private and every bind a slave,
+//! wherever the two lie. `rootfsPropagation` is for all binds that name none, in its recursive
 //! form: runc leaves them shared with the host, so that what the container mounts there appears outside.
 
 pub mod copy_up;
@@ -134,6 +136,8 @@ pub struct Rootfs<'a> {
     id: (u64, u64),
     /// The ids of the mounts that are binds.
     bound: Vec<u64>,
+    /// The destination and the id of every mount made so far.
+    made: Vec<(PathBuf, u64)>,
 }
 
 impl<'a> Rootfs<'a> {
@@ -162,6 +166,7 @@ impl<'a> Rootfs<'a> {
             readonly: Vec::new(),
             id,
             bound: Vec::new(),
+            made: Vec::new(),
         })
     }
 
@@ -200,7 +205,9 @@ impl<'a> Rootfs<'a> {
         self.check_not_root(&place)?;
         check_proc(copy, &place, &destination)?;
         mount::attach(copy, place)?;
-        self.bound.push(mount::id(copy)?.0);
+        let id = mount::id(copy)?.0;
+        self.bound.push(id);
+        self.made.push((destination, id));
         Ok(())
     }
 
@@ -229,6 +236,7 @@ impl<'a> Rootfs<'a> {
             copy_up::copy_up(&place, &made, !named, self.sources.user_namespace)?;
         }
         mount::attach(&made, place)?;
+        self.made.push((destination, mount::id(&made)?.0));
         if options.attributes.set & later != 0 {
             self.readonly.push(made);
         }
@@ -274,26 +282,33 @@ impl<'a> Rootfs<'a> {
 
     /// Changes what an earlier mount of the specification, or the image's mount, has put at the destination.
     ///
-    /// Not where a link of the image leads to: it would choose which mount is changed, and could turn options that are
-    /// meant for a volume on /sys. A link that has led an earlier mount of this destination leads to that one.
+    /// Not where a link of the image or of a volume leads to: it would choose which mount is changed, and could turn options
+    /// that are meant for a volume on /sys. Unless it leads to what has been mounted by this very name: a link may have led
+    /// that mount too.
     fn remount(&mut self, mount: &Mount, options: &Options) -> Result<()> {
         let destination = destination(mount);
-        let place = self.root.find(&destination)?;
-        let place = place.context("remount: nothing is there")?;
-        let mut earlier = spec_mounts(self.spec)
-            .iter()
-            .take_while(|other| !std::ptr::eq(*other, mount));
-        ensure!(
-            earlier.any(|other| self::destination(other) == destination) || self.root.is_plain(&destination),
-            "remount: {}: a link of the image leads to the mount",
-            destination.display()
-        );
+        let place = match self.root.find_plain(&destination)? {
+            Some(place) => place,
+            None => self.find_made(&destination)?,
+        };
         self.check_not_root(&place)?;
         mount::remount(&place, options)?;
         if options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0 {
             self.readonly.push(place);
         }
         Ok(())
+    }
+
+    /// The mount that has been made of this destination, if its path still leads there.
+    fn find_made(&self, destination: &Path) -> Result<OwnedFd> {
+        let place = self.root.find(destination)?.context("remount: nothing is there")?;
+        let id = mount::id(&place)?.0;
+        ensure!(
+            self.made.iter().any(|(path, made)| path == destination && *made == id),
+            "remount: {}: a link of the image leads to the mount",
+            destination.display()
+        );
+        Ok(place)
     }
 
     /// The v1 layout: a tmpfs with a directory for each hierarchy, and a link for each controller of several.
@@ -307,6 +322,7 @@ impl<'a> Rootfs<'a> {
         self.check_not_root(&place)?;
         check_proc(&made, &place, &destination)?;
         mount::attach(&made, place)?;
+        self.made.push((destination, mount::id(&made)?.0));
         let tmpfs = Root::new(made);
         for (name, copy) in directories {
             mount::attach(copy, tmpfs.directory(Path::new(name), false)?).with_context(|| name.clone())?;

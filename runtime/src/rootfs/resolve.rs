@@ -36,9 +36,13 @@ impl Root {
         }
     }
 
-    /// Whether something is at `path` without any component being a link.
-    pub fn is_plain(&self, path: &Path) -> bool {
-        self.open(path, OFlags::PATH, ResolveFlags::NO_SYMLINKS).is_ok()
+    /// Opens what is at `path`; `None` where nothing is, or a link leads the way.
+    pub fn find_plain(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        match self.open(path, OFlags::PATH, ResolveFlags::NO_SYMLINKS) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("openat2({}, IN_ROOT | NO_SYMLINKS)", path.display())),
+        }
     }
 
     /// Opens a file for reading, without waiting for a fifo's writer; `None` where there is none.

@@ -8,10 +8,10 @@
 //! child     load         everything else: the last step before startContainer hooks, or without those before execve
 //! ```
 //! The filter is loaded as late as can be, so that a profile has to allow what the program does and not what this runtime
-//! does on the way to it: after the load come the hooks, one capset, and execve. Where runc differs: it loads when the
-//! container is created, and without noNewPrivileges before the identity changes, because the kernel then asks for
-//! CAP_SYS_ADMIN; here init keeps that one capability until the load and gives it up right after. No code of the
-//! container's runs in between.
+//! does on the way to it: after the load come the hooks and a `write` that says that they are done, where there are any,
+//! one capset, and execve. Where runc differs: it loads when the container is created, and without noNewPrivileges before
+//! the identity changes, because the kernel then asks for CAP_SYS_ADMIN; here init keeps that one capability until the load
+//! and gives it up right after. No code of the container's runs in between.
 //!
 //! With a listener there is no such choice: whoever creates the container hands the descriptor on, and is gone when it is
 //! started. Between the load and the hand-over only `write` is called, which therefore cannot be notified of, as with runc;

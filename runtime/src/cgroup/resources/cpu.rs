@@ -9,8 +9,14 @@ use crate::sys::sched::MAX_NODES;
 /// How many processors the kernel can be built for at most (CONFIG_NR_CPUS of x86).
 pub(in crate::cgroup) const MAX_CPUS: usize = 8192;
 
-/// A cgroup file takes less than a page at once, in bytes.
-pub(in crate::cgroup) const MAX_LIST: usize = 4096;
+/// The longest list of processors, in bytes.
+pub(in crate::cgroup) const MAX_LIST: usize = longest(MAX_CPUS);
+
+/// How much the cpuset controller takes at once of a list of as many numbers as this, in bytes (`max_write_len` in
+/// kernel/cgroup/cpuset.c). Other cgroup files take a page.
+const fn longest(numbers: usize) -> usize {
+    100 + 6 * numbers
+}
 
 pub(super) fn check(cpu: &LinuxCpu) -> Result<()> {
     if let Some(idle) = cpu.idle() {
@@ -28,9 +34,10 @@ pub(super) fn check(cpu: &LinuxCpu) -> Result<()> {
 fn check_list(field: &str, list: Option<&str>, limit: usize) -> Result<()> {
     let list = list.unwrap_or_default();
     let at = || format!("linux.resources.cpu.{field}");
+    let longest = longest(limit);
     ensure!(
-        list.len() < MAX_LIST,
-        "{}: {} characters: must be fewer than {MAX_LIST}",
+        list.len() <= longest,
+        "{}: {} characters: must be at most {longest}",
         at(),
         list.len()
     );

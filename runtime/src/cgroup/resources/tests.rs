@@ -209,7 +209,9 @@ fn shares_as_weight() {
 
 #[test]
 fn lists_that_no_kernel_takes() {
-    let long = "0,".repeat(2048);
+    let long = "0,".repeat(3200);
+    // More than a page, which is where other cgroup files end.
+    let every_other = (0..8192).step_by(2).map(|cpu| format!("{cpu},")).collect::<String>();
     for (field, list, words) in [
         ("cpus", "0-4294967295", Some("4294967295 must be below 8192")),
         ("cpus", "99999999999999999999", Some("must be below 8192")),
@@ -218,7 +220,8 @@ fn lists_that_no_kernel_takes() {
         ("cpus", "all", None),
         ("mems", "1024", Some("1024 must be below 1024")),
         ("mems", "0-1023", None),
-        ("mems", &long, Some("4096 characters: must be fewer than 4096")),
+        ("cpus", &every_other, None),
+        ("mems", &long, Some("6400 characters: must be at most 6244")),
     ] {
         let resources = parse(&json!({"cpu": {field: list}}));
         for made in [v1(&resources), v2(&resources)] {

@@ -103,7 +103,7 @@ fn per_second(quota: Option<u64>, period: u64) -> u64 {
 /// A list like `0-2,7` as bits, the lowest first.
 fn bits(list: &str) -> Result<Vec<u8>> {
     let mut bits = Vec::new();
-    ensure!(list.len() < MAX_LIST, "a list of {} characters", list.len());
+    ensure!(list.len() <= MAX_LIST, "a list of {} characters", list.len());
     for range in list.trim().split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let parse = |text: &str| {
@@ -321,8 +321,8 @@ mod tests {
         for (list, expected) in [("0", Some(vec![1])), ("8,0-1", Some(vec![3, 1])), ("", Some(vec![]))] {
             assert_eq!(bits(list).ok(), expected, "{list}");
         }
-        for list in ["x", "3-1", "0-99999", "0-4294967295", &"0-8191,".repeat(1000)] {
-            assert!(bits(list).is_err(), "{list}");
+        for list in ["x", "3-1", "0-99999", "0-4294967295", &"0-8191,".repeat(8000)] {
+            assert!(bits(list).is_err(), "{list:.40}");
         }
     }
 
