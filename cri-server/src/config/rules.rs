@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{Config, OWN_RUNTIME};
 use crate::image::reference::{is_registry, short_name};
-use crate::image::{Pins, Reference};
+use crate::image::{MAX_LAYERS, Pins, Reference};
 
 /// Longest path of a unix socket: sun_path without its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -101,12 +101,8 @@ impl Rules {
 
     fn layers(&mut self, config: &Config) {
         let (layers, share) = (config.pull.layers_at_once, config.pull.layers_of_a_registry);
-        // Each has two threads.
-        self.check(
-            (1..=128).contains(&layers),
-            &["pull", "layers_at_once"],
-            "must be 1 to 128",
-        );
+        let rule = format!("must be 1 to {MAX_LAYERS}");
+        self.check((1..=MAX_LAYERS).contains(&layers), &["pull", "layers_at_once"], &rule);
         let rule = "must be 1 to layers_at_once";
         self.check((1..=layers).contains(&share), &["pull", "layers_of_a_registry"], rule);
     }
@@ -241,7 +237,7 @@ mod tests {
                 },
                 "runtimes.Bad_Name",
             ),
-            (|c| c.pull.layers_at_once = 129, "pull.layers_at_once"),
+            (|c| c.pull.layers_at_once = MAX_LAYERS + 1, "pull.layers_at_once"),
             (
                 |c| c.pull.layers_of_a_registry = c.pull.layers_at_once + 1,
                 "pull.layers_of_a_registry",

@@ -97,5 +97,5 @@ pub use progress::{LayerSnapshot, Progress, Snapshot};
 pub use record::Image;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{PullConfig, RegistryConfig, RegistryConfigs};
-pub use slots::PullLimits;
+pub use slots::{MAX_LAYERS, PullLimits};
 pub use store::{ImageStore, LayerLease};

@@ -8,10 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::BLOCKING_THREADS;
+
+/// Most layers under way: every unpacker holds a thread for blocking work until the last byte, while what it waits for, be it
+/// a piece of an archive to import, needs another. So half of them are left, for everything else the server does too.
+pub const MAX_LAYERS: usize = BLOCKING_THREADS / 2;
+
 /// How many layers may be under way at once. Each takes two threads and up to 8 MiB, with zstd up to 15 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PullLimits {
-    /// All pulls together.
+    /// All pulls together; at most [`MAX_LAYERS`].
     pub layers: usize,
     /// From one registry.
     pub layers_of_a_registry: usize,
