@@ -1,6 +1,6 @@
 //! Archives of images that are not what they should be, and clients that do not stay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use corten_tests::image::{self, Image, Layer};
 use corten_tests::image_cli::run;
 use corten_tests::node::Node;
+use serde_json::{Value, json};
 
 use crate::image_archive::{assert_empty, at, layout};
+use crate::pull_memory::status;
 
 /// A tar archive of these files.
 fn archive(node: &Node, files: &[(&str, &[u8])]) -> String {
@@ -79,6 +81,41 @@ fn archives_without_an_image_are_refused() {
     let no_layout = node.image_refused(&["import", node.dir().join("lib").to_str().unwrap()]);
     assert!(no_layout.contains("no OCI layout"), "{no_layout}");
     assert_empty(&node);
+}
+
+/// Images of docker save without layers, whose configs are as large as may be.
+fn large_configs(node: &Node, entries: &[(&str, &str)]) -> String {
+    let entry = |(config, tag): &(&str, &str)| json!({ "Config": config, "RepoTags": [tag], "Layers": [] });
+    let list: Vec<Value> = entries.iter().map(entry).collect();
+    let config = json!({
+        "architecture": image::architecture(), "os": "linux", "author": "x".repeat(4_100_000),
+        "rootfs": { "type": "layers", "diff_ids": [] },
+    });
+    let (list, config) = (Value::from(list).to_string(), config.to_string());
+    let names: BTreeSet<&str> = entries.iter().map(|(config, _)| *config).collect();
+    let mut files = vec![("manifest.json", list.as_bytes())];
+    files.extend(names.into_iter().map(|name| (name, config.as_bytes())));
+    archive(node, &files)
+}
+
+#[test]
+fn what_an_archive_repeats_takes_no_memory() {
+    let node = Node::start();
+    let tags: Vec<String> = (0..90).map(|number| format!("a.example/a:{number}")).collect();
+    let same: Vec<(&str, &str)> = tags.iter().map(|tag| ("config.json", tag.as_str())).collect();
+    let imported = node.image(&["import", &large_configs(&node, &same)]);
+    assert_eq!(imported.lines().count(), tags.len(), "{imported}");
+    let peak = status(&node, "VmHWM:");
+    assert!(peak < 100 << 10, "{peak} KiB");
+
+    let names: Vec<String> = (0..9).map(|number| format!("{number}.json")).collect();
+    let others: Vec<(&str, &str)> = names
+        .iter()
+        .zip(&tags)
+        .map(|(name, tag)| (name.as_str(), tag.as_str()))
+        .collect();
+    let refusal = node.image_refused(&["import", &large_configs(&node, &others)]);
+    assert!(refusal.contains("configs of more than"), "{refusal}");
 }
 
 #[test]

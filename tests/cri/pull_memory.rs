@@ -12,7 +12,7 @@ const LIMIT_KIB: u64 = 64 << 10;
 const THREADS: u64 = 8;
 
 /// A number of the server's `/proc/PID/status`.
-fn status(node: &Node, key: &str) -> u64 {
+pub(crate) fn status(node: &Node, key: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", node.server_pid())).expect("a running server");
     let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("the key");
     let number = line.split_whitespace().next().expect("a value");

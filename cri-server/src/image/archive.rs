@@ -50,7 +50,7 @@ pub enum ArchiveSource {
 }
 
 /// A part of the archive's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Section {
     pub(super) offset: u64,
     pub(super) size: u64,

@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use self::documents::{Candidate, Part, candidates};
 use super::archive::{Archive, ArchiveSource, Section, is_packed};
 use super::error::PullError;
+use super::manifest;
 use super::policy::Admission;
 use super::progress::{LayerProgress, Progress};
 use super::pull::{LayerResult, ended};
@@ -121,7 +122,7 @@ impl ImageStore {
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
             size: self.layers_size(&layers).saturating_add(candidate.manifest.config.size),
-            config: candidate.config,
+            config: manifest::parse_config(&candidate.config)?,
             layers,
             admissions,
         };

@@ -1,6 +1,10 @@
 //! What an archive says is in it: the documents of an OCI layout or of docker save, as a pull would have them.
 //!
-//! No layer is read here but for docker save's packed ones, whose digests nothing else tells.
+//! No layer is read here but for docker save's packed ones, whose digests nothing else tells, and each of those once. What is
+//! kept of an archive is bounded whatever it repeats: an image that is listed often is one image, and its config is kept as
+//! it came, because parsed it may be many times as large.
+
+use std::collections::HashMap;
 
 use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
@@ -26,6 +30,9 @@ const MAX_IMAGES: usize = 1000;
 /// Most names of one image.
 const MAX_NAMES: usize = 100;
 
+/// Largest configs of all images together, in bytes. Most are a few kilobytes.
+const MAX_CONFIGS: usize = 32 << 20;
+
 /// Bytes of a layer that are hashed at once.
 const PIECE: u64 = 256 << 10;
 
@@ -36,7 +43,8 @@ pub(super) struct Candidate {
     /// What the names stand for, where the archive has a manifest of its own.
     pub(super) manifest_digest: Option<Digest>,
     pub(super) manifest: Manifest,
-    pub(super) config: ImageConfiguration,
+    /// As it came; known to be one.
+    pub(super) config: Vec<u8>,
     pub(super) layers: Vec<Part>,
 }
 
@@ -58,15 +66,52 @@ impl Candidate {
 /// Reads the archive's documents. Blocks.
 pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, PullError> {
     // Docker since 25 writes both forms; the layout's documents have digests.
+    let mut documents = Documents {
+        archive,
+        configs: 0,
+        digests: HashMap::new(),
+    };
     if archive.has("oci-layout") && archive.has("index.json") {
-        return of_layout(archive);
+        return of_layout(&mut documents);
     }
     if archive.has("manifest.json") {
-        return of_docker(archive);
+        return of_docker(&mut documents);
     }
     Err(PullError::refused(
         "archive: neither an OCI layout (oci-layout, index.json) nor one of docker save (manifest.json)",
     ))
+}
+
+/// An archive, and what has been read of it.
+struct Documents<'a> {
+    archive: &'a Archive,
+    /// Bytes of the configs so far.
+    configs: usize,
+    /// Of packed layers without one of their own.
+    digests: HashMap<Section, Digest>,
+}
+
+impl Documents<'_> {
+    /// Parses a config that is to be kept.
+    fn config(&mut self, content: &[u8]) -> Result<ImageConfiguration, PullError> {
+        self.configs += content.len();
+        if self.configs > MAX_CONFIGS {
+            return Err(PullError::refused(format!(
+                "archive: configs of more than {MAX_CONFIGS} bytes together"
+            )));
+        }
+        manifest::parse_config(content).map_err(|error| error.context("config"))
+    }
+
+    /// The digest of a section.
+    fn digest(&mut self, section: Section) -> Result<Digest, PullError> {
+        if let Some(known) = self.digests.get(&section) {
+            return Ok(known.clone());
+        }
+        let digest = hash(self.archive, section)?;
+        self.digests.insert(section, digest.clone());
+        Ok(digest)
+    }
 }
 
 /// What a layout's index says of an entry beside its descriptor.
@@ -86,7 +131,8 @@ struct Annotations {
     reference: Option<String>,
 }
 
-fn of_layout(archive: &Archive) -> Result<Vec<Candidate>, PullError> {
+fn of_layout(documents: &mut Documents<'_>) -> Result<Vec<Candidate>, PullError> {
+    let archive = documents.archive;
     #[derive(Deserialize)]
     struct Layout {
         #[serde(rename = "imageLayoutVersion")]
@@ -120,7 +166,7 @@ fn of_layout(archive: &Archive) -> Result<Vec<Candidate>, PullError> {
         // A layout may list an image's platforms one by one, without an index of its own.
         if named.platform.is_none_or(|other| platform.preference(&other).is_some()) {
             let name = full_name(&named.annotations)?;
-            merge(&mut found, of_entry(archive, entry)?, name)?;
+            add(&mut found, documents, entry, name)?;
         }
     }
     if found.is_empty() {
@@ -132,19 +178,25 @@ fn of_layout(archive: &Archive) -> Result<Vec<Candidate>, PullError> {
 }
 
 /// Several entries of one image are one image of several names.
-fn merge(found: &mut Vec<Candidate>, mut candidate: Candidate, name: Option<Reference>) -> Result<(), PullError> {
-    let same = found
+fn add(
+    found: &mut Vec<Candidate>,
+    documents: &mut Documents<'_>,
+    entry: Descriptor,
+    name: Option<Reference>,
+) -> Result<(), PullError> {
+    let known = found
         .iter_mut()
-        .find(|it| it.manifest_digest == candidate.manifest_digest);
-    match same {
-        Some(same) if same.names.len() >= MAX_NAMES => Err(PullError::refused(format!(
+        .find(|it| it.manifest_digest.as_ref() == Some(&entry.digest));
+    match known {
+        Some(known) if known.names.len() >= MAX_NAMES => Err(PullError::refused(format!(
             "index.json: more than {MAX_NAMES} names of one image"
         ))),
-        Some(same) => {
-            same.names.extend(name);
+        Some(known) => {
+            known.names.extend(name);
             Ok(())
         }
         None => {
+            let mut candidate = of_entry(documents, entry)?;
             candidate.names.extend(name);
             found.push(candidate);
             Ok(())
@@ -164,7 +216,8 @@ fn full_name(annotations: &Annotations) -> Result<Option<Reference>, PullError> 
 }
 
 /// The image of an entry of index.json: a manifest, or an index of several platforms.
-fn of_entry(archive: &Archive, entry: Descriptor) -> Result<Candidate, PullError> {
+fn of_entry(documents: &mut Documents<'_>, entry: Descriptor) -> Result<Candidate, PullError> {
+    let archive = documents.archive;
     let platform = Platform::host();
     let named = entry.digest.clone();
     let chosen = if entry.media_type == manifest::OCI_INDEX || entry.media_type == manifest::DOCKER_LIST {
@@ -181,8 +234,7 @@ fn of_entry(archive: &Archive, entry: Descriptor) -> Result<Candidate, PullError
         return Err(PullError::refused("index within an index: not supported"));
     };
     let config = blob(archive, &manifest.config, MAX_CONFIG).map_err(|error| error.context("config"))?;
-    let config: ImageConfiguration = parse("config", &config)?;
-    let diff_ids = manifest::diff_ids(&config, &manifest, &platform)?;
+    let diff_ids = manifest::diff_ids(&documents.config(&config)?, &manifest, &platform)?;
     let layers = manifest.layers.iter().zip(diff_ids).map(|((blob, packing), diff_id)| {
         let section = archive.find(&blob_name(&blob.digest))?;
         Ok(Part {
@@ -233,8 +285,8 @@ struct Saved {
     layers: Vec<String>,
 }
 
-fn of_docker(archive: &Archive) -> Result<Vec<Candidate>, PullError> {
-    let content = archive.read("manifest.json", MAX_MANIFEST)?;
+fn of_docker(documents: &mut Documents<'_>) -> Result<Vec<Candidate>, PullError> {
+    let content = documents.archive.read("manifest.json", MAX_MANIFEST)?;
     let images: Vec<Saved> = parse("manifest.json", &content)?;
     if images.is_empty() || images.len() > MAX_IMAGES {
         let count = images.len();
@@ -242,13 +294,26 @@ fn of_docker(archive: &Archive) -> Result<Vec<Candidate>, PullError> {
             "manifest.json: {count} images, must be 1 to {MAX_IMAGES}"
         )));
     }
-    images.iter().map(|saved| of_saved(archive, saved)).collect()
+    let mut distinct: Vec<Saved> = Vec::new();
+    for saved in images {
+        let known = distinct
+            .iter_mut()
+            .find(|it| (&it.config, &it.layers) == (&saved.config, &saved.layers));
+        match known {
+            Some(known) => known
+                .repo_tags
+                .get_or_insert_default()
+                .extend(saved.repo_tags.into_iter().flatten()),
+            None => distinct.push(saved),
+        }
+    }
+    distinct.iter().map(|saved| of_saved(documents, saved)).collect()
 }
 
 /// An image of docker save, in the words of a registry: so it passes the same checks.
-fn of_saved(archive: &Archive, saved: &Saved) -> Result<Candidate, PullError> {
-    let content = archive.read(&saved.config, MAX_CONFIG)?;
-    let config: ImageConfiguration = parse("config", &content)?;
+fn of_saved(documents: &mut Documents<'_>, saved: &Saved) -> Result<Candidate, PullError> {
+    let content = documents.archive.read(&saved.config, MAX_CONFIG)?;
+    let config = documents.config(&content)?;
     let tags = saved.repo_tags.as_deref().unwrap_or_default();
     let (layers, diff_ids) = (saved.layers.len(), config.rootfs().diff_ids().len());
     if layers != diff_ids || tags.len() > MAX_NAMES {
@@ -260,8 +325,8 @@ fn of_saved(archive: &Archive, saved: &Saved) -> Result<Candidate, PullError> {
     let mut sections = Vec::new();
     let mut descriptors = Vec::new();
     for (name, diff_id) in saved.layers.iter().zip(config.rootfs().diff_ids()) {
-        let section = archive.find(name)?;
-        descriptors.push(describe_layer(archive, section, diff_id)?);
+        let section = documents.archive.find(name)?;
+        descriptors.push(describe_layer(documents, section, diff_id)?);
         sections.push(section);
     }
     let digest = Digest::from_sha256(&Sha256::digest(&content).into());
@@ -290,13 +355,17 @@ fn of_saved(archive: &Archive, saved: &Saved) -> Result<Candidate, PullError> {
         manifest_digest: None,
         layers: parts.collect(),
         manifest,
-        config,
+        config: content,
     })
 }
 
 /// The descriptor that a layer of docker save lacks. Packed, it is read once more for its digest.
-fn describe_layer(archive: &Archive, section: Section, diff_id: &str) -> Result<serde_json::Value, PullError> {
-    let start = archive.read_at(Section {
+fn describe_layer(
+    documents: &mut Documents<'_>,
+    section: Section,
+    diff_id: &str,
+) -> Result<serde_json::Value, PullError> {
+    let start = documents.archive.read_at(Section {
         size: section.size.min(8),
         ..section
     })?;
@@ -304,7 +373,7 @@ fn describe_layer(archive: &Archive, section: Section, diff_id: &str) -> Result<
         Packing::None => ("application/vnd.docker.image.rootfs.diff.tar", diff_id.to_owned()),
         Packing::Gzip => (
             "application/vnd.docker.image.rootfs.diff.tar.gzip",
-            hash(archive, section)?.to_string(),
+            documents.digest(section)?.to_string(),
         ),
         Packing::Other(name) => {
             return Err(PullError::refused(format!(
