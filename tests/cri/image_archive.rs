@@ -6,11 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use corten_tests::image::{self, Entry, Image, Layer, digest_of};
+use corten_tests::image::{self, Entry, Image, Layer, Packing, digest_of};
 use corten_tests::image_cli::{run, skopeo_copy};
 use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::container;
 use flate2::{Compression, write::GzEncoder};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use tar::EntryType;
 
@@ -336,6 +337,94 @@ fn an_exported_image_has_the_same_content() {
     let refusal = node.image_refused(&["export", "absent:1", &at(&node, "absent.tar")]);
     assert!(refusal.contains("no such image"), "{refusal}");
     assert!(!node.dir().join("absent.tar").exists() && !node.dir().join("absent.tar.partial").exists());
+}
+
+#[test]
+fn holes_stay_holes() {
+    let node = Node::start();
+    let dir = node.dir().join("layout");
+    let mut content = b"2\n0\n4096\n6442450944\n0\n".to_vec();
+    content.resize(512, 0);
+    content.resize(512 + 4096, b'x');
+    let layer = Layer::new().entry(&Entry {
+        path: "sparse",
+        data: &content,
+        pax: &[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.realsize", b"6442450944"),
+        ],
+        ..Entry::default()
+    });
+    let name = "a.example/sparse:1";
+    Image::new().layer(layer).save(&dir, &[name]).unwrap();
+    node.image(&["import", dir.to_str().unwrap()]);
+    assert_eq!(node.image(&["check"]).lines().count(), 1, "counted as it was unpacked");
+    let file = at(&node, "sparse.tar");
+    node.image(&["export", name, &file]);
+    let size = fs::metadata(&file).unwrap().len();
+    assert!(size < 1 << 20, "{size} bytes");
+    node.image(&["remove", name]);
+    node.image(&["import", &file]);
+    assert_eq!(node.image(&["check"]).lines().count(), 1);
+    let shown: Value = serde_json::from_str(&node.image(&["inspect", name])).unwrap();
+    let files = PathBuf::from(shown["info"]["info"]["layers"][0]["path"].as_str().unwrap());
+    let metadata = files.join("sparse").metadata().unwrap();
+    assert_eq!((metadata.len(), metadata.blocks()), (6 << 30, 8));
+    let layers = at(&node, "layers.tar");
+    run(
+        "skopeo",
+        &["copy", &format!("oci-archive:{file}"), &format!("dir:{layers}")],
+    );
+    // Other readers know the form.
+    let layer = fs::read_dir(&layers).unwrap().map(|entry| entry.unwrap().path());
+    let layer = layer.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let listed = run("tar", &["-tvf", layer.to_str().unwrap()]);
+    assert!(
+        listed.contains("6442450944") && listed.ends_with(" sparse\n"),
+        "{listed}"
+    );
+}
+
+#[test]
+fn an_export_leaves_room_on_the_disk() {
+    let small = SmallDisk::new(260);
+    let node = Node::with(|config| {
+        let root = ("image_root".to_owned(), small.0.path().to_str().unwrap().into());
+        config.insert("storage".to_owned(), toml::Table::from_iter([root]).into());
+    });
+    let mut built = Image::new().layer(Layer::new().file("zeros", 0o644, &vec![0; 190 << 20]));
+    built.packing = Packing::Gzip;
+    let dir = node.dir().join("layout");
+    built.save(&dir, &["a.example/large:1"]).unwrap();
+    node.image(&["import", dir.to_str().unwrap()]);
+    let refusal = node.image_refused(&["export", "a.example/large:1", &at(&node, "large.tar")]);
+    assert!(refusal.contains("20th of the disk free"), "{refusal}");
+}
+
+/// A filesystem of some mebibytes.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(mebibytes: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={mebibytes}m");
+        mount(
+            Some("small"),
+            dir.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(size.as_str()),
+        )
+        .unwrap();
+        SmallDisk(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        umount2(self.0.path(), MntFlags::MNT_DETACH).unwrap();
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use super::error::PullError;
 const MAX_ARCHIVE: u64 = 256 << 30;
 
 /// Bytes written between two looks at the room that is left, and the part of the disk that must be.
-const CHECK_EVERY: u64 = 64 << 20;
+pub(super) const CHECK_EVERY: u64 = 64 << 20;
 const LEFT_FREE: u64 = 20;
 
 /// Most entries. An image has a few for each of at most 127 layers.
@@ -184,11 +184,11 @@ fn copy(from: &mut impl Read, to: &mut File) -> Result<u64, PullError> {
 }
 
 /// A few kilobytes may unpack to more than there is room for, and a full disk costs a node its pods.
-fn check_space(file: &File) -> Result<(), PullError> {
-    let space = rustix::fs::fstatvfs(file).context("fstatvfs of the unpacked archive");
+pub(super) fn check_space(file: &File) -> Result<(), PullError> {
+    let space = rustix::fs::fstatvfs(file).context("fstatvfs of an archive");
     let space = space.map_err(|error| PullError::local(&error))?;
     if space.f_bavail < space.f_blocks / LEFT_FREE {
-        let error = anyhow::anyhow!("the unpacked archive would leave less than a {LEFT_FREE}th of the disk free");
+        let error = anyhow::anyhow!("the archive would leave less than a {LEFT_FREE}th of the disk free");
         return Err(PullError::local(&error));
     }
     Ok(())

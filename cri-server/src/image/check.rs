@@ -4,13 +4,14 @@
 //! they lie are noticed by the number and size of their files only: the archives they were verified against are not kept.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use corten_proto::id::Digest;
 
+use super::holes;
 use super::record::{Image, PARTIAL};
 use super::store::ImageStore;
 use super::unpack::Usage;
@@ -136,7 +137,14 @@ impl ImageStore {
             Ok(_) => report.error(layer, format!("{} is not what the server counts", record.display())),
             Err(error) => report.error(layer, format!("read {}: {error}", record.display())),
         }
-        let found = walk(&files)?;
+        let found = match walk(&files) {
+            Ok(found) => found,
+            // The others are checked all the same.
+            Err(error) => {
+                report.error(layer, format!("cannot be walked through: {error:#}"));
+                return Ok(());
+            }
+        };
         if found != usage {
             let text = format!(
                 "has {} inodes and {} bytes, {} and {} were counted when it was unpacked",
@@ -166,11 +174,24 @@ fn walk(root: &Path) -> Result<Usage> {
                 usage.bytes += 4096;
                 waiting.push(entry.path());
             } else if metadata.is_file() {
-                usage.bytes += metadata.len().div_ceil(4096) * 4096;
+                usage.bytes += content(&entry.path(), &metadata).with_context(reading)?;
             }
         }
     }
     Ok(usage)
+}
+
+/// What the content of a file takes: all of it, or where there are holes, what is between them.
+fn content(path: &Path, metadata: &Metadata) -> Result<u64> {
+    let whole = || metadata.len().div_ceil(4096) * 4096;
+    // Most files; they need not be opened.
+    if metadata.blocks() * 512 >= metadata.len() {
+        return Ok(whole());
+    }
+    let file = fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let pieces = holes::pieces(&file, metadata).with_context(|| format!("holes of {}", path.display()))?;
+    let taken = pieces.map(|pieces| pieces.iter().map(|(_, length)| length.div_ceil(4096) * 4096).sum());
+    Ok(taken.unwrap_or_else(whole))
 }
 
 /// Tells of what is in `dir` and is not expected there; what is under way has a name that says so.

@@ -2,7 +2,7 @@
 //!
 //! Layers are kept unpacked, without the archives they came from. They are written anew (`layer_tar`), so layers, config and
 //! manifest have other digests than what was pulled, and a node that imports the file knows the image by another id. Their
-//! content is the same, and exporting again gives the same digests.
+//! content is the same, holes included, and exporting again gives the same digests.
 //!
 //! ```text
 //! blobs/sha256/HEX      each layer, unpacked; config; manifest
@@ -20,20 +20,22 @@ use corten_proto::id::Digest;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::archive::{CHECK_EVERY, check_space};
 use super::layer_tar;
 use super::manifest::{OCI_INDEX, OCI_MANIFEST};
 use super::record::Image;
 use super::store::ImageStore;
 
 impl ImageStore {
-    /// Writes `image` to `out`. Blocks. Its layers stay while this runs, whatever becomes of the image.
-    pub fn export(&self, image: &Image, out: impl Write) -> Result<()> {
+    /// Writes `image` to `out`. Blocks. Its layers stay while this runs, whatever becomes of the image. Ends early once
+    /// `gone` says that nobody wants it any more: nothing is written to `out` while a layer is made ready.
+    pub fn export(&self, image: &Image, out: impl Write, gone: impl Fn() -> bool) -> Result<()> {
         let _lease = self.lease(&image.layers)?;
         let mut layout = Layout(tar::Builder::new(out));
         let mut written: HashMap<&Digest, Value> = HashMap::new();
         for layer in &image.layers {
             if !written.contains_key(layer) {
-                let descriptor = layout.layer(&self.layer_path(layer), self.root());
+                let descriptor = layout.layer(&self.layer_path(layer), self.root(), &gone);
                 written.insert(layer, descriptor.with_context(|| format!("layer {layer}"))?);
             }
         }
@@ -58,16 +60,12 @@ struct Layout<W: Write>(tar::Builder<W>);
 impl<W: Write> Layout<W> {
     /// Adds a layer; its descriptor. Its archive is written to a file without a name first: what comes before it in the
     /// layout, its size and its digest, is known afterwards only.
-    fn layer(&mut self, files: &Path, root: &Path) -> Result<Value> {
+    fn layer(&mut self, files: &Path, root: &Path, gone: &dyn Fn() -> bool) -> Result<Value> {
         let file = tempfile::tempfile_in(root).with_context(|| format!("make a file in {}", root.display()))?;
-        let mut hashed = Hashed {
-            inner: io::BufWriter::with_capacity(256 << 10, file),
-            hash: Sha256::new(),
-            size: 0,
-        };
-        layer_tar::write(files, &mut hashed)?;
-        let (digest, size) = (Digest::from_sha256(&hashed.hash.finalize().into()), hashed.size);
-        let mut file: File = hashed.inner.into_inner().context("write the layer")?;
+        let mut spool = Spool::new(file, gone);
+        layer_tar::write(files, &mut spool)?;
+        let (digest, size) = (Digest::from_sha256(&spool.hash.finalize().into()), spool.size);
+        let mut file: File = spool.inner.into_inner().context("write the layer")?;
         file.rewind().context("rewind the layer")?;
         self.add(&blob_name(&digest), size, file)?;
         Ok(descriptor("application/vnd.oci.image.layer.v1.tar", &digest, size))
@@ -123,22 +121,65 @@ fn descriptor(media_type: &str, digest: &Digest, size: u64) -> Value {
     json!({ "mediaType": media_type, "digest": digest, "size": size })
 }
 
-/// Hashes and counts what passes.
-struct Hashed<W> {
-    inner: W,
+/// A layer's archive under construction: hashed and counted, while there is room for it and somebody wants it.
+struct Spool<'a> {
+    inner: io::BufWriter<File>,
     hash: Sha256,
     size: u64,
+    /// Bytes since the last look at the room that is left.
+    unchecked: u64,
+    gone: &'a dyn Fn() -> bool,
 }
 
-impl<W: Write> Write for Hashed<W> {
+impl<'a> Spool<'a> {
+    fn new(file: File, gone: &'a dyn Fn() -> bool) -> Self {
+        Spool {
+            inner: io::BufWriter::with_capacity(256 << 10, file),
+            hash: Sha256::new(),
+            size: 0,
+            unchecked: 0,
+            gone,
+        }
+    }
+}
+
+impl Write for Spool<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        if (self.gone)() {
+            return Err(io::Error::other("the caller has gone"));
+        }
         let count = self.inner.write(buffer)?;
         self.hash.update(&buffer[..count]);
         self.size += count as u64;
+        self.unchecked += count as u64;
+        if self.unchecked >= CHECK_EVERY {
+            self.unchecked = 0;
+            check_space(self.inner.get_ref()).map_err(|error| io::Error::other(error.to_string()))?;
+        }
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn nothing_more_is_written_for_a_caller_that_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let large = File::create(dir.path().join("large")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&large, &vec![1; 8 << 20], 0).unwrap();
+        let writes = Cell::new(0);
+        let gone = || writes.replace(writes.get() + 1) >= 100;
+        let mut spool = Spool::new(tempfile::tempfile().unwrap(), &gone);
+        let error = layer_tar::write(dir.path(), &mut spool).unwrap_err();
+        assert!(format!("{error:#}").contains("the caller has gone"), "{error:#}");
+        assert!(spool.size < 1 << 20, "{} bytes", spool.size);
     }
 }

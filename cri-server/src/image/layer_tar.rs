@@ -1,7 +1,8 @@
 //! An unpacked layer as an archive again: the reverse of `unpack`.
 //!
 //! The archive holds everything the directory does: names in order, owners, modes, times in nanoseconds, extended
-//! attributes, hard links, devices; overlayfs's whiteouts become those of layers. The same directory always gives the same
+//! attributes, hard links, devices; overlayfs's whiteouts become those of layers; what a
+//! filesystem has as a hole is one in the archive. The same directory always gives the same
 //! bytes. They are not the bytes that the layer was unpacked from: the order of entries, the form of headers and entries
 //! that overwrote each other are not kept, so the diff id is another one.
 
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use tar::{EntryType, Header};
 
+use super::holes::{self, Content};
+
 /// Longest extended attribute, and longest list of their names (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
 
@@ -25,6 +28,12 @@ const MAX_ID: u32 = 0o7_777_777;
 
 /// What marks a directory that hides the one below it (overlayfs).
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+
+/// Most pieces of a file with holes; one of more is written as a file without.
+const MAX_PIECES: usize = 100_000;
+
+/// Extended attributes by name.
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Writes the layer whose files are in `dir`.
 pub(super) fn write(dir: &Path, out: impl Write) -> Result<()> {
@@ -115,17 +124,14 @@ impl<W: Write> LayerWriter<W> {
     fn other(&mut self, path: &Path, real: &Path, metadata: &Metadata) -> Result<()> {
         let kind = metadata.file_type();
         let attributes = xattrs(real)?;
-        let fields = |kind| Fields::new(path, kind, metadata).xattrs(&attributes);
         if kind.is_file() {
-            let size = metadata.len();
-            let mut content = File::open(real).context("open")?.take(size);
-            let mut fields = fields(EntryType::Regular);
-            fields.header.set_size(size);
-            fields.append(&mut self.archive, &mut content)?;
-            // Otherwise the rest of the archive would be shifted.
-            ensure!(content.limit() == 0, "the file became shorter while it was read");
-            return Ok(());
+            let file = File::open(real).context("open")?;
+            return match holes::pieces(&file, metadata).context("look for holes")? {
+                None => self.regular(path, &file, metadata, &attributes),
+                Some(pieces) => self.sparse(path, &file, metadata, &attributes, pieces),
+            };
         }
+        let fields = |kind| Fields::new(path, kind, metadata).xattrs(&attributes);
         let fields = if kind.is_symlink() {
             let target = real.read_link().context("readlink")?;
             fields(EntryType::Symlink).link(target.as_os_str().as_bytes())
@@ -137,6 +143,52 @@ impl<W: Write> LayerWriter<W> {
             fields(EntryType::Char).device(metadata.rdev())?
         };
         fields.append(&mut self.archive, io::empty())
+    }
+
+    fn regular(&mut self, path: &Path, file: &File, metadata: &Metadata, attributes: &Attributes) -> Result<()> {
+        let mut fields = Fields::new(path, EntryType::Regular, metadata).xattrs(attributes);
+        fields.header.set_size(metadata.len());
+        // Shorter, it would shift the rest of the archive: that is an error.
+        let whole = [(0, metadata.len())];
+        fields.append(&mut self.archive, Content::new(file, &whole))
+    }
+
+    /// A file with holes, in the form PAX 1.0 (see `unpack::sparse`): its map before its content.
+    fn sparse(
+        &mut self,
+        path: &Path,
+        file: &File,
+        metadata: &Metadata,
+        attributes: &Attributes,
+        mut pieces: Vec<(u64, u64)>,
+    ) -> Result<()> {
+        // As GNU tar tells of a hole at the end.
+        if pieces
+            .last()
+            .is_none_or(|(offset, length)| offset + length < metadata.len())
+        {
+            pieces.push((metadata.len(), 0));
+        }
+        if pieces.len() > MAX_PIECES {
+            return self.regular(path, file, metadata, attributes);
+        }
+        let mut map = format!("{}\n", pieces.len());
+        for (offset, length) in &pieces {
+            map.push_str(&format!("{offset}\n{length}\n"));
+        }
+        let mut map = map.into_bytes();
+        map.resize(map.len().next_multiple_of(512), 0);
+        let stored: u64 = pieces.iter().map(|(_, length)| length).sum();
+        // Whoever does not know the form makes a file that is known by its name to be none.
+        let name = path.file_name().context("the root is a directory")?;
+        let stand_in = path.with_file_name("GNUSparseFile.0").join(name);
+        let mut fields = Fields::new(&stand_in, EntryType::Regular, metadata).xattrs(attributes);
+        fields.record("GNU.sparse.major", b"1");
+        fields.record("GNU.sparse.minor", b"0");
+        fields.record("GNU.sparse.name", path.as_os_str().as_bytes());
+        fields.record("GNU.sparse.realsize", metadata.len().to_string().as_bytes());
+        fields.header.set_size(map.len() as u64 + stored);
+        fields.append(&mut self.archive, map.as_slice().chain(Content::new(file, &pieces)))
     }
 }
 
@@ -203,7 +255,7 @@ impl Fields {
         Ok(self)
     }
 
-    fn xattrs(mut self, attributes: &[(Vec<u8>, Vec<u8>)]) -> Fields {
+    fn xattrs(mut self, attributes: &Attributes) -> Fields {
         for (name, value) in attributes {
             // overlayfs's own say something here only; the label is every node's own.
             if !name.starts_with(b"trusted.overlay.") && name != b"security.selinux" {
@@ -252,7 +304,7 @@ fn names(dir: &Path) -> Result<Vec<OsString>> {
 }
 
 /// Every extended attribute of a file, in order.
-fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn xattrs(path: &Path) -> Result<Attributes> {
     let mut buffer = vec![0; MAX_XATTR];
     let length = rustix::fs::llistxattr(path, &mut buffer[..]).context("llistxattr")?;
     let mut names: Vec<Vec<u8>> = buffer[..length]

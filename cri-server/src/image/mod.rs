@@ -50,6 +50,7 @@
 //! | `unpack` | a layer's archive applied to a directory |
 //! | `archive`, `import` | images from files instead of registries |
 //! | `export`, `layer_tar` | an image as a file, its layers as archives again |
+//! | `holes` | files with holes on the disk |
 //! | `check` | whether records, layers and accounts agree |
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | `pins` | which images the kubelet is asked to leave alone, pure |
@@ -65,6 +66,7 @@ mod decode;
 mod error;
 mod export;
 mod hash;
+mod holes;
 mod import;
 mod in_flight;
 mod layer;

@@ -93,7 +93,8 @@ impl Images for ImageAdmin {
         let images = self.node.images.clone();
         self.node.work.spawn(async move {
             let pieces = BufWriter::with_capacity(MAX_PIECE, PieceWriter(sender.clone()));
-            let exported = blocking(move || images.export(&image, pieces)).await;
+            let caller = sender.clone();
+            let exported = blocking(move || images.export(&image, pieces, || caller.is_closed())).await;
             if let Err(error) = exported {
                 // A caller that has gone needs no answer.
                 drop(
