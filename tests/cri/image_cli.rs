@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use corten_proto::cri;
-use corten_tests::image::{Image, Layer};
+use corten_tests::image::{Image, Layer, Packing};
 use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::{container, image};
 use corten_tests::registry::{Access, Fault};
@@ -153,6 +153,42 @@ fn a_pull_shows_how_far_it_is() {
         log.contains(&format!("bytes={}", layer["size"])) && log.contains("seconds="),
         "{log}"
     );
+}
+
+#[test]
+fn a_short_name_is_told_for_what_it_means() {
+    let node = Node::with(|config| {
+        let pull = config["pull"].as_table_mut().expect("a table");
+        let alias = toml::Table::from_iter([("tool".to_owned(), "127.0.0.1:5000/large".into())]);
+        pull.insert("short_names".to_owned(), alias.into());
+    });
+    let mut built = Image::new().layer(Layer::new().file("large", 0o644, &vec![b'x'; 2 << 20]));
+    built.packing = Packing::Plain;
+    built.save(&node.dir().join("images"), &["large:1"]).unwrap();
+    let slow = Fault::Slow(Duration::from_millis(20));
+    node.registry().fail("/blobs/", Some(slow));
+    let pull = node
+        .image_command(&["pull", "tool:1"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let request = || cri::ImageStatusRequest {
+        image: Some(image("tool:1")),
+        verbose: true,
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while !node.cri.image_status(request()).unwrap().info.contains_key("progress") {
+        assert!(Instant::now() < end, "no progress");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = pull.wait_with_output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    assert!(stdout.ends_with(" 127.0.0.1:5000/large:1\n"), "{stdout}");
+    assert!(stderr.contains("(1 of 1)"), "{stderr}");
 }
 
 #[test]

@@ -22,6 +22,9 @@ fn node() -> Node {
         let root = config["root"].as_str().unwrap().to_owned();
         let policy = Path::new(&root).with_file_name("policy.toml");
         config.insert("image_policy".into(), policy.to_str().unwrap().into());
+        let pull = config["pull"].as_table_mut().expect("a table");
+        let alias = toml::Table::from_iter([("strict".to_owned(), "127.0.0.1:5000/mirror/app".into())]);
+        pull.insert("short_names".to_owned(), alias.into());
     });
     for (name, algorithm) in [("one", "EC"), ("two", "EC"), ("edwards", "ED25519")] {
         let file = path(&node, &format!("{name}.key"));
@@ -332,11 +335,11 @@ fn the_name_that_a_pod_has_counts() {
     let pod = node.run_pod(node.pod_config("names"));
     create(&node, &pod, "127.0.0.1:5000/app:1").unwrap();
     create(&node, &pod, "").unwrap();
-    let status = create(&node, &pod, "127.0.0.1:5000/mirror/app:1").unwrap_err();
-    assert!(
-        status.message().contains("rejects 127.0.0.1:5000/mirror/app"),
-        "{status}"
-    );
+    for name in ["127.0.0.1:5000/mirror/app:1", "strict:1"] {
+        let status = create(&node, &pod, name).unwrap_err();
+        let says = "rejects 127.0.0.1:5000/mirror/app";
+        assert!(status.message().contains(says), "{name}: {status}");
+    }
 }
 
 #[test]

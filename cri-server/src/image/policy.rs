@@ -288,14 +288,15 @@ impl ImageStore {
     }
 
     /// Judges an image that is here by the rules as they are now, by what was seen when it came in. `asked` is the name it was
-    /// asked for by; where that is none of its own, one of its names that passes is enough: they all are the same content.
+    /// asked for by, and means what it means to a pull; where that is none of its own, one of its names that passes is enough:
+    /// they all are the same content.
     pub async fn may_run(&self, image: &Image, asked: &str) -> Result<(), PullError> {
         let Some(policy) = self.pulls.policy.get() else {
             return Ok(());
         };
         let rules = policy.rules().await?;
-        let (image, asked) = (image.clone(), asked.parse::<Reference>().ok());
-        let judging = blocking(move || Ok(judge_names(&rules, &image, asked.as_ref())));
+        let (image, asked) = (image.clone(), self.candidates(asked).unwrap_or_default());
+        let judging = blocking(move || Ok(judge_names(&rules, &image, &asked)));
         judging.await.map_err(|error| PullError::local(&error))?
     }
 }
@@ -354,11 +355,11 @@ fn names(image: &Image) -> Vec<(String, Option<Digest>, Option<&Admission>)> {
     names
 }
 
-fn judge_names(rules: &Rules, image: &Image, asked: Option<&Reference>) -> Result<(), PullError> {
+/// `asked` is what the name may mean, in the order that counts.
+fn judge_names(rules: &Rules, image: &Image, asked: &[Reference]) -> Result<(), PullError> {
     let mut names = names(image);
-    if let Some(asked) = asked.map(Reference::name)
-        && names.iter().any(|(name, ..)| *name == asked)
-    {
+    let is_known = |asked: &String| names.iter().any(|(name, ..)| name == asked);
+    if let Some(asked) = asked.iter().map(Reference::name).find(is_known) {
         names.retain(|(name, ..)| *name == asked);
     }
     let mut refusal = None;

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::follow::follow;
-use crate::image::{Reference, Report};
+use crate::image::Report;
 use crate::image_service::image_pull;
 use crate::node::{Node, blocking};
 
@@ -52,22 +52,27 @@ impl Images for ImageAdmin {
 
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let request = request.into_inner();
-        let parsed = request.image.parse::<Reference>();
-        let reference = parsed.map_err(|error| Status::invalid_argument(format!("image: {error}")))?;
+        let images = self.node.images.clone();
+        // Refused before there is a stream.
+        let candidates = images.candidates(&request.image);
+        let candidates = candidates.map_err(|error| Status::invalid_argument(format!("image: {error}")))?;
         let auth = (!request.username.is_empty()).then(|| AuthConfig {
             username: request.username.clone(),
             password: request.password.clone(),
             ..AuthConfig::default()
         });
         let (sender, receiver) = mpsc::channel(WAITING);
-        let images = self.node.images.clone();
         self.node.work.spawn(async move {
             let pulled = async {
-                let id = image_pull::pull(&images, &request.image, auth.as_ref()).await?;
-                let names = vec![reference.to_string()];
-                Ok(vec![Done { id, names }])
+                let pulled = image_pull::pull(&images, &request.image, auth.as_ref()).await?;
+                Ok(vec![Done {
+                    id: pulled.id,
+                    names: vec![pulled.name.to_string()],
+                }])
             };
-            follow(pulled, || images.progress(&reference), sender).await;
+            // One after the other is tried: the one under way is whose progress there is.
+            let progress = || candidates.iter().find_map(|reference| images.progress(reference));
+            follow(pulled, progress, sender).await;
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

@@ -5,13 +5,21 @@ use std::sync::Arc;
 use corten_proto::cri::AuthConfig;
 use tonic::{Code, Status};
 
-use crate::image::{Cause, Credentials, ImageStore, PullError};
+use crate::image::{Cause, Credentials, ImageStore, PullError, Reference};
 
 /// What the kubelet knows an image by that the policy does not let pass.
 pub(crate) const UNTRUSTED: &str = "SignatureValidationFailed: ";
 
-/// Pulls and returns the image's id, which the kubelet compares with what ListImages and ContainerStatus say.
-pub(crate) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<String, Status> {
+/// An image that was pulled.
+pub(crate) struct Pulled {
+    /// Its id, which the kubelet compares with what ListImages and ContainerStatus say.
+    pub(crate) id: String,
+    /// What the name turned out to mean.
+    pub(crate) name: Reference,
+}
+
+/// Pulls what `name` means: the first of its references that there is.
+pub(crate) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&AuthConfig>) -> Result<Pulled, Status> {
     let candidates = images.candidates(name);
     let candidates = candidates.map_err(|error| super::invalid(name, &error))?;
     let mut failed: Option<PullError> = None;
@@ -24,7 +32,10 @@ pub(crate) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&Aut
         let error = match images.pull(&reference.to_string(), credentials).await {
             Ok(image) => {
                 tracing::info!(image = %reference, id = %image.id, "pulled");
-                return Ok(image.id.to_string());
+                return Ok(Pulled {
+                    id: image.id.to_string(),
+                    name: reference.clone(),
+                });
             }
             Err(error) => error,
         };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use corten_proto::cri;
 use tonic::Status;
 
-use crate::image::{Image, ImageStore, Pins, Reference};
+use crate::image::{Image, ImageStore, Pins};
 
 /// The answer about one image; an unknown one is an empty answer and no error. Verbose, it tells of a pull of that name
 /// too, whether or not the image is here.
@@ -21,8 +21,8 @@ pub(super) fn response(
         if let Some(image) = image {
             info.insert("info".to_owned(), details(images, image).to_string());
         }
-        let reference = name.parse::<Reference>().ok();
-        if let Some(progress) = reference.and_then(|reference| images.progress(&reference)) {
+        let names = images.candidates(name).unwrap_or_default();
+        if let Some(progress) = names.iter().find_map(|reference| images.progress(reference)) {
             let text = serde_json::to_string(&progress.snapshot());
             info.insert(
                 "progress".to_owned(),

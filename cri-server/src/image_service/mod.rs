@@ -122,8 +122,8 @@ impl cri::image_service_server::ImageService for ImageService {
             return Err(Error::invalid("image.runtime_handler", handler, rule).into());
         }
         let name = named(request.image)?;
-        let image_ref = image_pull::pull(&self.images, &name, request.auth.as_ref()).await?;
-        Ok(Response::new(cri::PullImageResponse { image_ref }))
+        let pulled = image_pull::pull(&self.images, &name, request.auth.as_ref()).await?;
+        Ok(Response::new(cri::PullImageResponse { image_ref: pulled.id }))
     }
 
     async fn remove_image(
