@@ -60,6 +60,10 @@ fn a_container_reads_images_and_parts_of_them() {
     );
     assert_eq!(shown.image, id);
 
+    let listed = || node.image(&["list"]).lines().count();
+    node.image(&["prune", "--all"]);
+    assert_eq!(listed(), 3, "the header, busybox and what is mounted");
+
     // Removed and restarted: the container's volumes stay.
     let request = cri::RemoveImageRequest {
         image: Some(image(MODELS)),
