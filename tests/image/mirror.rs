@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use corten_cri::image::{Cause, Credentials, Image as Stored, ImageStore, PullError, RegistryConfig};
-use corten_tests::image::{Image, Saved};
+use corten_tests::image::{Image, Packing, Saved};
 use corten_tests::registry::{Access, Fault, Registry};
 
 use crate::{Lab, large_layer, small_layer};
@@ -153,6 +153,27 @@ async fn what_a_mirror_sends_wrong_comes_from_the_next() {
         assert_eq!(lab.registry.count(blob), number + 1, "{fault:?}");
     }
     lab.finish_with(mirror);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_on_from_wrong_bytes_is_not_to_blame() {
+    let lab = Lab::new();
+    let mut image = Image::new().layer(large_layer("a", 1));
+    image.packing = Packing::Plain;
+    let saved = lab.serve(&image, &["a:1"]);
+    let (mirror, _) = other(&lab, "mirror", Some(&image));
+    let blob = &saved.blobs[0];
+    let path = lab.dir.path().join("mirror/blobs/sha256").join(blob.hex());
+    let mut content = fs::read(&path).unwrap();
+    content[5000] ^= 1;
+    fs::write(&path, content).unwrap();
+    let (server, first) = (lab.registry.address(), mirror.address());
+    lab.write_hosts(REGISTRY, &format!("server='http://{server}'\n[host.'http://{first}']"));
+    mirror.fail(blob.as_str(), Some(Fault::Times(1, Box::new(Fault::Truncate(10_000)))));
+    let store = lab.store_with("store-1", lab.hosts_dir());
+    assert_eq!(pull(&store, "a:1").await.unwrap().id, saved.id);
+    assert_eq!((mirror.count(blob.as_str()), lab.registry.count(blob.as_str())), (1, 2));
+    lab.finish_with((mirror, store));
 }
 
 #[tokio::test(flavor = "multi_thread")]

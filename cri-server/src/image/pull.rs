@@ -236,6 +236,7 @@ impl ImageStore {
     /// Fetches a layer, from one host after the other where what they send is wrong.
     async fn fetch(self: &Arc<Self>, repository: &Repository, expected: Expected) -> LayerResult {
         let layer = expected.blob.digest.clone();
+        let mut was_mixed = false;
         loop {
             let slot = self.pulls.slots.take(&repository.registry).await;
             // A download from elsewhere may have brought it meanwhile.
@@ -249,6 +250,12 @@ impl ImageStore {
                 Err(error) if error.cause != Cause::Refused => return Err(error.context(format!("layer {layer}"))),
                 Err(error) => error.context(format!("layer {layer} from {}", repository.host(body.endpoint))),
             };
+            // Of what several hosts have sent the wrong part may be anyone's: whoever did not break is asked for all of it.
+            if !body.is_of_one_host() && !was_mixed {
+                was_mixed = true;
+                tracing::warn!(%error, "what several hosts have sent is not the layer, asking for all of it again");
+                continue;
+            }
             if !repository.distrust(body.endpoint) {
                 return Err(error);
             }

@@ -20,6 +20,8 @@ pub(in super::super) struct Body {
     response: Response,
     /// Whose reply it is: what [`Repository::distrust`](super::repository::Repository::distrust) takes.
     pub(in super::super) endpoint: usize,
+    /// Whose earlier replies it goes on from; other than `endpoint`.
+    others: Vec<usize>,
     content: Content,
     can_resume: bool,
     /// How many bytes were handed out.
@@ -50,6 +52,7 @@ impl Body {
         Body {
             response: answer.response,
             endpoint: answer.endpoint,
+            others: Vec::new(),
             content,
             can_resume: false,
             received: 0,
@@ -111,8 +114,16 @@ impl Body {
             _ => self.received,
         };
         self.response = answer.response;
+        if answer.endpoint != self.endpoint && self.received > 0 {
+            self.others.push(self.endpoint);
+        }
         self.endpoint = answer.endpoint;
         Ok(())
+    }
+
+    /// Whether one host has sent all of it, so that what is wrong with it is that host's doing.
+    pub(in super::super) fn is_of_one_host(&self) -> bool {
+        self.others.iter().all(|other| *other == self.endpoint)
     }
 }
 
