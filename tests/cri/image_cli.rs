@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use corten_proto::cri;
-use corten_tests::image::{Image, Layer, Packing};
+use corten_tests::image::{Image, Layer, Packing, blob_path, descriptor, save_document, write_blob};
 use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::{container, image};
 use corten_tests::registry::{Access, Fault};
@@ -153,6 +153,27 @@ fn a_pull_shows_how_far_it_is() {
         log.contains(&format!("bytes={}", layer["size"])) && log.contains("seconds="),
         "{log}"
     );
+}
+
+#[test]
+fn layers_of_one_content_are_done_together() {
+    let node = Node::start();
+    let dir = node.dir().join("images");
+    let layer = || Layer::new().file("same", 0o644, b"same");
+    let saved = Image::new()
+        .layer(layer())
+        .layer(layer())
+        .save(&dir, &["same:1"])
+        .unwrap();
+    let mut manifest = json(&fs::read_to_string(blob_path(&dir, &saved.manifest)).unwrap());
+    let tar = layer().into_tar();
+    let plain = write_blob(&dir, &tar).unwrap();
+    manifest["layers"][1] = descriptor("application/vnd.oci.image.layer.v1.tar", &plain, tar.len());
+    let manifest_type = "application/vnd.oci.image.manifest.v1+json";
+    save_document(&dir, &manifest, manifest_type, &["two:1"]).unwrap();
+    let pulled = node.image_output(&["pull", "127.0.0.1:5000/two:1"]);
+    let told = String::from_utf8(pulled.stderr).unwrap();
+    assert!(told.contains("(2 of 2)"), "{told}");
 }
 
 #[test]

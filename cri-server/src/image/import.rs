@@ -183,6 +183,9 @@ impl ImageStore {
         while let Some(layer) = tasks.join_next().await {
             leases.push(layer.unwrap_or_else(|_panic| Err(ended("a layer")))?);
         }
+        // Those too that were not read, because another blob has the same content.
+        let blobs = candidate.layers.iter().map(|part| &part.expected.blob);
+        self.pulls.board.finish(blobs, &label);
         Ok(leases)
     }
 

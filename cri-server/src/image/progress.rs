@@ -13,6 +13,7 @@ use corten_proto::id::Digest;
 use serde::Serialize;
 
 use super::error::PullError;
+use super::manifest::Descriptor;
 use super::reference::Reference;
 
 /// What is under way.
@@ -42,6 +43,13 @@ impl Board {
             insert(&self.layers, blob.clone(), &layer);
             layer
         })
+    }
+
+    /// Notes that the layers of `image` all have their place.
+    pub(super) fn finish<'a>(&self, blobs: impl Iterator<Item = &'a Descriptor>, image: &str) {
+        for blob in blobs {
+            self.layer(&blob.digest, blob.size).finish(image);
+        }
     }
 }
 

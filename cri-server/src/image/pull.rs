@@ -200,6 +200,10 @@ impl ImageStore {
         while let Some(layer) = tasks.join_next().await {
             leases.push(layer.unwrap_or_else(|_panic| Err(ended("a layer")))?);
         }
+        // Those too that were not fetched, because another blob has the same content.
+        self.pulls
+            .board
+            .finish(manifest.layers.iter().map(|(blob, _)| blob), progress.image());
         Ok(leases)
     }
 
