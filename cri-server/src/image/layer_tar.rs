@@ -1,9 +1,8 @@
 //! An unpacked layer as an archive again: the reverse of `unpack`.
 //!
 //! The archive holds everything the directory does: names in order, owners, modes, times in nanoseconds, extended
-//! attributes, hard links, devices; overlayfs's whiteouts become those of layers; what a
-//! filesystem has as a hole is one in the archive. The same directory always gives the same
-//! bytes. They are not the bytes that the layer was unpacked from: the order of entries, the form of headers and entries
+//! attributes, hard links, devices, holes; overlayfs's whiteouts become those of layers. The same directory always gives the
+//! same bytes. They are not the bytes that the layer was unpacked from: the order of entries, the form of headers and entries
 //! that overwrote each other are not kept, so the diff id is another one.
 
 use std::collections::HashMap;

@@ -2,6 +2,9 @@
 //!
 //! The share of one registry is smaller than the whole, so that one that is slow on purpose keeps nobody else waiting. A
 //! registry's turn comes first: whoever waits for it holds none of the others.
+//!
+//! A registry is what references name: two that are slow together, or one by two names, can hold every slot. How slow is
+//! bounded (`pace`), how long is not, because an honest layer may be large and its line thin: it ends with the pull.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
