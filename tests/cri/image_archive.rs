@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use corten_tests::image::{self, Entry, Image, Layer, Packing, digest_of};
+use corten_tests::image::{self, Entry, Image, Layer, Packing, blob_path, digest_of};
 use corten_tests::image_cli::{run, skopeo_copy};
 use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::container;
@@ -83,6 +83,29 @@ fn every_form_of_archive_gives_the_same_image() {
         }
     }
     assert_empty(&node);
+}
+
+#[test]
+fn docker_archives_and_their_layers_may_be_packed_with_zstd() {
+    let node = Node::start();
+    let dir = node.dir().join("layout");
+    let mut built = Image::new().layer(Layer::new().file("a", 0o644, b"content"));
+    built.packing = Packing::Zstd;
+    let saved = built.save(&dir, &["a.example/a:1"]).unwrap();
+    let blob = |digest| fs::read(blob_path(&dir, digest)).unwrap();
+    let list = json!([{ "Config": "config", "RepoTags": ["a.example/a:1"], "Layers": ["layer"] }]).to_string();
+    let archive = Layer::new()
+        .file("manifest.json", 0o644, list.as_bytes())
+        .file("config", 0o644, &blob(&saved.id))
+        .file("layer", 0o644, &blob(&saved.blobs[0]))
+        .into_tar();
+    let packed = zstd::encode_all(archive.as_slice(), 1).unwrap();
+    for (name, content) in [("plain.tar", archive), ("packed.tar.zst", packed)] {
+        fs::write(at(&node, name), content).unwrap();
+        let imported = node.image(&["import", &at(&node, name)]);
+        assert_eq!(imported, format!("{} a.example/a:1\n", saved.id), "{name}");
+        node.image(&["remove", "a.example/a:1"]);
+    }
 }
 
 #[test]

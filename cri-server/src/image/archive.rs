@@ -8,7 +8,7 @@
 //! are bounded, and a name that comes twice or links that lead nowhere are refused. Nothing is believed of what it says
 //! about its parts: their digests are checked by whoever reads them.
 //!
-//! Left out: packings other than gzip; entries of 8 GiB and more whose size is in a PAX record.
+//! Left out: packings other than gzip and zstd; entries of 8 GiB and more whose size is in a PAX record.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,6 +23,7 @@ use flate2::bufread::MultiGzDecoder;
 use tar::EntryType;
 use tokio::sync::mpsc;
 
+use super::decode::unzstd;
 use super::error::PullError;
 
 /// Largest archive, unpacked: no more than fits a large disk.
@@ -142,9 +143,10 @@ fn spool(source: &mut impl Read, dir: &Path) -> Result<File, PullError> {
     let whole = BufReader::with_capacity(256 << 10, io::Cursor::new(start).chain(source));
     let mut content: Box<dyn Read + '_> = match packing {
         Packing::Gzip => Box::new(MultiGzDecoder::new(whole)),
+        Packing::Zstd => Box::new(unzstd(whole).map_err(|error| malformed(&error))?),
         Packing::None => Box::new(whole),
         Packing::Other(name) => {
-            let text = format!("archive: packed with {name}; only gzip and unpacked archives are supported");
+            let text = format!("archive: packed with {name}; only gzip, zstd and unpacked archives are supported");
             return Err(PullError::refused(text));
         }
     };
@@ -206,18 +208,21 @@ const MAGIC: usize = 6;
 pub(super) enum Packing {
     None,
     Gzip,
+    Zstd,
     /// One that is known by name only.
     Other(&'static str),
 }
 
 impl Packing {
     pub(super) fn of(start: &[u8]) -> Packing {
-        let others: [(&[u8], &str); 3] = [(b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2")];
-        if start.starts_with(b"\x1f\x8b") {
-            return Packing::Gzip;
-        }
-        let other = others.iter().find(|(magic, _)| start.starts_with(magic));
-        other.map_or(Packing::None, |(_, name)| Packing::Other(name))
+        let known: [(&[u8], Packing); 4] = [
+            (b"\x1f\x8b", Packing::Gzip),
+            (b"\x28\xb5\x2f\xfd", Packing::Zstd),
+            (b"\xfd7zXZ\0", Packing::Other("xz")),
+            (b"BZh", Packing::Other("bzip2")),
+        ];
+        let found = known.iter().find(|(magic, _)| start.starts_with(magic));
+        found.map_or(Packing::None, |(_, packing)| *packing)
     }
 }
 

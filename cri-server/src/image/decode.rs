@@ -85,12 +85,15 @@ fn decoder<'a>(blob: &'a mut Blob<'_>, packing: Packing) -> io::Result<Box<dyn R
     Ok(match packing {
         Packing::Plain => Box::new(blob),
         Packing::Gzip => Box::new(MultiGzDecoder::new(blob)),
-        Packing::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
-            decoder.window_log_max(MAX_WINDOW_LOG)?;
-            Box::new(decoder)
-        }
+        Packing::Zstd => Box::new(unzstd(blob)?),
     })
+}
+
+/// Undoes zstd, within the memory that every decoder should have.
+pub(super) fn unzstd<'a>(packed: impl BufRead + 'a) -> io::Result<impl Read + 'a> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
+    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    Ok(decoder)
 }
 
 fn deliver(mut decoder: impl Read, received: &Cell<u64>, output: &Output) -> io::Result<()> {

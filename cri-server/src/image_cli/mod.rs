@@ -45,7 +45,8 @@ pub enum ImageCommand {
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
     },
-    /// Imports an OCI layout (a directory or an archive) or what `docker save` wrote; archives may be packed with gzip
+    /// Imports an OCI layout (a directory or an archive) or what `docker save` wrote; archives may be packed with gzip or
+    /// zstd
     Import(Import),
     /// Writes an image as an archive of an OCI layout
     ///

@@ -88,7 +88,7 @@ fn what_is_no_archive_of_ours_is_refused() {
         (huge_header, "a header of"),
         (pax_size, "size in a PAX record"),
         (short, "ends inside an entry"),
-        (b"\x28\xb5\x2f\xfd....".to_vec(), "packed with zstd"),
+        (b"\x28\xb5\x2f\xfd....".to_vec(), "archive: "),
         (b"\xfd7zXZ\0......".to_vec(), "packed with xz"),
         (cut, "archive: "),
         (vec![b'x'; 2000], "archive: "),

@@ -375,9 +375,13 @@ fn describe_layer(
             "application/vnd.docker.image.rootfs.diff.tar.gzip",
             documents.digest(section)?.to_string(),
         ),
+        Packing::Zstd => (
+            "application/vnd.docker.image.rootfs.diff.tar.zstd",
+            documents.digest(section)?.to_string(),
+        ),
         Packing::Other(name) => {
             return Err(PullError::refused(format!(
-                "layer {diff_id}: packed with {name}; only gzip and unpacked layers are supported"
+                "layer {diff_id}: packed with {name}; only gzip, zstd and unpacked layers are supported"
             )));
         }
     };
