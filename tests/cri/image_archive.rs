@@ -127,21 +127,6 @@ fn an_imported_image_runs() {
 }
 
 #[test]
-fn as_many_layers_at_once_as_may_be() {
-    let node = Node::with(|config| {
-        let most = i64::try_from(corten_cri::image::MAX_LAYERS).unwrap();
-        let pull = ["layers_at_once", "layers_of_a_registry"].map(|key| (key.to_owned(), most.into()));
-        config.insert("pull".to_owned(), toml::Table::from_iter(pull).into());
-    });
-    let dir = node.dir().join("layout");
-    let layer = |number: usize| Layer::new().file(&number.to_string(), 0o644, &vec![b'x'; 3 << 20]);
-    let built = (0..60).map(layer).fold(Image::new(), Image::layer);
-    let saved = built.save(&dir, &["a.example/many:1"]).unwrap();
-    let imported = node.image(&["import", dir.to_str().unwrap()]);
-    assert_eq!(imported, format!("{} a.example/many:1\n", saved.id));
-}
-
-#[test]
 fn several_images_of_one_archive() {
     let node = Node::start();
     let dir = node.dir().join("layout");

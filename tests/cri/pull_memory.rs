@@ -1,6 +1,7 @@
-//! The memory and the threads that a pull takes, whatever the image.
+//! The memory and the threads that a pull or an import takes, whatever the image.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use corten_tests::image::{Entry, Image, Layer, Packing};
 use corten_tests::node::{BUSYBOX, Node};
@@ -83,4 +84,31 @@ fn no_image_takes_more_than_64_mib() {
         let more = status(&node, "Threads:").saturating_sub(threads);
         assert!(more <= THREADS, "{name}: {more} threads more than {threads}");
     }
+}
+
+#[test]
+fn as_many_layers_at_once_as_may_be() {
+    let node = Node::with(|config| {
+        let most = i64::try_from(corten_cri::image::MAX_LAYERS).unwrap();
+        let pull = ["layers_at_once", "layers_of_a_registry"].map(|key| (key.to_owned(), most.into()));
+        config.insert("pull".to_owned(), toml::Table::from_iter(pull).into());
+    });
+    let dir = node.dir().join("layout");
+    let layer = |number: usize| Layer::new().file(&number.to_string(), 0o644, &vec![b'x'; 3 << 20]);
+    let mut built = (0..60).map(layer).fold(Image::new(), Image::layer);
+    // In several pieces, each of which needs a thread to be read.
+    built.packing = Packing::Plain;
+    built.save(&dir, &["a.example/many:1"]).unwrap();
+    let mut import = node.image_command(&["import", dir.to_str().unwrap()]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = import.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            import.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}: the import stands still");
 }
