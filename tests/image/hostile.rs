@@ -304,3 +304,36 @@ async fn the_size_of_a_known_config_is_checked_too() {
     assert!(error.to_string().contains("at most 4194304"), "{error}");
     lab.finish();
 }
+
+/// Layers of `levels` directories: links shorten the names, so that none is as long as its way.
+fn deep_layer(levels: usize) -> Layer {
+    let step = "d/".repeat(100);
+    let mut layer = Layer::new();
+    let mut made = 0;
+    while made < levels {
+        // `s0 -> d/d/..`, `s0/s1 -> d/d/..`: each link is at the end of the one before.
+        let number = made / 100;
+        let at = match number {
+            0 => String::new(),
+            number => format!("s{}/", number - 1),
+        };
+        let count = (levels - made).min(100);
+        layer = layer.dir(&format!("{at}{}", "d/".repeat(count)), 0o755);
+        layer = layer.symlink(&format!("s{number}"), &format!("{at}{step}"));
+        made += count;
+    }
+    layer
+}
+
+/// What can be made by links only: 512 levels are applied and removed again, and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_deeper_than_any_image_has_are_refused() {
+    let lab = Lab::new();
+    refused(&lab, "deep", deep_layer(513).into_tar(), "more than 512 levels").await;
+    let name_alone = Layer::new().file(&format!("{}file", "d/".repeat(513)), 0o644, b"");
+    refused(&lab, "deep by name", name_alone.into_tar(), "more than 512 levels").await;
+    lab.unpack(deep_layer(512)).await;
+    lab.store().remove(&lab.registry.reference("a:1")).await.unwrap();
+    lab.assert_empty();
+    lab.finish();
+}

@@ -1,8 +1,11 @@
 //! The store: by which names an image is found, what is shared, leased, freed, and what a restart makes of a damaged disk.
 
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use corten_tests::image::Image;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{Lab, small_layer, wait_for};
 
@@ -156,5 +159,50 @@ async fn damaged_records_are_quarantined_alone() {
         lab.pull(name).await.unwrap();
     }
     assert_eq!(lab.store().list().len(), 3, "the next pull repairs");
+    lab.finish();
+}
+
+/// Makes `levels` directories, each in the one before.
+fn dig(top: &Path, levels: usize) {
+    use rustix::fs::{Mode, OFlags};
+    fs::create_dir(top).unwrap();
+    let open = |dir: &OwnedFd, name: &str| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(dir, name, flags, Mode::empty()).unwrap()
+    };
+    let mut dir = OwnedFd::from(fs::File::open(top).unwrap());
+    for _ in 0..levels {
+        rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        dir = open(&dir, "d");
+    }
+}
+
+/// Makes `path` a mount point: it can be neither renamed nor removed.
+fn bind(path: &Path) {
+    mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
+/// A tree that recursion could not remove, and one that nothing can: neither keeps the store from its other images.
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_do_not_keep_a_store_from_opening() {
+    let mut lab = Lab::new();
+    let saved = lab.serve(&Image::new().layer(small_layer("a")), &["a:1"]);
+    lab.pull("a:1").await.unwrap();
+    let layers = lab.root().join("layers");
+    let hex = saved.diff_ids[0].hex();
+    let (deep, busy) = (layers.join("deep.partial"), layers.join(format!("{hex}.0.partial")));
+    dig(&deep, 20_000);
+    fs::create_dir(&busy).unwrap();
+    // What is mounted there makes its removal fail.
+    bind(&busy);
+    lab.restart();
+    assert!(!deep.exists() && busy.exists());
+    assert_eq!(lab.store().list().len(), 1);
+    // The name of the next removal's own is taken.
+    lab.store().remove(&lab.registry.reference("a:1")).await.unwrap();
+    assert!(!layers.join(hex).exists());
+    umount2(&busy, MntFlags::MNT_DETACH).unwrap();
+    lab.restart();
+    lab.assert_empty();
     lab.finish();
 }

@@ -11,7 +11,6 @@
 //! directory gets its final name only when both digests match. Whoever stops listening to the download ends the threads:
 //! the channel closes early, and the partial directory goes with the error.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -25,6 +24,7 @@ use super::error::PullError;
 use super::hash::{Hasher, compare};
 use super::manifest::{Descriptor, Packing};
 use super::unpack::{self, InvalidEntry, Usage};
+use crate::tree;
 
 /// What a layer must turn out to be.
 #[derive(Clone, Debug)]
@@ -58,11 +58,8 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         // Not found: it was renamed to what it has become.
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.path.display(), %error, "remove a partial layer");
-            }
-            _ => {}
+        if let Err(error) = tree::remove(&self.path) {
+            tracing::warn!(error = format!("{error:#}"), "remove a partial layer");
         }
     }
 }

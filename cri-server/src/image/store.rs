@@ -23,6 +23,7 @@ use super::record::{self, Image, PARTIAL};
 use super::reference::{Reference, ReferenceError, Version};
 use super::registry::RegistryConfigs;
 use super::unpack::Usage;
+use crate::tree;
 
 /// Shortest beginning of an id that stands for the whole.
 const MIN_ID_PREFIX: usize = 6;
@@ -293,10 +294,15 @@ impl Inner {
 
     /// A name nobody else uses: two pulls may unpack one layer where the first was just given up.
     fn partial_path(&self, layer: &Digest) -> PathBuf {
-        let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
-        self.root
-            .join("layers")
-            .join(format!("{}.{number}{PARTIAL}", layer.hex()))
+        loop {
+            let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}.{number}{PARTIAL}", layer.hex());
+            let path = self.root.join("layers").join(name);
+            // Taken: what an earlier server left and a start could not remove.
+            if path.symlink_metadata().is_err() {
+                return path;
+            }
+        }
     }
 
     fn lease(self: &Arc<Self>, layers: &[Digest]) -> Result<LayerLease> {
@@ -429,7 +435,7 @@ impl Inner {
             fs::rename(self.layer_dir(layer), &path).with_context(|| format!("rename to {}", path.display()))?;
             state.layers.remove(layer);
         }
-        fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))
+        tree::remove(&path)
     }
 }
 

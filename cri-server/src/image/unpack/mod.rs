@@ -16,7 +16,7 @@
 //! | `entry` | one entry in the kernel's terms, pure: names, ids, times, which xattrs are kept |
 //! | `parent`, `at` | the directory being filled; system calls relative to it |
 //!
-//! Left out: aufs's own metadata, refused.
+//! Refused besides what is malformed: aufs's own metadata, and directories deeper than 512 levels.
 
 mod archive;
 mod at;
@@ -47,6 +47,7 @@ pub(super) use self::entry::InvalidEntry;
 use self::entry::{Node, clean, ensure_valid, invalid, split};
 use self::parent::Parent;
 use self::sparse::Map;
+use crate::tree;
 
 /// The prefix of a whiteout's name.
 const WHITEOUT: &[u8] = b".wh.";
@@ -134,6 +135,7 @@ impl Tree {
         let before = present(parent, name)?;
         if before != Present::Directory {
             self.clear(parent, name, before)?;
+            self.parent.check_depth()?;
             rustix::fs::mkdirat(parent, OsStr::from_bytes(name), Mode::RWXU)
                 .or_else(|errno| missing(errno, format!("mkdirat: {errno}")))?;
             self.usage.inodes += 1;
@@ -245,9 +247,8 @@ impl Tree {
         match before {
             Present::Nothing => {}
             Present::Directory => {
-                // Through the descriptor's path, and from there on std descends by descriptors itself.
-                let path = proc_path(parent, name);
-                std::fs::remove_dir_all(&path).context("remove the directory of the same name")?;
+                // By the descriptor's path, and from there on by descriptors.
+                tree::remove(&proc_path(parent, name)).context("remove the directory of the same name")?;
             }
             Present::Whiteout | Present::Other => {
                 rustix::fs::unlinkat(parent, OsStr::from_bytes(name), AtFlags::empty())
