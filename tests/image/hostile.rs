@@ -337,3 +337,26 @@ async fn directories_deeper_than_any_image_has_are_refused() {
     lab.assert_empty();
     lab.finish();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_names_do_not_make_long_messages() {
+    let lab = Lab::new();
+    let long = "\u{e4}".repeat(2000);
+    let layers = [
+        Layer::new().file(&long, 0o644, b""),
+        Layer::new().hard_link("a", &format!("{}x", "d/".repeat(2000))),
+        Layer::new().entry(&Entry {
+            path: "a",
+            pax: &[("mtime", long.as_bytes())],
+            ..Entry::default()
+        }),
+    ];
+    for layer in layers {
+        lab.serve(&Image::new().layer(layer), &["bad:1"]);
+        let error = lab.pull("bad:1").await.unwrap_err();
+        assert_eq!(error.cause, Cause::Refused, "{error}");
+        let text = error.to_string();
+        assert!(text.chars().count() < 800 && text.contains('\u{2026}'), "{text}");
+    }
+    lab.finish();
+}

@@ -44,7 +44,7 @@ use self::at::{
     special,
 };
 pub(super) use self::entry::InvalidEntry;
-use self::entry::{Node, clean, ensure_valid, invalid, split};
+use self::entry::{Node, clean, ensure_valid, invalid, quoted, split};
 use self::parent::Parent;
 use self::sparse::Map;
 use crate::tree;
@@ -73,7 +73,7 @@ pub(super) fn unpack(input: impl BufRead, root: OwnedFd) -> Result<Usage> {
     let mut archive = Archive::new(input);
     while let Some(entry) = archive.next()? {
         let applied = tree.apply(&entry, &mut archive);
-        applied.with_context(|| format!("entry {:?}", entry.shown()))?;
+        applied.with_context(|| format!("entry {}", entry.shown()))?;
     }
     archive.drain()?;
     tree.finish()
@@ -199,18 +199,17 @@ impl Tree {
         if node.kind != Kind::Symlink {
             return special(parent, name, node);
         }
-        let target = OsStr::from_bytes(&node.link);
-        rustix::fs::symlinkat(target, parent, OsStr::from_bytes(name))
-            .or_else(|errno| missing(errno, format!("symlinkat to {target:?}: {errno}")))?;
+        rustix::fs::symlinkat(OsStr::from_bytes(&node.link), parent, OsStr::from_bytes(name))
+            .or_else(|errno| missing(errno, format!("symlinkat to {}: {errno}", quoted(&node.link))))?;
         set_attributes_at(parent, name, node)
     }
 
     fn hard_link(&mut self, parent: BorrowedFd<'_>, name: &[u8], target: &[u8], before: Present) -> Result<()> {
         let target = clean(target).context("target of the hard link")?;
         let (dir, target_name) = split(&target);
-        let shown = String::from_utf8_lossy(&target);
+        let shown = quoted(&target);
         let target_parent = resolve(self.root.as_fd(), dir)
-            .or_else(|errno| missing(errno, format!("hard link to {shown:?}: {errno}")))?;
+            .or_else(|errno| missing(errno, format!("hard link to {shown}: {errno}")))?;
         self.clear(parent, name, before)?;
         // No AT_SYMLINK_FOLLOW: a link to a symbolic link links the symbolic link.
         rustix::fs::linkat(
@@ -220,7 +219,7 @@ impl Tree {
             OsStr::from_bytes(name),
             AtFlags::empty(),
         )
-        .or_else(|errno| missing(errno, format!("hard link to {shown:?}: {errno}")))
+        .or_else(|errno| missing(errno, format!("hard link to {shown}: {errno}")))
     }
 
     /// Hides `hidden` of the layers below.
