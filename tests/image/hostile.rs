@@ -7,6 +7,7 @@ use std::time::Duration;
 use corten_cri::image::{Cause, Credentials, ImageStore};
 use corten_tests::image::{self, Entry, Image, Layer, Packing};
 use corten_tests::registry::{Fault, Registry};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use tar::EntryType;
 
@@ -358,5 +359,27 @@ async fn long_names_do_not_make_long_messages() {
         let text = error.to_string();
         assert!(text.chars().count() < 800 && text.contains('\u{2026}'), "{text}");
     }
+    lab.finish();
+}
+
+/// A few kilobytes that become more than there is room for: refused while there still is some.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_leaves_some_of_the_disk_free() {
+    let mut lab = Lab::new();
+    lab.store = None;
+    // At 128 MiB, where the unpacker looks, less than a 20th of this is left.
+    let root = lab.root();
+    mount(Some("none"), &root, Some("tmpfs"), MsFlags::empty(), Some("size=133m")).unwrap();
+    lab.restart();
+    lab.serve(
+        &Image::new().layer(Layer::new().file("zeros", 0o644, &vec![0; 160 << 20])),
+        &["a:1"],
+    );
+    let error = lab.pull("a:1").await.unwrap_err();
+    assert_eq!(error.cause, Cause::Local, "{error}");
+    assert!(error.to_string().contains("of the disk free"), "{error}");
+    lab.assert_empty();
+    lab.store = None;
+    umount2(&root, MntFlags::MNT_DETACH).unwrap();
     lab.finish();
 }

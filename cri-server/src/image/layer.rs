@@ -13,6 +13,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 
 use anyhow::Context;
@@ -36,6 +38,9 @@ pub(super) struct Expected {
     /// The digest of the archive.
     pub(super) diff_id: Digest,
 }
+
+/// How much of a layer is still read after it was refused, for the digest to tell whether the host or the image is wrong.
+const WORTH_READING: u64 = 64 << 20;
 
 /// A directory under construction; removed unless it was renamed away.
 pub(super) struct Partial {
@@ -68,11 +73,12 @@ impl Drop for Partial {
 pub(super) fn unpack(chunks: Chunks, expected: &Expected, partial: &Partial) -> Result<Usage, PullError> {
     let root = make_root(partial).map_err(|error| PullError::local(&error))?;
     let mut blob = Blob::new(chunks, &expected.blob);
+    let arrived = blob.received();
     let applied = thread::scope(|scope| {
         let (output, content) = decode::way(Hasher::like(&expected.diff_id));
         let applying = thread::Builder::new()
             .name("layer".into())
-            .spawn_scoped(scope, move || apply(content, root))
+            .spawn_scoped(scope, move || apply(content, root, arrived))
             .context("start a thread")?;
         decode::decode(&mut blob, expected.packing, &output);
         // The end of the archive to the other thread.
@@ -87,6 +93,10 @@ pub(super) fn unpack(chunks: Chunks, expected: &Expected, partial: &Partial) -> 
         }
         applied => applied.map_err(|error| PullError::refused(format!("{error:#}"))),
     };
+    let refused = match refused {
+        Err(refusal) if blob.left() > WORTH_READING => return Err(refusal),
+        refused => refused,
+    };
     // A broken blob often shows as a broken archive first; the digest tells which it is.
     blob.finish()?;
     let (usage, diff_id) = refused?;
@@ -95,8 +105,8 @@ pub(super) fn unpack(chunks: Chunks, expected: &Expected, partial: &Partial) -> 
 }
 
 /// Applies the whole archive and returns what it takes and the digest of the archive.
-fn apply(mut content: Content, root: OwnedFd) -> anyhow::Result<(Usage, Digest)> {
-    let usage = unpack::unpack(&mut content, root)?;
+fn apply(mut content: Content, root: OwnedFd, arrived: Arc<AtomicU64>) -> anyhow::Result<(Usage, Digest)> {
+    let usage = unpack::unpack(&mut content, root, arrived)?;
     Ok((usage, content.digest()))
 }
 
@@ -142,6 +152,22 @@ mod tests {
         builder.append_pax_extensions([("comment", long.as_slice())]).unwrap();
         let error = run(&builder.into_inner().unwrap(), None).unwrap_err().to_string();
         assert!(error.contains("headers of more than"), "{error}");
+    }
+
+    #[test]
+    fn what_is_refused_is_read_on_only_while_little_is_left() {
+        let mut tar = vec![0; 512 << 10];
+        tar[0] = b'x';
+        let wrong = Digest::from_sha256(&[7; 32]);
+        let length = tar.len() as u64;
+        let table = [
+            (length + WORTH_READING, "ends 67108864 bytes before"),
+            (length + WORTH_READING + (1 << 20), "checksum"),
+        ];
+        for (size, says) in table {
+            let error = run(&tar, Some((size, wrong.clone()))).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]
