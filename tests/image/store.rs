@@ -206,3 +206,21 @@ async fn leftovers_do_not_keep_a_store_from_opening() {
     lab.assert_empty();
     lab.finish();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_cannot_be_freed_holds_back_no_other() {
+    let lab = Lab::new();
+    let image = Image::new().layer(small_layer("busy")).layer(small_layer("free"));
+    let saved = lab.serve(&image, &["a:1"]);
+    lab.pull("a:1").await.unwrap();
+    let busy = lab.store().layer_path(&saved.diff_ids[0]);
+    let busy = busy.parent().unwrap();
+    bind(busy);
+    let error = lab.store().remove(&lab.registry.reference("a:1")).await.unwrap_err();
+    assert!(format!("{error:#}").contains("rename to"), "{error:#}");
+    umount2(busy, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(lab.names("layers"), [saved.diff_ids[0].hex()]);
+    lab.store().sweep();
+    wait_for("what was busy", || lab.names("layers").is_empty());
+    lab.finish();
+}

@@ -99,6 +99,16 @@ pub(super) fn save_layer(dir: &Path, usage: Usage) -> Result<()> {
     fs::write(&path, serde_json::to_vec(&usage)?).with_context(|| format!("write {}", path.display()))
 }
 
+/// Renames an unpacked layer to what it is, and makes that last with `sync`. What does not last is renamed back: else the
+/// directory would be in the way of each later pull, unknown to all of them.
+pub(super) fn give_name(partial: &Path, path: &Path, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+    fs::rename(partial, path).with_context(|| format!("rename a layer to {}", path.display()))?;
+    sync().or_else(|error| {
+        fs::rename(path, partial).with_context(|| format!("rename {} back after: {error:#}", path.display()))?;
+        Err(error)
+    })
+}
+
 /// Makes the directories below `root` that are missing, and removes what was left half done; how many that were.
 pub(super) fn prepare(root: &Path) -> Result<usize> {
     let mut removed = 0;
@@ -202,5 +212,22 @@ fn remove_any(path: &Path) -> Result<()> {
         Ok(metadata) if metadata.is_dir() => tree::remove(path),
         Ok(_) => fs::remove_file(path).with_context(|| format!("remove {}", path.display())),
         Err(_gone) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_does_not_last_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (partial, path) = (dir.path().join("a.0.partial"), dir.path().join("a"));
+        fs::create_dir(&partial).unwrap();
+        let error = give_name(&partial, &path, || anyhow::bail!("fsync")).unwrap_err();
+        assert_eq!(error.to_string(), "fsync");
+        assert!(partial.is_dir() && !path.exists());
+        give_name(&partial, &path, || Ok(())).unwrap();
+        assert!(path.is_dir() && !partial.exists());
     }
 }

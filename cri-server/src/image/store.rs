@@ -260,11 +260,10 @@ impl Image {
 
 impl State {
     fn by_prefix(&self, text: &str) -> Option<&Arc<Image>> {
-        let digits = text.strip_prefix("sha256:").unwrap_or(text);
         if !is_id_prefix(text) {
             return None;
         }
-        let mut matching = self.images.iter().filter(|(id, _)| id.hex().starts_with(digits));
+        let mut matching = self.images.iter().filter(|(id, _)| begins(id, text));
         match (matching.next(), matching.next()) {
             (Some((_, image)), None) => Some(image),
             _ => None,
@@ -329,9 +328,8 @@ impl Inner {
             return Ok(lease);
         }
         let path = self.layer_dir(layer);
-        fs::rename(partial.path(), &path).with_context(|| format!("rename a layer to {}", path.display()))?;
-        // Before any record can name it.
-        record::sync_dir(&self.root.join("layers"))?;
+        // Synced before any record can name it.
+        record::give_name(partial.path(), &path, || record::sync_dir(&self.root.join("layers")))?;
         self.state().layers.insert(layer.clone(), Layer { usage, leases: 0 });
         self.lease(std::slice::from_ref(layer))
     }
@@ -395,9 +393,13 @@ impl Inner {
             record::remove(&self.root, id)?;
             self.state().images.remove(id)
         };
-        for layer in removed.iter().flat_map(|image| &image.layers) {
-            self.free(layer)?;
-        }
+        // Each, whatever becomes of the others: the image is gone, and nobody will ask for its layers again.
+        let layers = removed.iter().flat_map(|image| &image.layers);
+        let failed: Vec<String> = layers
+            .filter_map(|layer| self.free(layer).err())
+            .map(|error| format!("{error:#}"))
+            .collect();
+        ensure!(failed.is_empty(), "free the image's layers: {}", failed.join("; "));
         Ok(())
     }
 
@@ -466,7 +468,28 @@ fn as_digest(text: &str) -> Option<Digest> {
     text.parse().ok().or_else(|| Digest::from_hex(text))
 }
 
+/// Whether an id begins with `text`, which may leave out the algorithm but not name another.
+fn begins(id: &Digest, text: &str) -> bool {
+    id.as_str().starts_with(text) || id.hex().starts_with(text)
+}
+
 fn is_id_prefix(text: &str) -> bool {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
     (MIN_ID_PREFIX..=64).contains(&digits.len()) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_an_id_is_of_the_algorithm_it_names() {
+        let (short, long) = (Digest::from_sha256(&[0xab; 32]), Digest::from_sha512(&[0xab; 64]));
+        for text in ["sha256:ababab", "ababab"] {
+            assert!(is_id_prefix(text) && begins(&short, text), "{text}");
+        }
+        assert!(begins(&long, "ababab"));
+        assert!(!begins(&long, "sha256:ababab"));
+        assert!(!begins(&short, "sha256:bababa") && !begins(&short, "bababa"));
+    }
 }
