@@ -1,13 +1,12 @@
 //! The store: by which names an image is found, what is shared, leased, freed, and what a restart makes of a damaged disk.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use corten_tests::image::Image;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{Lab, small_layer, wait_for};
+use crate::{Lab, dig, small_layer, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_found_by_every_form_of_its_names() {
@@ -160,21 +159,6 @@ async fn damaged_records_are_quarantined_alone() {
     }
     assert_eq!(lab.store().list().len(), 3, "the next pull repairs");
     lab.finish();
-}
-
-/// Makes `levels` directories, each in the one before.
-fn dig(top: &Path, levels: usize) {
-    use rustix::fs::{Mode, OFlags};
-    fs::create_dir(top).unwrap();
-    let open = |dir: &OwnedFd, name: &str| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(dir, name, flags, Mode::empty()).unwrap()
-    };
-    let mut dir = OwnedFd::from(fs::File::open(top).unwrap());
-    for _ in 0..levels {
-        rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
-        dir = open(&dir, "d");
-    }
 }
 
 /// Makes `path` a mount point: it can be neither renamed nor removed.
