@@ -35,6 +35,7 @@ pub mod spec;
 pub mod store;
 mod supervisor;
 pub mod tasks;
+mod tree;
 
 /// Most threads for blocking work: mounts, unpacking, records, looks at host paths.
 pub const BLOCKING_THREADS: usize = 32;

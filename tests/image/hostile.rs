@@ -7,6 +7,7 @@ use std::time::Duration;
 use corten_cri::image::{Cause, Credentials, ImageStore};
 use corten_tests::image::{self, Entry, Image, Layer, Packing};
 use corten_tests::registry::{Fault, Registry};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use tar::EntryType;
 
@@ -302,5 +303,83 @@ async fn the_size_of_a_known_config_is_checked_too() {
     let error = lab.pull("claim:1").await.unwrap_err();
     assert_eq!(error.cause, Cause::Refused, "{error}");
     assert!(error.to_string().contains("at most 4194304"), "{error}");
+    lab.finish();
+}
+
+/// Layers of `levels` directories: links shorten the names, so that none is as long as its way.
+fn deep_layer(levels: usize) -> Layer {
+    let step = "d/".repeat(100);
+    let mut layer = Layer::new();
+    let mut made = 0;
+    while made < levels {
+        // `s0 -> d/d/..`, `s0/s1 -> d/d/..`: each link is at the end of the one before.
+        let number = made / 100;
+        let at = match number {
+            0 => String::new(),
+            number => format!("s{}/", number - 1),
+        };
+        let count = (levels - made).min(100);
+        layer = layer.dir(&format!("{at}{}", "d/".repeat(count)), 0o755);
+        layer = layer.symlink(&format!("s{number}"), &format!("{at}{step}"));
+        made += count;
+    }
+    layer
+}
+
+/// What can be made by links only: 512 levels are applied and removed again, and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_deeper_than_any_image_has_are_refused() {
+    let lab = Lab::new();
+    refused(&lab, "deep", deep_layer(513).into_tar(), "more than 512 levels").await;
+    let name_alone = Layer::new().file(&format!("{}file", "d/".repeat(513)), 0o644, b"");
+    refused(&lab, "deep by name", name_alone.into_tar(), "more than 512 levels").await;
+    lab.unpack(deep_layer(512)).await;
+    lab.store().remove(&lab.registry.reference("a:1")).await.unwrap();
+    lab.assert_empty();
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_names_do_not_make_long_messages() {
+    let lab = Lab::new();
+    let long = "\u{e4}".repeat(2000);
+    let layers = [
+        Layer::new().file(&long, 0o644, b""),
+        Layer::new().hard_link("a", &format!("{}x", "d/".repeat(2000))),
+        Layer::new().entry(&Entry {
+            path: "a",
+            pax: &[("mtime", long.as_bytes())],
+            ..Entry::default()
+        }),
+    ];
+    for layer in layers {
+        lab.serve(&Image::new().layer(layer), &["bad:1"]);
+        let error = lab.pull("bad:1").await.unwrap_err();
+        assert_eq!(error.cause, Cause::Refused, "{error}");
+        let text = error.to_string();
+        assert!(text.chars().count() < 800 && text.contains('\u{2026}'), "{text}");
+    }
+    lab.finish();
+}
+
+/// A few kilobytes that become more than there is room for: refused while there still is some.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_leaves_some_of_the_disk_free() {
+    let mut lab = Lab::new();
+    lab.store = None;
+    // At 128 MiB, where the unpacker looks, less than a 20th of this is left.
+    let root = lab.root();
+    mount(Some("none"), &root, Some("tmpfs"), MsFlags::empty(), Some("size=133m")).unwrap();
+    lab.restart();
+    lab.serve(
+        &Image::new().layer(Layer::new().file("zeros", 0o644, &vec![0; 160 << 20])),
+        &["a:1"],
+    );
+    let error = lab.pull("a:1").await.unwrap_err();
+    assert_eq!(error.cause, Cause::Local, "{error}");
+    assert!(error.to_string().contains("of the disk free"), "{error}");
+    lab.assert_empty();
+    lab.store = None;
+    umount2(&root, MntFlags::MNT_DETACH).unwrap();
     lab.finish();
 }

@@ -21,6 +21,7 @@ mod umoci;
 mod unpack;
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use corten_cri::image::{Credentials, Image, ImageStore, PullError, RegistryConfi
 use corten_tests::image::{self, Layer, Saved};
 use corten_tests::leak;
 use corten_tests::registry::Registry;
+use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 
 /// A registry, and a store that may ask it.
@@ -155,6 +157,20 @@ fn names(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// Makes `levels` directories, each in the one before.
+fn dig(top: &Path, levels: usize) {
+    fs::create_dir(top).unwrap();
+    let open = |dir: &OwnedFd, name: &str| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(dir, name, flags, Mode::empty()).unwrap()
+    };
+    let mut dir = OwnedFd::from(fs::File::open(top).unwrap());
+    for _ in 0..levels {
+        rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        dir = open(&dir, "d");
+    }
 }
 
 /// Waits up to five seconds.

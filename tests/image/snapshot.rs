@@ -12,7 +12,7 @@ use corten_cri::image::Image;
 use corten_cri::image::snapshot::{self, Snapshots, Snapshotter, Volume};
 use corten_tests::image::{self, Layer};
 
-use crate::{Lab, names, small_layer, wait_for};
+use crate::{Lab, dig, names, small_layer, wait_for};
 
 /// Every way to make a root.
 const WAYS: [Snapshotter; 2] = [Snapshotter::Overlayfs, Snapshotter::Native];
@@ -464,5 +464,20 @@ async fn a_missing_layer_mounts_nothing() {
     let error = snapshots.mount(&root).unwrap_err();
     assert!(format!("{error:#}").contains(image.layers[0].hex()), "{error:#}");
     drop(snapshots);
+    lab.finish();
+}
+
+/// mkdir and chdir are all it takes to make it, from within any container.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_has_dug_is_removed_however_deep() {
+    let lab = Lab::new();
+    let snapshots = snapshots(&lab, Snapshotter::Overlayfs);
+    let dir = lab.dir.path().join("containers/c");
+    fs::create_dir(&dir).unwrap();
+    dig(&dir.join("upper"), 20_000);
+    // On a thread as the server's for blocking work.
+    let removing = tokio::task::spawn_blocking(move || snapshots.remove(&dir).map(|()| dir));
+    let dir = removing.await.unwrap().unwrap();
+    assert!(!dir.exists());
     lab.finish();
 }

@@ -1,10 +1,12 @@
 //! The store: by which names an image is found, what is shared, leased, freed, and what a restart makes of a damaged disk.
 
 use std::fs;
+use std::path::Path;
 
 use corten_tests::image::Image;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{Lab, small_layer, wait_for};
+use crate::{Lab, dig, small_layer, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_found_by_every_form_of_its_names() {
@@ -156,5 +158,53 @@ async fn damaged_records_are_quarantined_alone() {
         lab.pull(name).await.unwrap();
     }
     assert_eq!(lab.store().list().len(), 3, "the next pull repairs");
+    lab.finish();
+}
+
+/// Makes `path` a mount point: it can be neither renamed nor removed.
+fn bind(path: &Path) {
+    mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
+/// A tree that recursion could not remove, and one that nothing can: neither keeps the store from its other images.
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_do_not_keep_a_store_from_opening() {
+    let mut lab = Lab::new();
+    let saved = lab.serve(&Image::new().layer(small_layer("a")), &["a:1"]);
+    lab.pull("a:1").await.unwrap();
+    let layers = lab.root().join("layers");
+    let hex = saved.diff_ids[0].hex();
+    let (deep, busy) = (layers.join("deep.partial"), layers.join(format!("{hex}.0.partial")));
+    dig(&deep, 20_000);
+    fs::create_dir(&busy).unwrap();
+    // What is mounted there makes its removal fail.
+    bind(&busy);
+    lab.restart();
+    assert!(!deep.exists() && busy.exists());
+    assert_eq!(lab.store().list().len(), 1);
+    // The name of the next removal's own is taken.
+    lab.store().remove(&lab.registry.reference("a:1")).await.unwrap();
+    assert!(!layers.join(hex).exists());
+    umount2(&busy, MntFlags::MNT_DETACH).unwrap();
+    lab.restart();
+    lab.assert_empty();
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_cannot_be_freed_holds_back_no_other() {
+    let lab = Lab::new();
+    let image = Image::new().layer(small_layer("busy")).layer(small_layer("free"));
+    let saved = lab.serve(&image, &["a:1"]);
+    lab.pull("a:1").await.unwrap();
+    let busy = lab.store().layer_path(&saved.diff_ids[0]);
+    let busy = busy.parent().unwrap();
+    bind(busy);
+    let error = lab.store().remove(&lab.registry.reference("a:1")).await.unwrap_err();
+    assert!(format!("{error:#}").contains("rename to"), "{error:#}");
+    umount2(busy, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(lab.names("layers"), [saved.diff_ids[0].hex()]);
+    lab.store().sweep();
+    wait_for("what was busy", || lab.names("layers").is_empty());
     lab.finish();
 }

@@ -214,75 +214,78 @@ mod tests {
         config.pull.short_names.insert(name.into(), full.into());
     }
 
+    type Change = fn(&mut Config);
+
+    /// A change that breaks one rule, and the key that is to blame.
+    const BREACHES: &[(Change, &str)] = &[
+        (|c| c.root = "var".into(), "root"),
+        (|c| c.root = "/var/../etc".into(), "root"),
+        (|c| c.state = "/var/lib/corten/state".into(), "state"),
+        (|c| c.root = c.state.clone(), "state"),
+        (|c| c.listen = format!("/{}", "x".repeat(107)).into(), "listen"),
+        (|c| c.import_dir = Some("import".into()), "import_dir"),
+        (|c| c.image_policy = Some("p".into()), "image_policy"),
+        (|c| c.worker_threads = 0, "worker_threads"),
+        (|c| c.default_runtime = "none".into(), "default_runtime"),
+        (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
+        (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
+        (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
+        (|c| c.shim = Some("shim".into()), "shim"),
+        (
+            |c| {
+                c.runtimes.insert("Bad_Name".into(), Runtime { path: "/x".into() });
+            },
+            "runtimes.Bad_Name",
+        ),
+        (|c| c.pull.layers_at_once = MAX_LAYERS + 1, "pull.layers_at_once"),
+        (
+            |c| c.pull.layers_of_a_registry = c.pull.layers_at_once + 1,
+            "pull.layers_of_a_registry",
+        ),
+        (|c| c.pull.hosts_dirs = vec!["certs.d".into()], "pull.hosts_dirs"),
+        (|c| c.pull.auth_file = "../auth.json".into(), "pull.auth_file"),
+        (
+            |c| c.pull.credential_helper_dirs = vec!["bin".into()],
+            "pull.credential_helper_dirs",
+        ),
+        (|c| c.pull.progress_timeout_s = 0, "pull.progress_timeout_s"),
+        (|c| c.pull.short_name_registries.clear(), "pull.short_name_registries"),
+        (
+            |c| c.pull.short_name_registries.push("https://r.example".into()),
+            "pull.short_name_registries",
+        ),
+        (
+            |c| alias(c, "r.example/a", "r.example/b"),
+            "pull.short_names.r.example/a",
+        ),
+        (|c| alias(c, "a:1", "r.example/b"), "pull.short_names.a:1"),
+        (|c| alias(c, "a", "b"), "pull.short_names.a"),
+        (|c| alias(c, "a", "r.example/b:1"), "pull.short_names.a"),
+        (|c| c.storage.image_root = Some("images".into()), "storage.image_root"),
+        (
+            |c| c.storage.image_root = Some(c.root.join("images")),
+            "storage.image_root",
+        ),
+        (|c| c.storage.image_root = Some("/var".into()), "storage.image_root"),
+        (
+            |c| c.storage.pinned_images = vec!["a/***".into()],
+            "storage.pinned_images",
+        ),
+        (
+            |c| c.storage.writable_layer_limit_bytes = Some(4096),
+            "storage.writable_layer_limit_bytes",
+        ),
+        (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
+        (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),
+        (
+            |c| registry(c, "*", |it| it.endpoint = Some("http://b/".into())),
+            "registries.*.endpoint",
+        ),
+    ];
+
     #[test]
     fn each_rule_blames_its_key() {
-        type Change = fn(&mut Config);
-        let cases: &[(Change, &str)] = &[
-            (|c| c.root = "var".into(), "root"),
-            (|c| c.root = "/var/../etc".into(), "root"),
-            (|c| c.state = "/var/lib/corten/state".into(), "state"),
-            (|c| c.root = c.state.clone(), "state"),
-            (|c| c.listen = format!("/{}", "x".repeat(107)).into(), "listen"),
-            (|c| c.import_dir = Some("import".into()), "import_dir"),
-            (|c| c.image_policy = Some("p".into()), "image_policy"),
-            (|c| c.worker_threads = 0, "worker_threads"),
-            (|c| c.default_runtime = "none".into(), "default_runtime"),
-            (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
-            (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
-            (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
-            (|c| c.shim = Some("shim".into()), "shim"),
-            (
-                |c| {
-                    c.runtimes.insert("Bad_Name".into(), Runtime { path: "/x".into() });
-                },
-                "runtimes.Bad_Name",
-            ),
-            (|c| c.pull.layers_at_once = MAX_LAYERS + 1, "pull.layers_at_once"),
-            (
-                |c| c.pull.layers_of_a_registry = c.pull.layers_at_once + 1,
-                "pull.layers_of_a_registry",
-            ),
-            (|c| c.pull.hosts_dirs = vec!["certs.d".into()], "pull.hosts_dirs"),
-            (|c| c.pull.auth_file = "../auth.json".into(), "pull.auth_file"),
-            (
-                |c| c.pull.credential_helper_dirs = vec!["bin".into()],
-                "pull.credential_helper_dirs",
-            ),
-            (|c| c.pull.progress_timeout_s = 0, "pull.progress_timeout_s"),
-            (|c| c.pull.short_name_registries.clear(), "pull.short_name_registries"),
-            (
-                |c| c.pull.short_name_registries.push("https://r.example".into()),
-                "pull.short_name_registries",
-            ),
-            (
-                |c| alias(c, "r.example/a", "r.example/b"),
-                "pull.short_names.r.example/a",
-            ),
-            (|c| alias(c, "a:1", "r.example/b"), "pull.short_names.a:1"),
-            (|c| alias(c, "a", "b"), "pull.short_names.a"),
-            (|c| alias(c, "a", "r.example/b:1"), "pull.short_names.a"),
-            (|c| c.storage.image_root = Some("images".into()), "storage.image_root"),
-            (
-                |c| c.storage.image_root = Some(c.root.join("images")),
-                "storage.image_root",
-            ),
-            (|c| c.storage.image_root = Some("/var".into()), "storage.image_root"),
-            (
-                |c| c.storage.pinned_images = vec!["a/***".into()],
-                "storage.pinned_images",
-            ),
-            (
-                |c| c.storage.writable_layer_limit_bytes = Some(4096),
-                "storage.writable_layer_limit_bytes",
-            ),
-            (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
-            (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),
-            (
-                |c| registry(c, "*", |it| it.endpoint = Some("http://b/".into())),
-                "registries.*.endpoint",
-            ),
-        ];
-        for (change, key) in cases {
+        for (change, key) in BREACHES {
             let mut config = Config::default();
             change(&mut config);
             let keys: Vec<_> = broken(&config).into_iter().map(|(key, _)| key.join(".")).collect();

@@ -1,8 +1,8 @@
 //! A packed layer as it arrives: counted and hashed, read by whoever unpacks it.
 
-use std::cell::Cell;
 use std::io::{self, BufRead, Read};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ pub(super) struct Blob<'a> {
     descriptor: &'a Descriptor,
     current: Bytes,
     hash: Hasher,
-    received: Rc<Cell<u64>>,
+    received: Arc<AtomicU64>,
     /// Why it broke off: an `io::Error` on its way through the decoder would lose it.
     failure: Option<PullError>,
 }
@@ -32,14 +32,19 @@ impl<'a> Blob<'a> {
             descriptor,
             current: Bytes::new(),
             hash: Hasher::like(&descriptor.digest),
-            received: Rc::default(),
+            received: Arc::default(),
             failure: None,
         }
     }
 
     /// How many bytes have arrived, now and later.
-    pub(super) fn received(&self) -> Rc<Cell<u64>> {
-        Rc::clone(&self.received)
+    pub(super) fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
+    }
+
+    /// How many bytes are still to arrive.
+    pub(super) fn left(&self) -> u64 {
+        self.descriptor.size - self.received.load(Ordering::Relaxed)
     }
 
     /// Reads what is left, and checks that the whole is what the descriptor says.
@@ -63,13 +68,13 @@ impl<'a> Blob<'a> {
 
     fn receive(&mut self) -> Result<Option<Bytes>, PullError> {
         let size = self.descriptor.size;
-        let left = size - self.received.get();
+        let left = self.left();
         match self.chunks.blocking_recv() {
             Some(Ok(chunk)) if chunk.len() as u64 > left => Err(PullError::refused(format!(
                 "larger than the {size} bytes of its descriptor"
             ))),
             Some(Ok(chunk)) => {
-                self.received.set(self.received.get() + chunk.len() as u64);
+                self.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 self.hash.update(&chunk);
                 Ok(Some(chunk))
             }

@@ -4,8 +4,8 @@
 //! needs the whole layer in memory, so it is no choice), zstd's C library 1090, the same in Rust (ruzstd) 300. Hence C for
 //! zstd, linked statically, and Rust for gzip.
 
-use std::cell::Cell;
 use std::io::{self, BufRead, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use corten_proto::id::Digest;
@@ -19,12 +19,12 @@ use super::manifest::Packing;
 /// (RFC 8878, 3.1.1.1.2). It is most of the memory that a layer needs here.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// How much larger than what has arrived an archive may be: just above what gzip can reach, 1032 times. zstd can reach
+/// How much larger than what has arrived an archive may be, and what it takes on disk: just above what gzip can reach, 1032 times. zstd can reach
 /// 100,000 times, and with it a small blob could fill any disk.
-const MAX_RATIO: u64 = 1100;
+pub(super) const MAX_RATIO: u64 = 1100;
 
 /// Archives up to this size may be packed by any ratio.
-const FREE_SIZE: u64 = 256 << 20;
+pub(super) const FREE_SIZE: u64 = 256 << 20;
 
 /// Size of a piece of the archive, and how many may wait to be applied.
 const PIECE: usize = 128 << 10;
@@ -96,7 +96,7 @@ pub(super) fn unzstd<'a>(packed: impl BufRead + 'a) -> io::Result<impl Read + 'a
     Ok(decoder)
 }
 
-fn deliver(mut decoder: impl Read, received: &Cell<u64>, output: &Output) -> io::Result<()> {
+fn deliver(mut decoder: impl Read, received: &AtomicU64, output: &Output) -> io::Result<()> {
     let mut unpacked = 0;
     loop {
         let mut piece = output.used.try_recv().unwrap_or_default();
@@ -104,8 +104,8 @@ fn deliver(mut decoder: impl Read, received: &Cell<u64>, output: &Output) -> io:
         let filled = fill(&mut decoder, &mut piece)?;
         piece.truncate(filled);
         unpacked += filled as u64;
-        if unpacked > FREE_SIZE && unpacked / MAX_RATIO > received.get() {
-            let received = received.get();
+        let received = received.load(Ordering::Relaxed);
+        if unpacked > FREE_SIZE && unpacked / MAX_RATIO > received {
             return Err(io::Error::other(format!(
                 "{unpacked} bytes out of {received} are more than {MAX_RATIO} times as many"
             )));

@@ -11,9 +11,10 @@
 //! directory gets its final name only when both digests match. Whoever stops listening to the download ends the threads:
 //! the channel closes early, and the partial directory goes with the error.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 
 use anyhow::Context;
@@ -25,6 +26,7 @@ use super::error::PullError;
 use super::hash::{Hasher, compare};
 use super::manifest::{Descriptor, Packing};
 use super::unpack::{self, InvalidEntry, Usage};
+use crate::tree;
 
 /// What a layer must turn out to be.
 #[derive(Clone, Debug)]
@@ -36,6 +38,9 @@ pub(super) struct Expected {
     /// The digest of the archive.
     pub(super) diff_id: Digest,
 }
+
+/// How much of a layer is still read after it was refused, for the digest to tell whether the host or the image is wrong.
+const WORTH_READING: u64 = 64 << 20;
 
 /// A directory under construction; removed unless it was renamed away.
 pub(super) struct Partial {
@@ -58,11 +63,8 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         // Not found: it was renamed to what it has become.
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.path.display(), %error, "remove a partial layer");
-            }
-            _ => {}
+        if let Err(error) = tree::remove(&self.path) {
+            tracing::warn!(error = format!("{error:#}"), "remove a partial layer");
         }
     }
 }
@@ -71,11 +73,12 @@ impl Drop for Partial {
 pub(super) fn unpack(chunks: Chunks, expected: &Expected, partial: &Partial) -> Result<Usage, PullError> {
     let root = make_root(partial).map_err(|error| PullError::local(&error))?;
     let mut blob = Blob::new(chunks, &expected.blob);
+    let arrived = blob.received();
     let applied = thread::scope(|scope| {
         let (output, content) = decode::way(Hasher::like(&expected.diff_id));
         let applying = thread::Builder::new()
             .name("layer".into())
-            .spawn_scoped(scope, move || apply(content, root))
+            .spawn_scoped(scope, move || apply(content, root, arrived))
             .context("start a thread")?;
         decode::decode(&mut blob, expected.packing, &output);
         // The end of the archive to the other thread.
@@ -90,6 +93,10 @@ pub(super) fn unpack(chunks: Chunks, expected: &Expected, partial: &Partial) -> 
         }
         applied => applied.map_err(|error| PullError::refused(format!("{error:#}"))),
     };
+    let refused = match refused {
+        Err(refusal) if blob.left() > WORTH_READING => return Err(refusal),
+        refused => refused,
+    };
     // A broken blob often shows as a broken archive first; the digest tells which it is.
     blob.finish()?;
     let (usage, diff_id) = refused?;
@@ -98,8 +105,8 @@ pub(super) fn unpack(chunks: Chunks, expected: &Expected, partial: &Partial) -> 
 }
 
 /// Applies the whole archive and returns what it takes and the digest of the archive.
-fn apply(mut content: Content, root: OwnedFd) -> anyhow::Result<(Usage, Digest)> {
-    let usage = unpack::unpack(&mut content, root)?;
+fn apply(mut content: Content, root: OwnedFd, arrived: Arc<AtomicU64>) -> anyhow::Result<(Usage, Digest)> {
+    let usage = unpack::unpack(&mut content, root, arrived)?;
     Ok((usage, content.digest()))
 }
 
@@ -145,6 +152,22 @@ mod tests {
         builder.append_pax_extensions([("comment", long.as_slice())]).unwrap();
         let error = run(&builder.into_inner().unwrap(), None).unwrap_err().to_string();
         assert!(error.contains("headers of more than"), "{error}");
+    }
+
+    #[test]
+    fn what_is_refused_is_read_on_only_while_little_is_left() {
+        let mut tar = vec![0; 512 << 10];
+        tar[0] = b'x';
+        let wrong = Digest::from_sha256(&[7; 32]);
+        let length = tar.len() as u64;
+        let table = [
+            (length + WORTH_READING, "ends 67108864 bytes before"),
+            (length + WORTH_READING + (1 << 20), "checksum"),
+        ];
+        for (size, says) in table {
+            let error = run(&tar, Some((size, wrong.clone()))).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]

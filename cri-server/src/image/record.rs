@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::policy::Admission;
 use super::unpack::Usage;
+use crate::tree;
 
 /// The suffix of what is not, or not any more, what its name says.
 pub(super) const PARTIAL: &str = ".partial";
@@ -98,6 +99,16 @@ pub(super) fn save_layer(dir: &Path, usage: Usage) -> Result<()> {
     fs::write(&path, serde_json::to_vec(&usage)?).with_context(|| format!("write {}", path.display()))
 }
 
+/// Renames an unpacked layer to what it is, and makes that last with `sync`. What does not last is renamed back: else the
+/// directory would be in the way of each later pull, unknown to all of them.
+pub(super) fn give_name(partial: &Path, path: &Path, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+    fs::rename(partial, path).with_context(|| format!("rename a layer to {}", path.display()))?;
+    sync().or_else(|error| {
+        fs::rename(path, partial).with_context(|| format!("rename {} back after: {error:#}", path.display()))?;
+        Err(error)
+    })
+}
+
 /// Makes the directories below `root` that are missing, and removes what was left half done; how many that were.
 pub(super) fn prepare(root: &Path) -> Result<usize> {
     let mut removed = 0;
@@ -108,8 +119,11 @@ pub(super) fn prepare(root: &Path) -> Result<usize> {
         for (name, path) in entries(&dir)? {
             if name.ends_with(PARTIAL) {
                 tracing::info!(path = %path.display(), "removing what an earlier server left half done");
-                remove_any(&path)?;
-                removed += 1;
+                match remove_any(&path) {
+                    Ok(()) => removed += 1,
+                    // It takes space and nothing else: no reason to be without every other image.
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "left where it is"),
+                }
             }
         }
     }
@@ -119,7 +133,7 @@ pub(super) fn prepare(root: &Path) -> Result<usize> {
 /// What every layer of the store at `root` takes.
 pub(super) fn load_layers(root: &Path) -> Result<HashMap<Digest, Usage>> {
     let mut layers = HashMap::new();
-    for (name, path) in entries(&root.join("layers"))? {
+    for (name, path) in whole_entries(&root.join("layers"))? {
         match load_layer(&name, &path) {
             Ok((digest, usage)) => drop(layers.insert(digest, usage)),
             Err(error) => quarantine(root, "layer", &path, &error)?,
@@ -138,7 +152,7 @@ fn load_layer(name: &str, path: &Path) -> Result<(Digest, Usage)> {
 /// The images of the store at `root` whose layers are among `layers`.
 pub(super) fn load_images(root: &Path, layers: &HashMap<Digest, Usage>) -> Result<BTreeMap<Digest, Arc<Image>>> {
     let mut images = BTreeMap::new();
-    for (name, path) in entries(&root.join("images"))? {
+    for (name, path) in whole_entries(&root.join("images"))? {
         match load_image(&name, &path, layers) {
             Ok(image) => drop(images.insert(image.id.clone(), Arc::new(image))),
             Err(error) => quarantine(root, "image", &path, &error)?,
@@ -174,6 +188,13 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
         .with_context(reading)
 }
 
+/// Those that are what their names say: leftovers that could not be removed are neither used nor damaged.
+fn whole_entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = entries(dir)?;
+    found.retain(|(name, _)| !name.ends_with(PARTIAL));
+    Ok(found)
+}
+
 /// Moves what cannot be used out of the way, where a human finds it; the newest of one name stays.
 fn quarantine(root: &Path, kind: &str, path: &Path, error: &anyhow::Error) -> Result<()> {
     let name = path
@@ -187,10 +208,26 @@ fn quarantine(root: &Path, kind: &str, path: &Path, error: &anyhow::Error) -> Re
 }
 
 fn remove_any(path: &Path) -> Result<()> {
-    let removed = match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(_gone) => return Ok(()),
-    };
-    removed.with_context(|| format!("remove {}", path.display()))
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => tree::remove(path),
+        Ok(_) => fs::remove_file(path).with_context(|| format!("remove {}", path.display())),
+        Err(_gone) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_does_not_last_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (partial, path) = (dir.path().join("a.0.partial"), dir.path().join("a"));
+        fs::create_dir(&partial).unwrap();
+        let error = give_name(&partial, &path, || anyhow::bail!("fsync")).unwrap_err();
+        assert_eq!(error.to_string(), "fsync");
+        assert!(partial.is_dir() && !path.exists());
+        give_name(&partial, &path, || Ok(())).unwrap();
+        assert!(path.is_dir() && !partial.exists());
+    }
 }

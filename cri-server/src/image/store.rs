@@ -23,6 +23,7 @@ use super::record::{self, Image, PARTIAL};
 use super::reference::{Reference, ReferenceError, Version};
 use super::registry::RegistryConfigs;
 use super::unpack::Usage;
+use crate::tree;
 
 /// Shortest beginning of an id that stands for the whole.
 const MIN_ID_PREFIX: usize = 6;
@@ -259,11 +260,10 @@ impl Image {
 
 impl State {
     fn by_prefix(&self, text: &str) -> Option<&Arc<Image>> {
-        let digits = text.strip_prefix("sha256:").unwrap_or(text);
         if !is_id_prefix(text) {
             return None;
         }
-        let mut matching = self.images.iter().filter(|(id, _)| id.hex().starts_with(digits));
+        let mut matching = self.images.iter().filter(|(id, _)| begins(id, text));
         match (matching.next(), matching.next()) {
             (Some((_, image)), None) => Some(image),
             _ => None,
@@ -293,10 +293,15 @@ impl Inner {
 
     /// A name nobody else uses: two pulls may unpack one layer where the first was just given up.
     fn partial_path(&self, layer: &Digest) -> PathBuf {
-        let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
-        self.root
-            .join("layers")
-            .join(format!("{}.{number}{PARTIAL}", layer.hex()))
+        loop {
+            let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}.{number}{PARTIAL}", layer.hex());
+            let path = self.root.join("layers").join(name);
+            // Taken: what an earlier server left and a start could not remove.
+            if path.symlink_metadata().is_err() {
+                return path;
+            }
+        }
     }
 
     fn lease(self: &Arc<Self>, layers: &[Digest]) -> Result<LayerLease> {
@@ -323,9 +328,8 @@ impl Inner {
             return Ok(lease);
         }
         let path = self.layer_dir(layer);
-        fs::rename(partial.path(), &path).with_context(|| format!("rename a layer to {}", path.display()))?;
-        // Before any record can name it.
-        record::sync_dir(&self.root.join("layers"))?;
+        // Synced before any record can name it.
+        record::give_name(partial.path(), &path, || record::sync_dir(&self.root.join("layers")))?;
         self.state().layers.insert(layer.clone(), Layer { usage, leases: 0 });
         self.lease(std::slice::from_ref(layer))
     }
@@ -389,9 +393,13 @@ impl Inner {
             record::remove(&self.root, id)?;
             self.state().images.remove(id)
         };
-        for layer in removed.iter().flat_map(|image| &image.layers) {
-            self.free(layer)?;
-        }
+        // Each, whatever becomes of the others: the image is gone, and nobody will ask for its layers again.
+        let layers = removed.iter().flat_map(|image| &image.layers);
+        let failed: Vec<String> = layers
+            .filter_map(|layer| self.free(layer).err())
+            .map(|error| format!("{error:#}"))
+            .collect();
+        ensure!(failed.is_empty(), "free the image's layers: {}", failed.join("; "));
         Ok(())
     }
 
@@ -429,7 +437,7 @@ impl Inner {
             fs::rename(self.layer_dir(layer), &path).with_context(|| format!("rename to {}", path.display()))?;
             state.layers.remove(layer);
         }
-        fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))
+        tree::remove(&path)
     }
 }
 
@@ -460,7 +468,28 @@ fn as_digest(text: &str) -> Option<Digest> {
     text.parse().ok().or_else(|| Digest::from_hex(text))
 }
 
+/// Whether an id begins with `text`, which may leave out the algorithm but not name another.
+fn begins(id: &Digest, text: &str) -> bool {
+    id.as_str().starts_with(text) || id.hex().starts_with(text)
+}
+
 fn is_id_prefix(text: &str) -> bool {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
     (MIN_ID_PREFIX..=64).contains(&digits.len()) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_an_id_is_of_the_algorithm_it_names() {
+        let (short, long) = (Digest::from_sha256(&[0xab; 32]), Digest::from_sha512(&[0xab; 64]));
+        for text in ["sha256:ababab", "ababab"] {
+            assert!(is_id_prefix(text) && begins(&short, text), "{text}");
+        }
+        assert!(begins(&long, "ababab"));
+        assert!(!begins(&long, "sha256:ababab"));
+        assert!(!begins(&short, "sha256:bababa") && !begins(&short, "bababa"));
+    }
 }

@@ -25,11 +25,12 @@ use crate::error::Error;
 use crate::image::snapshot::Snapshots;
 use crate::image::{Image, LayerLease, snapshot};
 use crate::image_service::image_pull::UNTRUSTED;
-use crate::node::{Node, blocking, new_id, remove_tree};
+use crate::node::{Node, blocking, new_id};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
 use crate::sandbox::{self, Sandbox};
 use crate::spec::{self, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
+use crate::tree;
 
 /// How long host paths and the image's user files may take to look up: less than the kubelet waits for the call.
 const LOOK_LIMIT: Duration = Duration::from_secs(60);
@@ -370,7 +371,7 @@ impl Node {
         blocking(move || {
             snapshot::unmount(&bundle.join("rootfs"))?;
             snapshot::unmount_volumes(&volumes)?;
-            remove_tree(&bundle)?;
+            tree::remove(&bundle)?;
             snapshots.remove(&directory)
         })
         .await

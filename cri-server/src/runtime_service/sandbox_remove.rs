@@ -8,9 +8,10 @@ use corten_proto::cri::RemovePodSandboxResponse;
 
 use super::sandbox_stop::unmount_if_mounted;
 use crate::error::Error;
-use crate::node::{Node, blocking, remove_file, remove_tree};
+use crate::node::{Node, blocking, remove_file};
 use crate::sandbox::{Sandbox, Status};
 use crate::shim::{self, Shim};
+use crate::tree;
 
 /// How long a shim may take to end after its shutdown.
 const SHIM_LIMIT: Duration = Duration::from_secs(5);
@@ -48,7 +49,7 @@ impl Node {
         let record = self.paths.sandbox_record(sandbox.id());
         blocking(move || {
             unmount_if_mounted(&directory.join("shm"))?;
-            remove_tree(&directory)?;
+            tree::remove(&directory)?;
             remove_file(&record)
         })
         .await

@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use corten_proto::id::Digest;
 use rustix::io::Errno;
 use rustix::mount::{
@@ -47,6 +47,7 @@ use self::idmapped::MappedLayers;
 use self::overlay::Overlay;
 use self::usage::Accounts;
 use super::store::ImageStore;
+use crate::tree;
 
 pub use self::usage::Usage;
 pub use self::view::{Volume, unmount_volumes};
@@ -141,12 +142,7 @@ impl Snapshots {
     /// Removes the container's directory `dir`, in which nothing is mounted, whatever there is of it.
     pub fn remove(&self, dir: &Path) -> Result<()> {
         let project = self.accounts.project(dir);
-        match fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", dir.display()));
-            }
-            _ => {}
-        }
+        tree::remove(dir)?;
         // Only now: until its files are gone, nobody else may have its number.
         self.accounts.release(project);
         Ok(())
@@ -196,7 +192,7 @@ impl Snapshots {
         let project = self.accounts.project(dir);
         let made = ["upper", "work"].map(|name| dir.join(name)).into_iter();
         for path in made.filter(|path| path.exists()) {
-            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+            tree::remove(&path)?;
         }
         self.accounts.release(project);
         Ok(())
@@ -267,9 +263,7 @@ fn try_overlay(containers: &Path) -> Result<()> {
     let trial = || -> Result<()> {
         // What a killed server left of its trial.
         unmount(&dir.join("target"))?;
-        if dir.exists() {
-            fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
-        }
+        tree::remove(&dir)?;
         make_dir(&dir)?;
         for name in ["lower", "upper", "work", "target"] {
             make_dir(&dir.join(name))?;
@@ -282,11 +276,7 @@ fn try_overlay(containers: &Path) -> Result<()> {
         unmount(&dir.join("target"))
     };
     let result = trial();
-    if let Err(error) = fs::remove_dir_all(&dir)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        bail!("remove {}: {error}", dir.display());
-    }
+    tree::remove(&dir)?;
     result
 }
 

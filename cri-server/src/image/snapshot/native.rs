@@ -17,6 +17,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
+use crate::tree;
+
 /// Deepest directory: two descriptors are open per level.
 const MAX_DEPTH: usize = 256;
 /// What overlayfs writes of its own: it ends here.
@@ -135,8 +137,8 @@ fn open_directory(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 fn clear(to: BorrowedFd<'_>, name: &CStr, below: Option<FileType>) -> Result<()> {
     match below {
         None => Ok(()),
-        // std descends by descriptors, following no link.
-        Some(FileType::Directory) => std::fs::remove_dir_all(proc_path(to, name)).context("remove a directory"),
+        // By the descriptor's path, and from there on by descriptors, following no link.
+        Some(FileType::Directory) => tree::remove(&proc_path(to, name)).context("remove a directory"),
         Some(_) => rustix::fs::unlinkat(to, name, AtFlags::empty()).context("unlinkat"),
     }
 }

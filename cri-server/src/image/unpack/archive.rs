@@ -12,7 +12,7 @@ use std::io::{self, BufRead};
 
 use anyhow::{Context, Result};
 
-use super::entry::{ensure_valid, invalid};
+use super::entry::{ensure_valid, invalid, quoted};
 use super::header::{BLOCK, Header, Record, decimal, parse_records, until_nul};
 use super::sparse::{self, Map, Pax};
 
@@ -81,12 +81,15 @@ impl<R: BufRead> Archive<R> {
             match header.flag() {
                 b'L' => extensions.name = Some(until_nul(&self.extension(&header, &mut extensions)?).to_vec()),
                 b'K' => extensions.link = Some(until_nul(&self.extension(&header, &mut extensions)?).to_vec()),
-                b'x' => extensions.records = parse_records(&self.extension(&header, &mut extensions)?)?,
-                b'g' => check_global(&parse_records(&self.extension(&header, &mut Extensions::default())?)?)?,
+                b'x' => extensions.records = parse_records(&self.extension(&header, &mut extensions)?, counts)?,
+                b'g' => check_global(&parse_records(
+                    &self.extension(&header, &mut Extensions::default())?,
+                    counts,
+                )?)?,
                 _ => {
                     let name = header.name();
                     let entry = self.begin(header, extensions);
-                    let entry = entry.with_context(|| format!("entry {:?}", String::from_utf8_lossy(&name)));
+                    let entry = entry.with_context(|| format!("entry {}", quoted(&name)));
                     return entry.map(Some);
                 }
             }
@@ -282,17 +285,19 @@ fn size(value: i64) -> Result<u64> {
     u64::try_from(value).map_err(|_negative| invalid(format!("size {value}: must not be negative")))
 }
 
+/// Whether a PAX record of this key says anything that is applied.
+fn counts(key: &[u8]) -> bool {
+    matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime")
+        || key.starts_with(b"SCHILY.xattr.")
+        || key.starts_with(b"GNU.sparse.")
+}
+
 /// A global PAX header speaks of all entries that follow: to POSIX and to GNU tar, and to the readers of Go not at all.
+/// `records` are those that count.
 fn check_global(records: &[Record]) -> Result<()> {
-    let decides = |key: &[u8]| {
-        matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime")
-            || key.starts_with(b"SCHILY.xattr.")
-            || key.starts_with(b"GNU.sparse.")
-    };
-    let found = records.iter().find(|(key, _)| decides(key));
-    found.map_or(Ok(()), |(key, _)| {
-        let key = String::from_utf8_lossy(key);
-        Err(invalid(format!("global PAX record {key:?} is not supported")))
+    records.first().map_or(Ok(()), |(key, _)| {
+        let key = quoted(key);
+        Err(invalid(format!("global PAX record {key} is not supported")))
     })
 }
 
@@ -315,9 +320,9 @@ fn kind(flag: u8, path: &[u8]) -> Result<Kind> {
 }
 
 impl Entry {
-    /// The name for messages.
+    /// The name for messages, quoted.
     pub(super) fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.path().unwrap_or_else(|_unclear| self.header.name())).into_owned()
+        quoted(&self.path().unwrap_or_else(|_unclear| self.header.name()))
     }
 
     /// The name, as raw as it was written.

@@ -18,6 +18,9 @@ const MAX_PATH: usize = 4096;
 const MAX_XATTR_NAME: usize = 255;
 const MAX_XATTR_VALUE: usize = 65536;
 
+/// Most characters of what the archive says that a message repeats.
+const MAX_QUOTED: usize = 200;
+
 /// Name and value of an extended attribute.
 pub(super) type Xattr = (CString, Vec<u8>);
 
@@ -40,6 +43,19 @@ pub(super) fn invalid(rule: impl Into<String>) -> anyhow::Error {
 pub(super) fn ensure_valid(holds: bool, rule: &str) -> Result<()> {
     ensure!(holds, invalid(rule));
     Ok(())
+}
+
+/// What the archive says, for messages: in quotes and on one line, and cut, because the whole may be longer than what a
+/// caller's connection takes for an error.
+pub(super) fn quoted(text: &[u8]) -> String {
+    // No character has more than four bytes.
+    let cut = text.len() > 4 * MAX_QUOTED;
+    let text = String::from_utf8_lossy(if cut { &text[..4 * MAX_QUOTED] } else { text });
+    let mut kept: String = text.chars().take(MAX_QUOTED).collect();
+    if kept.len() < text.len() || cut {
+        kept.push('…');
+    }
+    format!("{kept:?}")
 }
 
 /// A file to be made.
@@ -172,11 +188,13 @@ fn xattr(name: &[u8], value: &[u8], kind: Kind) -> Result<Option<Xattr>> {
     if !kept {
         return Ok(None);
     }
-    let shown = String::from_utf8_lossy(name);
     let fits = name.len() <= MAX_XATTR_NAME && value.len() <= MAX_XATTR_VALUE;
     ensure!(
         fits,
-        invalid(format!("xattr {shown:?}: at most 255 bytes of name and 65536 of value"))
+        invalid(format!(
+            "xattr {}: at most 255 bytes of name and 65536 of value",
+            quoted(name)
+        ))
     );
     let name = CString::new(name).map_err(|_nul| invalid("xattr name holds a NUL byte"))?;
     Ok(Some((name, value.to_vec())))
@@ -184,7 +202,7 @@ fn xattr(name: &[u8], value: &[u8], kind: Kind) -> Result<Option<Xattr>> {
 
 /// A PAX time: seconds, and optionally a dot and a fraction; nanoseconds are kept.
 fn parse_time(text: &[u8]) -> Result<Timespec> {
-    let malformed = || invalid(format!("mtime {:?}: seconds.fraction", String::from_utf8_lossy(text)));
+    let malformed = || invalid(format!("mtime {}: seconds.fraction", quoted(text)));
     let text = std::str::from_utf8(text).map_err(|_not_text| malformed())?;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
@@ -227,6 +245,24 @@ mod tests {
         }
         assert_eq!(split(b"a/b/c"), (b"a/b".as_slice(), b"c".as_slice()));
         assert_eq!(split(b"a"), (b"".as_slice(), b"a".as_slice()));
+    }
+
+    #[test]
+    fn what_is_quoted_is_one_short_line() {
+        let long = "ä".repeat(200);
+        let table: [(&[u8], String); 5] = [
+            (b"a\nb", r#""a\nb""#.to_owned()),
+            (long.as_bytes(), format!("\"{long}\"")),
+            (&[b'x'; 201], format!("\"{}…\"", "x".repeat(200))),
+            (&[0xff; 4000], format!("\"{}…\"", "\u{fffd}".repeat(200))),
+            (
+                &"\u{10ffff}".repeat(200).into_bytes(),
+                format!("{:?}", "\u{10ffff}".repeat(200)),
+            ),
+        ];
+        for (text, shown) in table {
+            assert_eq!(quoted(text), shown);
+        }
     }
 
     #[test]

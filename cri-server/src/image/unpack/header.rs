@@ -14,6 +14,10 @@ use super::entry::{ensure_valid, invalid};
 /// Size of a block, the archive's unit.
 pub(super) const BLOCK: usize = 512;
 
+/// Most records of one extension that are kept: of extended attributes an image has a few, of the pieces of a sparse file
+/// in the oldest form two each.
+const MAX_RECORDS: usize = 10_000;
+
 /// Key and value of a PAX record.
 pub(super) type Record = (Vec<u8>, Vec<u8>);
 
@@ -109,27 +113,28 @@ pub(super) fn until_nul(data: &[u8]) -> &[u8] {
     data.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// The records `LENGTH KEY=VALUE\n` of a PAX extension.
-pub(super) fn parse_records(mut data: &[u8]) -> Result<Vec<Record>> {
+/// Those of the records `LENGTH KEY=VALUE\n` of a PAX extension whose keys `counts` takes. All are checked; the others
+/// need no memory, of which each takes many times the bytes of a short one.
+pub(super) fn parse_records(mut data: &[u8], counts: impl Fn(&[u8]) -> bool) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     while !data.is_empty() {
-        let (record, rest) = split_record(data).ok_or_else(|| invalid("malformed PAX record"))?;
-        records.push(record);
+        let (key, value, rest) = split_record(data).ok_or_else(|| invalid("malformed PAX record"))?;
+        if counts(key) {
+            ensure_valid(records.len() < MAX_RECORDS, "more than 10000 PAX records")?;
+            records.push((key.to_vec(), value.to_vec()));
+        }
         data = rest;
     }
     Ok(records)
 }
 
-/// The first record and what follows it. Its length counts everything: its own digits, the blank and the line break.
-fn split_record(data: &[u8]) -> Option<(Record, &[u8])> {
+/// Key and value of the first record, and what follows it. Its length counts everything: its own digits, the blank and the line break.
+fn split_record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let blank = data.iter().position(|byte| *byte == b' ')?;
     let length = usize::try_from(decimal(&data[..blank])?).ok()?;
     let record = data.get(blank + 1..length)?.strip_suffix(b"\n")?;
     let equals = record.iter().position(|byte| *byte == b'=')?;
-    Some((
-        (record[..equals].to_vec(), record[equals + 1..].to_vec()),
-        &data[length..],
-    ))
+    Some((&record[..equals], &record[equals + 1..], &data[length..]))
 }
 
 /// Digits only: no sign and no blank, which `parse` would partly take.
@@ -144,7 +149,7 @@ mod tests {
 
     /// `KEY VALUE` of every record.
     fn read(data: &[u8]) -> Option<Vec<String>> {
-        let records = parse_records(data).ok()?;
+        let records = parse_records(data, |_| true).ok()?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let shown = |(key, value): &Record| format!("{} {}", text(key), text(value));
         Some(records.iter().map(shown).collect())
@@ -172,6 +177,15 @@ mod tests {
         for data in bad {
             assert!(read(data).is_none(), "{}", String::from_utf8_lossy(data));
         }
+    }
+
+    #[test]
+    fn only_records_that_count_are_kept_and_not_endlessly_many() {
+        let of = |record: &[u8], count| parse_records(&record.repeat(count), |key| key != b"x");
+        assert!(of(b"6 x=b\n", 100_000).unwrap().is_empty());
+        assert!(of(b"6 xa=\n6 x=b\n", 10_000).is_ok_and(|kept| kept.len() == 10_000));
+        let error = of(b"6 a=b\n", 10_001).unwrap_err().to_string();
+        assert!(error.contains("more than 10000"), "{error}");
     }
 
     #[test]

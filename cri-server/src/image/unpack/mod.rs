@@ -14,10 +14,12 @@
 //! |---|---|
 //! | `header`, `archive`, `sparse` | the archive's form, pure |
 //! | `entry` | one entry in the kernel's terms, pure: names, ids, times, which xattrs are kept |
+//! | `account` | what the layer takes, and how much it may |
 //! | `parent`, `at` | the directory being filled; system calls relative to it |
 //!
-//! Left out: aufs's own metadata, refused.
+//! Refused besides what is malformed: aufs's own metadata, and directories deeper than 512 levels.
 
+mod account;
 mod archive;
 mod at;
 mod entry;
@@ -32,21 +34,25 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use self::account::{Account, BLOCK};
 use self::archive::{Archive, Entry, Kind};
 use self::at::{
     Present, missing, present, proc_path, resolve, set_attributes, set_attributes_at, set_opaque, set_own_times,
     special,
 };
 pub(super) use self::entry::InvalidEntry;
-use self::entry::{Node, clean, ensure_valid, invalid, split};
+use self::entry::{Node, clean, ensure_valid, invalid, quoted, split};
 use self::parent::Parent;
 use self::sparse::Map;
+use crate::tree;
 
 /// The prefix of a whiteout's name.
 const WHITEOUT: &[u8] = b".wh.";
@@ -64,15 +70,15 @@ pub(super) struct Usage {
 }
 
 /// Applies the archive in `input` to the empty directory `root`, opened for reading. Reads to the end of `input`, also
-/// what follows the archive's end.
+/// what follows the archive's end. `arrived` is how much there is of the packed layer, now and later.
 ///
 /// An error with an [`InvalidEntry`] in its chain is the archive's fault; any other is this node's.
-pub(super) fn unpack(input: impl BufRead, root: OwnedFd) -> Result<Usage> {
-    let mut tree = Tree::new(root)?;
+pub(super) fn unpack(input: impl BufRead, root: OwnedFd, arrived: Arc<AtomicU64>) -> Result<Usage> {
+    let mut tree = Tree::new(root, arrived)?;
     let mut archive = Archive::new(input);
     while let Some(entry) = archive.next()? {
         let applied = tree.apply(&entry, &mut archive);
-        applied.with_context(|| format!("entry {:?}", entry.shown()))?;
+        applied.with_context(|| format!("entry {}", entry.shown()))?;
     }
     archive.drain()?;
     tree.finish()
@@ -82,18 +88,19 @@ pub(super) fn unpack(input: impl BufRead, root: OwnedFd) -> Result<Usage> {
 struct Tree {
     root: Rc<OwnedFd>,
     parent: Parent,
-    usage: Usage,
+    account: Account,
 }
 
 impl Tree {
-    fn new(root: OwnedFd) -> Result<Self> {
+    fn new(root: OwnedFd, arrived: Arc<AtomicU64>) -> Result<Self> {
         // What an archive without an entry for its root means by it.
         rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755)).context("fchmod of the layer's root")?;
+        let account = Account::new(&root, arrived)?;
         let parent = Parent::root(root)?;
         Ok(Tree {
             root: Rc::clone(&parent.fd),
             parent,
-            usage: Usage { bytes: 4096, inodes: 1 },
+            account,
         })
     }
 
@@ -102,8 +109,7 @@ impl Tree {
         let node = Node::parse(entry)?;
         let (dir, name) = split(&node.path);
         let made = self.parent.enter(dir)?;
-        self.usage.inodes += made;
-        self.usage.bytes += made * 4096;
+        self.account.directories(made)?;
         if node.path.is_empty() {
             ensure_valid(node.kind == Kind::Directory, "the root must be a directory")?;
             self.parent.modified = node.modified;
@@ -125,7 +131,7 @@ impl Tree {
     /// Sets what had to wait for the last entry, and returns what the tree takes.
     fn finish(self) -> Result<Usage> {
         self.parent.leave()?;
-        Ok(self.usage)
+        Ok(self.account.usage)
     }
 
     fn directory(&mut self, name: &[u8], node: &Node) -> Result<()> {
@@ -134,10 +140,10 @@ impl Tree {
         let before = present(parent, name)?;
         if before != Present::Directory {
             self.clear(parent, name, before)?;
+            self.parent.check_depth()?;
             rustix::fs::mkdirat(parent, OsStr::from_bytes(name), Mode::RWXU)
                 .or_else(|errno| missing(errno, format!("mkdirat: {errno}")))?;
-            self.usage.inodes += 1;
-            self.usage.bytes += 4096;
+            self.account.directories(1)?;
         }
         if before == Present::Whiteout {
             // The whiteout that made way hid a directory below, and still has to.
@@ -158,11 +164,11 @@ impl Tree {
         content: &mut Archive<R>,
     ) -> Result<()> {
         let file = self.create(name)?;
-        self.usage.inodes += 1;
-        self.usage.bytes += match sparse {
-            None => blocks(fill(&file, content)?),
-            Some(map) => fill_sparse(&file, map, content)?,
-        };
+        self.account.usage.inodes += 1;
+        match sparse {
+            None => fill(&file, content, &mut self.account)?,
+            Some(map) => fill_sparse(&file, map, content, &mut self.account)?,
+        }
         set_attributes(file.as_fd(), node)?;
         set_own_times(file.as_fd(), node.modified)
     }
@@ -193,22 +199,21 @@ impl Tree {
             return self.hard_link(parent, name, &node.link, before);
         }
         self.clear(parent, name, before)?;
-        self.usage.inodes += 1;
+        self.account.usage.inodes += 1;
         if node.kind != Kind::Symlink {
             return special(parent, name, node);
         }
-        let target = OsStr::from_bytes(&node.link);
-        rustix::fs::symlinkat(target, parent, OsStr::from_bytes(name))
-            .or_else(|errno| missing(errno, format!("symlinkat to {target:?}: {errno}")))?;
+        rustix::fs::symlinkat(OsStr::from_bytes(&node.link), parent, OsStr::from_bytes(name))
+            .or_else(|errno| missing(errno, format!("symlinkat to {}: {errno}", quoted(&node.link))))?;
         set_attributes_at(parent, name, node)
     }
 
     fn hard_link(&mut self, parent: BorrowedFd<'_>, name: &[u8], target: &[u8], before: Present) -> Result<()> {
         let target = clean(target).context("target of the hard link")?;
         let (dir, target_name) = split(&target);
-        let shown = String::from_utf8_lossy(&target);
+        let shown = quoted(&target);
         let target_parent = resolve(self.root.as_fd(), dir)
-            .or_else(|errno| missing(errno, format!("hard link to {shown:?}: {errno}")))?;
+            .or_else(|errno| missing(errno, format!("hard link to {shown}: {errno}")))?;
         self.clear(parent, name, before)?;
         // No AT_SYMLINK_FOLLOW: a link to a symbolic link links the symbolic link.
         rustix::fs::linkat(
@@ -218,7 +223,7 @@ impl Tree {
             OsStr::from_bytes(name),
             AtFlags::empty(),
         )
-        .or_else(|errno| missing(errno, format!("hard link to {shown:?}: {errno}")))
+        .or_else(|errno| missing(errno, format!("hard link to {shown}: {errno}")))
     }
 
     /// Hides `hidden` of the layers below.
@@ -231,7 +236,7 @@ impl Tree {
                 let mode = Mode::empty();
                 rustix::fs::mknodat(parent, OsStr::from_bytes(hidden), FileType::CharacterDevice, mode, 0)
                     .context("mknodat of the whiteout")?;
-                self.usage.inodes += 1;
+                self.account.usage.inodes += 1;
                 Ok(())
             }
             // This layer's directory would merge with the one below.
@@ -245,45 +250,44 @@ impl Tree {
         match before {
             Present::Nothing => {}
             Present::Directory => {
-                // Through the descriptor's path, and from there on std descends by descriptors itself.
-                let path = proc_path(parent, name);
-                std::fs::remove_dir_all(&path).context("remove the directory of the same name")?;
+                // By the descriptor's path, and from there on by descriptors.
+                tree::remove(&proc_path(parent, name)).context("remove the directory of the same name")?;
             }
             Present::Whiteout | Present::Other => {
                 rustix::fs::unlinkat(parent, OsStr::from_bytes(name), AtFlags::empty())
                     .context("unlinkat of the earlier entry")?;
-                self.usage.inodes = self.usage.inodes.saturating_sub(1);
+                self.account.usage.inodes = self.account.usage.inodes.saturating_sub(1);
             }
         }
         Ok(())
     }
 }
 
-/// Writes the content of an entry, and returns how long it is.
-fn fill<R: BufRead>(mut file: &File, content: &mut Archive<R>) -> Result<u64> {
+/// Writes the content of an entry.
+fn fill<R: BufRead>(mut file: &File, content: &mut Archive<R>, account: &mut Account) -> Result<()> {
     let mut written = 0;
     loop {
         let piece = content.content()?;
         if piece.is_empty() {
-            return Ok(written);
+            return Ok(());
         }
         file.write_all(piece).context("write the content")?;
         let length = piece.len();
+        let before = blocks(written);
         written += length as u64;
+        account.bytes(blocks(written) - before)?;
         content.consume(length);
     }
 }
 
-/// Writes the pieces of a file with holes, and returns what they take.
-fn fill_sparse<R: BufRead>(file: &File, map: &Map, content: &mut Archive<R>) -> Result<u64> {
+/// Writes the pieces of a file with holes.
+fn fill_sparse<R: BufRead>(file: &File, map: &Map, content: &mut Archive<R>, account: &mut Account) -> Result<()> {
     let sized = rustix::fs::ftruncate(file, map.size);
     sized.map_err(|errno| match errno {
         Errno::FBIG | Errno::INVAL => invalid(format!("ftruncate to {}: {errno}", map.size)),
         errno => anyhow::Error::new(errno).context("ftruncate"),
     })?;
-    let mut taken = 0;
     for (offset, length) in &map.chunks {
-        taken += blocks(*length);
         let (mut offset, mut left) = (*offset, *length);
         while left > 0 {
             let piece = content.content()?;
@@ -293,12 +297,14 @@ fn fill_sparse<R: BufRead>(file: &File, map: &Map, content: &mut Archive<R>) -> 
                 .context("write the content")?;
             content.consume(length);
             offset += length as u64;
+            let before = blocks(left);
             left -= length as u64;
+            account.bytes(before - blocks(left))?;
         }
     }
-    Ok(taken)
+    Ok(())
 }
 
 fn blocks(bytes: u64) -> u64 {
-    bytes.div_ceil(4096) * 4096
+    bytes.div_ceil(BLOCK) * BLOCK
 }

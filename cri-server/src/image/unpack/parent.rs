@@ -15,9 +15,15 @@ use rustix::io::Errno;
 use super::at::{Present, missing, modified, present, resolve, set_own_times};
 use super::entry::{ensure_valid, split};
 
+/// How deep a layer's directories may be. Images stay far below 100, but links can lead an archive on past every length
+/// of a name, and what copies or counts a layer later takes its levels one by one.
+pub(super) const MAX_DEPTH: usize = 512;
+
 /// An open directory of the layer.
 pub(super) struct Parent {
     root: Rc<OwnedFd>,
+    /// Device and inode of the root.
+    root_id: (u64, u64),
     path: Vec<u8>,
     pub(super) fd: Rc<OwnedFd>,
     /// What its time shall be.
@@ -28,7 +34,9 @@ impl Parent {
     /// The root of a layer.
     pub(super) fn root(root: OwnedFd) -> Result<Self> {
         let root = Rc::new(root);
+        let stat = rustix::fs::fstat(&root).context("fstat of the layer's root")?;
         Ok(Parent {
+            root_id: (stat.st_dev, stat.st_ino),
             modified: modified(root.as_fd())?,
             path: Vec::new(),
             fd: Rc::clone(&root),
@@ -55,6 +63,17 @@ impl Parent {
     /// Gives the directory the time it shall have.
     pub(super) fn leave(&self) -> Result<()> {
         set_own_times(self.fd.as_fd(), self.modified)
+    }
+
+    /// Refuses a directory that would be deeper than a layer's may be.
+    ///
+    /// So many levels up from the deepest that may be is the root; from any other it is above the root. A name would
+    /// not tell: with links in it, it is shorter than the way it leads.
+    pub(super) fn check_depth(&self) -> Result<()> {
+        let up = "../".repeat(MAX_DEPTH);
+        let above = rustix::fs::statat(&self.fd, up, AtFlags::empty()).context("statat of what is above")?;
+        let holds = (above.st_dev, above.st_ino) != self.root_id;
+        ensure_valid(holds, "directories of more than 512 levels")
     }
 
     fn switch(&mut self, path: &[u8], fd: OwnedFd) -> Result<()> {
@@ -84,6 +103,7 @@ impl Parent {
         let name = OsStr::from_bytes(split(path).1);
         let before = present(self.fd.as_fd(), name.as_bytes())?;
         ensure_valid(before == Present::Nothing, "its directory is a link that leads nowhere")?;
+        self.check_depth()?;
         rustix::fs::mkdirat(&self.fd, name, Mode::RWXU).context("mkdirat of a parent")?;
         // After mkdirat, because the umask is the process's.
         let mode = Mode::from_raw_mode(0o755);
