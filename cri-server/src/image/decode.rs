@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use corten_proto::id::Digest;
 use flate2::bufread::MultiGzDecoder;
 
-use super::blob::Blob;
+use super::blob::{Blob, read_buffered};
 use super::hash::Hasher;
 use super::manifest::Packing;
 
@@ -156,10 +156,6 @@ impl BufRead for Content {
 
 impl Read for Content {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&available[..count]);
-        self.consume(count);
-        Ok(count)
+        read_buffered(self, buffer)
     }
 }
