@@ -15,6 +15,7 @@ mod load;
 mod rules;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,34 @@ pub struct Cni {
     pub bin_dirs: Vec<PathBuf>,
     /// Longest time one plugin may take, in seconds.
     pub timeout_s: u64,
+    /// Which address of a pod with several is the primary one.
+    pub ip_preference: IpPreference,
+    /// How long a pod's stop fails with its plugins, in seconds, before they are left to the background.
+    pub stop_patience_s: u64,
+}
+
+/// Which address of a pod comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpPreference {
+    /// The first of the plugins' result.
+    #[default]
+    Cni,
+    /// The first of version 4.
+    Ipv4,
+    /// The first of version 6.
+    Ipv6,
+}
+
+impl IpPreference {
+    /// Puts the preferred version first; the order within a version stays.
+    pub fn sort(self, ips: &mut [IpAddr]) {
+        match self {
+            IpPreference::Cni => {}
+            IpPreference::Ipv4 => ips.sort_by_key(IpAddr::is_ipv6),
+            IpPreference::Ipv6 => ips.sort_by_key(IpAddr::is_ipv4),
+        }
+    }
 }
 
 /// Where images and containers' files lie, and how containers get their roots.
@@ -181,6 +210,8 @@ impl Default for Cni {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             timeout_s: 60,
+            ip_preference: IpPreference::default(),
+            stop_patience_s: 120,
         }
     }
 }

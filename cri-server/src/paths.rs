@@ -10,6 +10,7 @@
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
 //!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
+//!   networks/ID.json             networks that are still to be taken down (`network::teardown`)
 //!   import/                      archives of images for the start (drop_in), unless configured elsewhere
 //!   quarantine/                  records that could not be read
 //! ```
@@ -117,6 +118,11 @@ impl Paths {
     /// A container's exit record.
     pub fn container_exit(&self, id: &ContainerId) -> PathBuf {
         self.container(id).join("exit.json")
+    }
+
+    /// Networks that are still to be taken down.
+    pub fn networks(&self) -> PathBuf {
+        self.root.join("networks")
     }
 
     /// Where records go that cannot be read.

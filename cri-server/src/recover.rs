@@ -77,6 +77,9 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
             continue;
         }
         let sandbox = Sandbox::new(record.metadata, record.status, None);
+        if sandbox.metadata.network.is_some() && sandbox.status() != Status::Stopped {
+            node.cni.adopt(sandbox.id());
+        }
         node.store.add_sandbox(sandbox.clone());
         if record.boot_id != node.boot_id {
             node.sandbox_changed(&sandbox, Status::infra_exited).await;

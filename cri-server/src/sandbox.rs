@@ -12,6 +12,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use corten_proto::cri;
 use corten_proto::id::SandboxId;
@@ -133,6 +134,8 @@ pub struct Sandbox {
     pub look: Arc<Semaphore>,
     /// The shim's client; none once the shim has gone.
     shim: Mutex<Option<Arc<Shim>>>,
+    /// When the network could first not be taken down.
+    network_stuck: Mutex<Option<Instant>>,
 }
 
 impl Sandbox {
@@ -145,6 +148,7 @@ impl Sandbox {
             record: tokio::sync::Mutex::new(()),
             look: Arc::new(Semaphore::new(1)),
             shim: Mutex::new(shim),
+            network_stuck: Mutex::default(),
         })
     }
 
@@ -169,6 +173,12 @@ impl Sandbox {
     /// The shim's client, if the shim is there.
     pub fn shim(&self) -> Option<Arc<Shim>> {
         self.shim.lock().expect("no holder panics").clone()
+    }
+
+    /// The network could not be taken down; how long that has been so.
+    pub(crate) fn network_is_stuck(&self) -> Duration {
+        let mut since = self.network_stuck.lock().expect("no holder panics");
+        since.get_or_insert_with(Instant::now).elapsed()
     }
 
     /// Replaces the shim's client.

@@ -30,6 +30,7 @@ use crate::image::snapshot::Snapshots;
 use crate::image::{ImageStore, Policy};
 use crate::image_admin::ImageAdmin;
 use crate::image_service::ImageService;
+use crate::network::teardown;
 use crate::node::{Node, remove_file};
 use crate::paths::Paths;
 use crate::recover::recover;
@@ -65,6 +66,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let (endpoint, import_dir) = (config.listen.clone(), config.import_dir());
     let node = Node::new(config, images.clone(), snapshots)?;
     recover(&node).await?;
+    teardown::resume(&node).await?;
     // Only now does every container hold its layers.
     images.sweep();
     let listener = Endpoint::open(&endpoint)?;
@@ -172,6 +174,7 @@ fn make_directories(paths: &Paths) -> Result<()> {
         paths.sandbox_records(),
         paths.containers(),
         paths.quarantine(),
+        paths.networks(),
         paths.sandboxes(),
         paths.bundles(),
         paths.pause_rootfs(),

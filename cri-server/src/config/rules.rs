@@ -97,6 +97,11 @@ impl Rules {
             &["cni", "timeout_s"],
             "must be 1 to 600",
         );
+        self.check(
+            cni.stop_patience_s <= 3600,
+            &["cni", "stop_patience_s"],
+            "must be 0 to 3600",
+        );
     }
 
     fn layers(&mut self, config: &Config) {
@@ -230,6 +235,7 @@ mod tests {
         (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
         (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
         (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
+        (|c| c.cni.stop_patience_s = 3601, "cni.stop_patience_s"),
         (|c| c.shim = Some("shim".into()), "shim"),
         (
             |c| {

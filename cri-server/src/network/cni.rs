@@ -3,10 +3,11 @@
 //! ```text
 //! add      plugin 1 ADD ──result──> plugin 2 ADD (prevResult) ──result──> ... last result: the pod's addresses
 //! remove   ... <── plugin 2 DEL <── plugin n DEL, each with the last result as prevResult
+//! ready    STATUS of every plugin, and collect: GC with the attachments that count; both since 1.1.0 (`upkeep`)
 //! ```
 //!
-//! An [`Attachment`] keeps the configuration that was used and the result, so that DEL works when the configuration
-//! has changed or gone. An ADD that fails half-way runs DEL for every plugin that was begun.
+//! An [`Attachment`] keeps the configuration that was used, what plugins were told by it, and the result, so that DEL
+//! works when the configuration has changed or gone. An ADD that fails half-way runs DEL for every plugin that was begun.
 //!
 //! The configuration belongs to others: the directory is listed whenever it is needed, and read anew when a name, a
 //! size or a time in it has changed. There is no watch that could miss a rename or lose its directory.
@@ -17,11 +18,13 @@
 //! its plugins go on, and would set up what nobody takes down. So a DEL without a recorded ADD first ends what is left
 //! of the last server's run (`leftover`).
 //!
-//! Left out: CHECK, STATUS and GC; networks of Windows and per-runtime configurations.
+//! Left out: CHECK, which nobody asks for; several networks at once; networks of Windows and per-runtime configurations.
 
+mod capabilities;
 mod conf;
 mod leftover;
 mod plugin;
+mod upkeep;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -29,24 +32,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use corten_proto::cri::{PortMapping, Protocol};
+use corten_proto::cri::{DnsConfig, PortMapping};
 use corten_proto::id::SandboxId;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Mutex;
 
-use crate::config;
+use crate::config::{self, IpPreference};
 use crate::node::blocking;
+pub use capabilities::Bandwidth;
+use capabilities::{Capabilities, Known};
 use conf::Network;
-use plugin::{Command, Invocation};
+use plugin::{Command, Invocation, Pod};
+use upkeep::Upkeep;
 
 /// The interface that plugins make in the pod.
 const INTERFACE: &str = "eth0";
-/// The capability of plugins that map the node's ports.
-const PORT_MAPPINGS: &str = "portMappings";
 
 /// What plugins are told of a pod.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodNetwork {
     /// The sandbox.
     pub id: SandboxId,
@@ -58,8 +62,14 @@ pub struct PodNetwork {
     pub namespace: String,
     /// UID of the pod.
     pub uid: String,
+    /// Its hostname; empty where the pod asks for none.
+    pub hostname: String,
     /// Ports of the node that lead to the pod; those with host port 0 map nothing.
     pub port_mappings: Vec<PortMapping>,
+    /// How much it may send and receive.
+    pub bandwidth: Bandwidth,
+    /// Its resolver.
+    pub dns: Option<DnsConfig>,
 }
 
 /// What ADD came to: part of the sandbox's record, and all that DEL needs.
@@ -69,6 +79,9 @@ pub struct Attachment {
     pub ips: Vec<IpAddr>,
     /// The network configuration that was used.
     network: Value,
+    /// What plugins were told that declared it.
+    #[serde(default)]
+    capabilities: Capabilities,
     /// The last plugin's result.
     result: Value,
 }
@@ -79,8 +92,12 @@ pub struct Cni {
     conf_dir: PathBuf,
     bin_dirs: Vec<PathBuf>,
     timeout: Duration,
+    ip_preference: IpPreference,
     /// What was read last, and from what. Held while the directory is read, by the thread that reads.
     loaded: Arc<Mutex<Option<Loaded>>>,
+    /// The node's pod CIDRs, where the kubelet has told them.
+    pod_cidrs: std::sync::Mutex<Vec<String>>,
+    upkeep: Upkeep,
 }
 
 #[derive(Debug)]
@@ -104,26 +121,34 @@ impl Cni {
             conf_dir: config.conf_dir.clone(),
             bin_dirs: config.bin_dirs.clone(),
             timeout: Duration::from_secs(config.timeout_s),
+            ip_preference: config.ip_preference,
             loaded: Arc::default(),
+            pod_cidrs: std::sync::Mutex::default(),
+            upkeep: Upkeep::default(),
         }
     }
 
-    /// Whether pods can have a network now; else why not.
-    pub async fn ready(&self) -> Result<()> {
-        let bin_dirs = self.bin_dirs.clone();
-        self.read(move |network| {
-            let mut kinds = network.plugins.iter().map(|plugin| &plugin.kind);
-            kinds.try_for_each(|kind| plugin::find(&bin_dirs, kind).map(|_program| ()))
-        })
-        .await
+    /// Takes the node's pod CIDRs, for address management that declares `ipRanges`.
+    pub fn set_pod_cidrs(&self, cidrs: Vec<String>) {
+        *self.pod_cidrs.lock().expect("no holder panics") = cidrs;
     }
 
     /// Attaches the pod to the node's network.
     pub async fn add(&self, pod: &PodNetwork) -> Result<Attachment> {
+        let _no_collection = self.upkeep.attaching(&pod.id).await;
+        let attached = self.attach(pod).await;
+        if attached.is_err() {
+            self.upkeep.detached(&pod.id);
+        }
+        attached
+    }
+
+    async fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
         let network = self.network().await?;
+        let capabilities = self.capabilities(pod);
         let mut result = None;
         for (index, plugin) in network.plugins.iter().enumerate() {
-            let stdin = plugin.stdin(&network, &capabilities(pod), result.as_ref());
+            let stdin = plugin.stdin(&network, &capabilities, result.as_ref());
             match self
                 .run(Command::Add, plugin, stdin, pod)
                 .await
@@ -133,7 +158,7 @@ impl Cni {
                 Err(error) => {
                     // DEL for this one too: it may have failed with half its work done.
                     let begun = &network.plugins[..=index];
-                    if let Err(undo) = self.delete(&network, begun, pod, result.as_ref()).await {
+                    if let Err(undo) = self.delete(&network, begun, pod, &capabilities, result.as_ref()).await {
                         tracing::warn!(sandbox = %pod.id, "undo a failed CNI ADD: {undo:#}");
                     }
                     return Err(error.context(format!("CNI network {}", network.name)));
@@ -141,10 +166,12 @@ impl Cni {
             }
         }
         let result = result.context("a CNI network has one plugin at least")?;
-        let ips = addresses(&result)?;
+        let mut ips = addresses(&result)?;
+        self.ip_preference.sort(&mut ips);
         Ok(Attachment {
             ips,
             network: network.source,
+            capabilities,
             result,
         })
     }
@@ -160,17 +187,42 @@ impl Cni {
             if let Err(error) = blocking(move || leftover::end(&id)).await {
                 tracing::warn!(sandbox = %pod.id, "end what is left of a CNI plugin: {error:#}");
             }
-            if let Ok(network) = self.network().await
-                && let Err(error) = self.delete(&network, &network.plugins, pod, None).await
-            {
-                tracing::warn!(sandbox = %pod.id, "CNI DEL without a recorded ADD: {error:#}");
+            if let Ok(network) = self.network().await {
+                let capabilities = self.capabilities(pod);
+                let deleted = self.delete(&network, &network.plugins, pod, &capabilities, None).await;
+                if let Err(error) = deleted {
+                    tracing::warn!(sandbox = %pod.id, "CNI DEL without a recorded ADD: {error:#}");
+                }
             }
+            self.upkeep.detached(&pod.id);
             return Ok(());
         };
-        let network = conf::parse_list(&attachment.network).context("the recorded CNI configuration")?;
-        self.delete(&network, &network.plugins, pod, Some(&attachment.result))
+        let Attachment {
+            network,
+            capabilities,
+            result,
+            ..
+        } = attachment;
+        let network = conf::parse_list(network).context("the recorded CNI configuration")?;
+        self.delete(&network, &network.plugins, pod, capabilities, Some(result))
             .await
-            .with_context(|| format!("CNI network {}", network.name))
+            .with_context(|| format!("CNI network {}", network.name))?;
+        self.upkeep.detached(&pod.id);
+        Ok(())
+    }
+
+    /// What there is to tell of a pod.
+    fn capabilities(&self, pod: &PodNetwork) -> Capabilities {
+        let pod_cidrs = self.pod_cidrs.lock().expect("no holder panics").clone();
+        let known = Known {
+            port_mappings: &pod.port_mappings,
+            bandwidth: pod.bandwidth,
+            dns: pod.dns.as_ref(),
+            pod_cidrs: &pod_cidrs,
+            name: &pod.name,
+            hostname: &pod.hostname,
+        };
+        known.capabilities()
     }
 
     /// DEL, last plugin first. One that fails does not keep the others from their part; the first error is told.
@@ -179,11 +231,12 @@ impl Cni {
         network: &Network,
         plugins: &[conf::Plugin],
         pod: &PodNetwork,
+        capabilities: &Capabilities,
         result: Option<&Value>,
     ) -> Result<()> {
         let mut outcome = Ok(());
         for plugin in plugins.iter().rev() {
-            let stdin = plugin.stdin(network, &capabilities(pod), result);
+            let stdin = plugin.stdin(network, capabilities, result);
             let deleted = self.run(Command::Del, plugin, stdin, pod).await.map(|_nothing| ());
             outcome = outcome.and(deleted);
         }
@@ -196,10 +249,12 @@ impl Cni {
         let invocation = Invocation {
             command,
             program: plugin::find(&self.bin_dirs, &plugin.kind)?,
-            container_id: pod.id.as_str(),
-            netns: if gone { Path::new("") } else { &pod.netns },
-            interface: INTERFACE,
-            args: kubernetes_args(pod),
+            pod: Some(Pod {
+                container_id: pod.id.as_str(),
+                netns: if gone { Path::new("") } else { &pod.netns },
+                interface: INTERFACE,
+                args: kubernetes_args(pod),
+            }),
             path: &self.bin_dirs,
             timeout: self.timeout,
         };
@@ -241,29 +296,40 @@ fn list(directory: &Path) -> Result<Vec<Listed>, String> {
     let mut listing = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if !path
-            .extension()
-            .is_some_and(|it| it == "conflist" || it == "conf" || it == "json")
-        {
-            continue;
-        }
         // Links are followed: configurations are often links into another tree.
         let Ok(meta) = std::fs::metadata(&path) else {
             continue;
         };
-        listing.push(Listed {
-            path,
-            size: meta.len(),
-            modified: meta.modified().ok(),
-        });
+        if meta.is_dir() {
+            listing.extend(conf::others_plugins(&path).into_iter().filter_map(listed));
+        } else if is_candidate(&path) {
+            listing.extend(listed(path));
+        }
     }
     listing.sort();
     Ok(listing)
 }
 
+fn listed(path: PathBuf) -> Option<Listed> {
+    let meta = std::fs::metadata(&path).ok()?;
+    Some(Listed {
+        path,
+        size: meta.len(),
+        modified: meta.modified().ok(),
+    })
+}
+
+/// Whether a file is a network's, by its name.
+fn is_candidate(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|it| it == "conflist" || it == "conf" || it == "json")
+}
+
 fn read_first(directory: &Path, listing: &[Listed]) -> Result<Network, String> {
     let mut problems = Vec::new();
-    for Listed { path, .. } in listing {
+    // Those further down are plugins of the lists up here.
+    let own = |it: &&Listed| it.path.parent() == Some(directory);
+    for Listed { path, .. } in listing.iter().filter(own) {
         match conf::read(path) {
             Ok(network) => return Ok(network),
             Err(error) => problems.push(format!("{}: {error:#}", path.display())),
@@ -273,29 +339,6 @@ fn read_first(directory: &Path, listing: &[Listed]) -> Result<Network, String> {
         return Err(format!("no CNI configuration in {}", directory.display()));
     }
     Err(format!("no valid CNI configuration: {}", problems.join("; ")))
-}
-
-/// What plugins that declare a capability get for it.
-fn capabilities(pod: &PodNetwork) -> Vec<(&'static str, Value)> {
-    let mappings: Vec<Value> = pod
-        .port_mappings
-        .iter()
-        .filter(|mapping| mapping.host_port > 0)
-        .map(|mapping| {
-            let protocol = Protocol::try_from(mapping.protocol).unwrap_or(Protocol::Tcp);
-            json!({
-                "hostPort": mapping.host_port,
-                "containerPort": mapping.container_port,
-                "protocol": protocol.as_str_name().to_ascii_lowercase(),
-                "hostIP": mapping.host_ip,
-            })
-        })
-        .collect();
-    if mappings.is_empty() {
-        Vec::new()
-    } else {
-        vec![(PORT_MAPPINGS, Value::Array(mappings))]
-    }
 }
 
 /// CNI_ARGS as every Kubernetes runtime gives them. The list is joined by `;`: a name with one would add a key.

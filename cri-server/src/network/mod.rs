@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`netns`] | a network namespace with its loopback up, kept alive by a bind mount |
 //! | [`cni`] | the plugin chain of the node's CNI configuration |
+//! | [`teardown`] | networks whose DEL has failed, until it succeeds; the garbage of the plugins |
 //! | [`dns`] | `resolv.conf` and `hostname` of a sandbox |
 //!
 //! A sandbox with the node's network has none of this but the files.
@@ -11,5 +12,6 @@
 pub mod cni;
 pub mod dns;
 pub mod netns;
+pub mod teardown;
 
-pub use cni::{Attachment, Cni, PodNetwork};
+pub use cni::{Attachment, Bandwidth, Cni, PodNetwork};

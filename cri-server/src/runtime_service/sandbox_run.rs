@@ -18,7 +18,7 @@ use nix::mount::{MsFlags, mount};
 use tonic::Status as RpcStatus;
 
 use crate::error::Error;
-use crate::network::{PodNetwork, dns, netns};
+use crate::network::{Bandwidth, PodNetwork, dns, netns};
 use crate::node::{Node, blocking, new_id, sandbox_key};
 use crate::record::{replace, write};
 use crate::sandbox::{Metadata, Sandbox, Status};
@@ -239,6 +239,9 @@ fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
         let rule = "must be absolute and hold no NUL byte";
         return Err(Error::invalid("log_directory", logs, rule));
     }
+    if let Err((annotation, value, rule)) = Bandwidth::of(&config.annotations) {
+        return Err(Error::invalid(&format!("annotations[{annotation:?}]"), &value, &rule));
+    }
     spec::check_sandbox(config)?;
     Ok(metadata)
 }
@@ -252,7 +255,11 @@ pub(super) fn pod_network(metadata: &Metadata) -> Option<PodNetwork> {
         name: pod.name,
         namespace: pod.namespace,
         uid: pod.uid,
+        hostname: metadata.config.hostname.clone(),
         port_mappings: metadata.config.port_mappings.clone(),
+        // It was checked when the pod was asked for.
+        bandwidth: Bandwidth::of(&metadata.config.annotations).unwrap_or_default(),
+        dns: metadata.config.dns_config.clone(),
     })
 }
 

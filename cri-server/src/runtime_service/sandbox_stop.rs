@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::sandbox_run::pod_network;
 use crate::error::Error;
 use crate::network::netns;
+use crate::network::teardown::{self, Teardown};
 use crate::node::{Node, blocking};
 use crate::sandbox::{Sandbox, Status};
 
@@ -67,15 +68,27 @@ impl Node {
     }
 
     /// CNI DEL and the network namespace.
-    pub(super) async fn remove_network(&self, sandbox: &Sandbox) -> Result<()> {
+    ///
+    /// A plugin that fails must not keep a pod for ever: after `[cni] stop_patience_s` the pod is let go, and its network is
+    /// left to [`teardown`].
+    pub(super) async fn remove_network(self: &Arc<Self>, sandbox: &Sandbox) -> Result<()> {
         let metadata = &sandbox.metadata;
-        let Some(network) = pod_network(metadata) else {
+        let Some(pod) = pod_network(metadata) else {
             return Ok(());
         };
-        self.cni
-            .remove(&network, metadata.network.as_ref())
-            .await
-            .context("take the pod's network down")?;
+        if let Err(error) = self.cni.remove(&pod, metadata.network.as_ref()).await {
+            let error = error.context("take the pod's network down");
+            let patience = Duration::from_secs(self.config.cni.stop_patience_s);
+            let Some(attachment) = metadata
+                .network
+                .clone()
+                .filter(|_| sandbox.network_is_stuck() >= patience)
+            else {
+                return Err(error);
+            };
+            tracing::error!(sandbox = %sandbox.id(), "{error:#}; letting the pod go, trying on");
+            teardown::leave(self, Teardown { pod, attachment }).await?;
+        }
         let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
         blocking(move || netns::remove(&netns_dir, &id)).await
     }

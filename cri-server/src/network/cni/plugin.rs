@@ -26,6 +26,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(super) enum Command {
     Add,
     Del,
+    Status,
+    Gc,
 }
 
 impl Command {
@@ -34,6 +36,8 @@ impl Command {
         match self {
             Command::Add => "ADD",
             Command::Del => "DEL",
+            Command::Status => "STATUS",
+            Command::Gc => "GC",
         }
     }
 }
@@ -43,12 +47,19 @@ impl Command {
 pub(super) struct Invocation<'a> {
     pub(super) command: Command,
     pub(super) program: PathBuf,
+    /// Of ADD and DEL; the other commands are about the network.
+    pub(super) pod: Option<Pod<'a>>,
+    pub(super) path: &'a [PathBuf],
+    pub(super) timeout: Duration,
+}
+
+/// The pod that a command is about.
+#[derive(Debug)]
+pub(super) struct Pod<'a> {
     pub(super) container_id: &'a str,
     pub(super) netns: &'a Path,
     pub(super) interface: &'a str,
     pub(super) args: String,
-    pub(super) path: &'a [PathBuf],
-    pub(super) timeout: Duration,
 }
 
 /// The executable of this name in the first directory that has one.
@@ -90,13 +101,16 @@ impl Invocation<'_> {
     fn spawn(&self) -> Result<Child> {
         let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
         let plugin_path = std::env::join_paths(self.path).context("CNI_PATH")?;
-        tokio::process::Command::new(&self.program)
-            .env_clear()
-            .env("CNI_COMMAND", self.command.name())
-            .env("CNI_CONTAINERID", self.container_id)
-            .env("CNI_NETNS", self.netns)
-            .env("CNI_IFNAME", self.interface)
-            .env("CNI_ARGS", &self.args)
+        let mut command = tokio::process::Command::new(&self.program);
+        command.env_clear().env("CNI_COMMAND", self.command.name());
+        if let Some(pod) = &self.pod {
+            command
+                .env("CNI_CONTAINERID", pod.container_id)
+                .env("CNI_NETNS", pod.netns)
+                .env("CNI_IFNAME", pod.interface)
+                .env("CNI_ARGS", &pod.args);
+        }
+        command
             .env("CNI_PATH", plugin_path)
             .env("PATH", path as OsString)
             .current_dir("/")

@@ -6,6 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
 
+use corten_proto::cri::Protocol;
+use serde_json::json;
+
 use super::*;
 use crate::network::netns;
 
@@ -19,7 +22,9 @@ case "$input" in
   *'"hang"'*) sleep 60 & echo $! > "$(dirname "$0")/child"; wait ;;
   *'"fail"'*) [ "$CNI_COMMAND" = ADD ] && { echo '{"code":11,"msg":"try again","details":"later"}'; exit 1; } ;;
   *'"crash"'*) echo oops >&2; exit 3 ;;
+  *'"unready"'*) [ "$CNI_COMMAND" = STATUS ] && { echo '{"code":50,"msg":"no daemon"}'; exit 1; } ;;
 esac
+[ "$CNI_COMMAND" = STATUS ] || [ "$CNI_COMMAND" = GC ] && exit 0
 [ "$CNI_COMMAND" = DEL ] && exit 0
 echo '{"cniVersion":"1.0.0","interfaces":[{"name":"br0"},{"name":"eth0","sandbox":"/ns"}],
  "ips":[{"address":"10.1.2.3/24","interface":1},{"address":"10.1.2.1/24","interface":0},{"address":"fd00::3/64","interface":1}]}'
@@ -43,6 +48,7 @@ impl Fixture {
             conf_dir: directory.path().join("conf"),
             bin_dirs: vec![directory.path().join("none"), directory.path().to_owned()],
             timeout_s: 2,
+            ..config::Cni::default()
         });
         fs::create_dir(directory.path().join("conf")).unwrap();
         let fixture = Fixture { directory, cni };
@@ -51,7 +57,11 @@ impl Fixture {
     }
 
     fn configure(&self, file: &str, plugins: &Value) {
-        let list = json!({ "name": "net", "cniVersion": "1.0.0", "plugins": plugins });
+        self.configure_version(file, "1.0.0", plugins);
+    }
+
+    fn configure_version(&self, file: &str, version: &str, plugins: &Value) {
+        let list = json!({ "name": "net", "cniVersion": version, "plugins": plugins });
         fs::write(self.directory.path().join("conf").join(file), list.to_string()).unwrap();
     }
 
@@ -68,7 +78,13 @@ impl Fixture {
             name: "web;EVIL=1".into(),
             namespace: "default".into(),
             uid: "u-1".into(),
+            hostname: "web".into(),
             port_mappings: vec![mapping(0), mapping(5353)],
+            bandwidth: Bandwidth {
+                ingress: 1_000_000,
+                egress: 0,
+            },
+            dns: None,
         }
     }
 
@@ -339,6 +355,147 @@ fn results_without_an_address_are_refused() {
     }
 }
 
+#[test]
+fn plugins_are_told_what_they_declare_and_again_at_del() {
+    let capabilities = json!({ "bandwidth": true, "ipRanges": true, "aliases": true, "dns": true });
+    let fixture = Fixture::new(&json!([{ "type": "one", "capabilities": capabilities }]));
+    fixture.cni.set_pod_cidrs(vec!["10.1.2.0/24".to_owned()]);
+    let pod = fixture.pod();
+    let attachment = run(fixture.cni.add(&pod)).unwrap();
+    fixture.cni.set_pod_cidrs(vec!["10.9.9.0/24".to_owned()]);
+    run(fixture.cni.remove(&pod, Some(&attachment))).unwrap();
+    let expected = json!({
+        "bandwidth": { "ingressRate": 1_000_000, "ingressBurst": i32::MAX },
+        "ipRanges": [[{ "subnet": "10.1.2.0/24" }]],
+        "aliases": ["web;EVIL=1", "web"],
+    });
+    for command in 0..2 {
+        assert_eq!(
+            fixture.stdin(command)["runtimeConfig"],
+            expected,
+            "{:?}",
+            fixture.log(2)
+        );
+    }
+}
+
+#[test]
+fn an_old_record_without_capabilities_is_read() {
+    let record = json!({ "ips": [], "network": {}, "result": {} });
+    let attachment: Attachment = serde_json::from_value(record).unwrap();
+    assert!(attachment.capabilities.is_empty());
+}
+
+#[test]
+fn plugins_that_know_status_decide_whether_the_network_is_ready() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    assert_eq!(fixture.ready(), Ok(()));
+    assert!(fixture.log(2).is_empty(), "1.0.0 has no STATUS");
+
+    fixture.configure_version(
+        "10-net.conflist",
+        "1.1.0",
+        &json!([{ "type": "one" }, { "type": "two", "mode": "unready" }]),
+    );
+    for _ in 0..2 {
+        let reason = fixture.ready().unwrap_err();
+        assert!(reason.contains("two STATUS: no daemon"), "{reason}");
+    }
+    assert_eq!(
+        fixture.log(2),
+        ["one STATUS", "two STATUS"],
+        "the second time from memory"
+    );
+    let env = fs::read_to_string(fixture.directory.path().join("env")).unwrap();
+    assert!(!env.contains("CNI_CONTAINERID") && !env.contains("CNI_NETNS"), "{env}");
+
+    fixture.configure_version("10-net.conflist", "1.1.0", &json!([{ "type": "one" }]));
+    assert_eq!(fixture.ready(), Ok(()), "another configuration is asked anew");
+    fixture.configure_version("10-net.conflist", "1.1.0", &json!([{ "type": "one", "mode": "hang" }]));
+    let reason = fixture.ready().unwrap_err();
+    assert!(reason.contains("STATUS"), "{reason}");
+}
+
+#[test]
+fn garbage_is_what_belongs_to_no_sandbox() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    assert!(run(fixture.cni.collect()).unwrap());
+    assert!(fixture.log(2).is_empty(), "1.0.0 has no GC");
+
+    fixture.configure_version(
+        "10-net.conflist",
+        "1.1.0",
+        &json!([{ "type": "one" }, { "type": "two" }]),
+    );
+    let pod = fixture.pod();
+    let attachment = run(fixture.cni.add(&pod)).unwrap();
+    fixture.cni.adopt(&"sandbox-0".parse().unwrap());
+    let valid = |run: usize| fixture.stdin(run)["cni.dev/valid-attachments"].clone();
+    assert!(run(fixture.cni.collect()).unwrap());
+    assert_eq!(fixture.log(2)[2..], ["one GC", "two GC"]);
+    let both =
+        json!([{ "containerID": "sandbox-0", "ifname": "eth0" }, { "containerID": "sandbox-1", "ifname": "eth0" }]);
+    assert_eq!((valid(2), valid(3)), (both.clone(), both));
+
+    run(fixture.cni.remove(&pod, Some(&attachment))).unwrap();
+    fixture.cni.let_go(&"sandbox-0".parse().unwrap());
+    assert!(run(fixture.cni.collect()).unwrap());
+    assert_eq!(valid(6), json!([]));
+}
+
+#[test]
+fn garbage_is_not_collected_beside_an_add() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    run(async {
+        let adding = fixture.cni.upkeep.attaching(&"sandbox-1".parse().unwrap()).await;
+        assert!(!fixture.cni.collect().await.unwrap());
+        drop(adding);
+        assert!(fixture.cni.collect().await.unwrap());
+    });
+}
+
+#[test]
+fn configurations_that_are_renamed_into_the_directory_are_seen() {
+    let fixture = Fixture::new(&json!([{ "type": "three" }]));
+    assert!(fixture.ready().unwrap_err().contains("three"));
+    let conf = fixture.directory.path().join("conf");
+    let elsewhere = fixture.directory.path().join("elsewhere");
+    let list = |kind: &str| json!({ "name": "net", "cniVersion": "1.0.0", "plugins": [{ "type": kind }] }).to_string();
+    fs::write(&elsewhere, list("one")).unwrap();
+    fs::rename(&elsewhere, conf.join("10-net.conflist")).unwrap();
+    assert_eq!(fixture.ready(), Ok(()));
+
+    // The directory itself is replaced, as an installer does that swaps links.
+    fs::rename(&conf, fixture.directory.path().join("old")).unwrap();
+    assert!(fixture.ready().is_err());
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("10-net.conflist"), list("two")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &conf).unwrap();
+    assert_eq!(fixture.ready(), Ok(()));
+
+    // And a plugin of somebody else's, in the network's own directory.
+    fs::create_dir(elsewhere.join("net")).unwrap();
+    fs::write(elsewhere.join("net/10.conf"), r#"{"type":"three"}"#).unwrap();
+    assert!(fixture.ready().unwrap_err().contains("three"));
+}
+
+#[test]
+fn the_preferred_version_comes_first() {
+    let ips: Vec<IpAddr> = ["fd00::1", "10.0.0.1", "fd00::2", "10.0.0.2"]
+        .map(|ip| ip.parse().unwrap())
+        .into();
+    for (preference, first) in [
+        (IpPreference::Cni, ["fd00::1", "10.0.0.1"]),
+        (IpPreference::Ipv4, ["10.0.0.1", "10.0.0.2"]),
+        (IpPreference::Ipv6, ["fd00::1", "fd00::2"]),
+    ] {
+        let mut sorted = ips.clone();
+        preference.sort(&mut sorted);
+        let found: Vec<_> = sorted[..2].iter().map(ToString::to_string).collect();
+        assert_eq!(found, first, "{preference:?}");
+    }
+}
+
 /// Removes the bridge that the plugin made; a test that panics leaves none either.
 struct Bridge(&'static str);
 
@@ -373,6 +530,7 @@ fn debians_bridge_attaches_and_detaches_a_namespace() {
         conf_dir: directory.path().to_owned(),
         bin_dirs: vec![plugins.to_owned()],
         timeout_s: 30,
+        ..config::Cni::default()
     });
     let id: SandboxId = "corten-unit-bridge".parse().unwrap();
     let namespaces = directory.path().join("ns");
@@ -383,7 +541,10 @@ fn debians_bridge_attaches_and_detaches_a_namespace() {
         name: "p".into(),
         namespace: "n".into(),
         uid: "u".into(),
+        hostname: String::new(),
         port_mappings: Vec::new(),
+        bandwidth: Bandwidth::default(),
+        dns: None,
     };
     let attachment = run(cni.add(&pod)).unwrap();
     assert_eq!(attachment.ips, ["10.213.77.2".parse::<IpAddr>().unwrap()]);
