@@ -6,12 +6,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use corten_proto::cri;
 use corten_tests::image::{Image, Layer};
 use corten_tests::node::Node;
 use corten_tests::pod::image;
+use corten_tests::random::Random;
 use corten_tests::registry::Fault;
 
 const IMAGES: [&str; 3] = ["first", "second", "third"];
@@ -22,22 +23,6 @@ const DRIP: Duration = Duration::from_millis(4);
 /// Bytes of the large file in every layer, and how many small ones there are.
 const LARGE: usize = 1 << 20;
 const SMALL: usize = 200;
-
-/// xorshift64: numbers without order, for moments and for content that no packing makes smaller.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: Duration) -> Duration {
-        limit.mul_f64((self.next() % 10_000) as f64 / 10_000.0)
-    }
-}
 
 /// What the kills hit.
 #[derive(Debug, Default)]
@@ -55,7 +40,7 @@ fn reference(name: &str) -> String {
 
 /// A layer that is told by `seed`.
 fn layer(seed: u64) -> Layer {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let content: Vec<u8> = (0..LARGE / 8).flat_map(|_| random.next().to_le_bytes()).collect();
     let mut layer = Layer::new()
         .dir("etc", 0o755)
@@ -214,8 +199,7 @@ fn a_server_killed_in_pulls_leaves_nothing_half_there() {
     serve_images(&node);
     let whole = pull_all(&node).expect("undisturbed pulls");
     remove_all(&node);
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-    let (mut random, mut hits) = (Random(u64::from(seed) | 1), Hits::default());
+    let ((mut random, seed), mut hits) = (Random::of_now(), Hits::default());
     println!("seed {seed}; three pulls take {} ms", whole.as_millis());
     for _ in 0..kills {
         // A little beyond the end, where the last record is written.

@@ -15,6 +15,7 @@ mod image_cli;
 mod image_policy;
 mod image_service;
 mod image_volumes;
+mod killed_pods;
 mod killed_pulls;
 mod log;
 mod lost;

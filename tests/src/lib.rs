@@ -15,6 +15,7 @@ pub mod netns;
 pub mod node;
 pub mod pod;
 pub mod proxy;
+pub mod random;
 pub mod registry;
 pub mod shim;
 

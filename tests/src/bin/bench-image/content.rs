@@ -1,6 +1,7 @@
 //! Layers like those of real images, and the same at every run: sizes and bytes come from a generator with a seed.
 
 use corten_tests::image::Layer;
+use corten_tests::random::Random;
 
 /// Files of a large layer by how much of it they make up, in percent: (share, smallest, largest).
 const SIZES: [(usize, usize, usize); 4] = [
@@ -12,7 +13,7 @@ const SIZES: [(usize, usize, usize); 4] = [
 
 /// A layer of `bytes` in files of all sizes, as packages of a distribution have them: sources, libraries, programs.
 pub(crate) fn large_layer(number: u64, bytes: usize) -> Layer {
-    let mut random = Random(number * 2 + 1);
+    let mut random = Random::new(number * 2 + 1);
     let mut layer = Layer::new();
     for (class, (share, smallest, largest)) in SIZES.into_iter().enumerate() {
         let mut left = bytes / 100 * share;
@@ -23,7 +24,7 @@ pub(crate) fn large_layer(number: u64, bytes: usize) -> Layer {
             }
             let size = random.between(smallest, largest).min(left);
             let name = format!("usr/l{number}/c{class}/d{}/f{file}", file / 40);
-            layer = layer.file(&name, 0o644, &random.bytes(size));
+            layer = layer.file(&name, 0o644, &content(&mut random, size));
             left -= size;
             file += 1;
         }
@@ -33,7 +34,7 @@ pub(crate) fn large_layer(number: u64, bytes: usize) -> Layer {
 
 /// A layer of `files` small ones, as an interpreter's packages have them: 200 B to 8 KiB, 30 to a directory.
 pub(crate) fn small_layer(number: u64, files: usize) -> Layer {
-    let mut random = Random(number * 2 + 1001);
+    let mut random = Random::new(number * 2 + 1001);
     let mut layer = Layer::new();
     for file in 0..files {
         if file % 30 == 0 {
@@ -41,50 +42,34 @@ pub(crate) fn small_layer(number: u64, files: usize) -> Layer {
         }
         let size = random.between(200, 8 << 10);
         let name = format!("lib/p{number}/m{}/f{file}", file / 30);
-        layer = layer.file(&name, 0o644, &random.bytes(size));
+        layer = layer.file(&name, 0o644, &content(&mut random, size));
     }
     layer
 }
 
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn between(&mut self, from: usize, to: usize) -> usize {
-        from + usize::try_from(self.next() >> 1).unwrap_or(usize::MAX) % (to - from)
-    }
-
-    /// Content that gzip makes about 2.5 times smaller, as programs and texts are: a third of noise, the rest short copies
-    /// of what came before, as code repeats its instructions and text its words.
-    fn bytes(&mut self, size: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(size + 64);
-        while bytes.len() < size {
-            let choice = self.next();
-            if bytes.len() < 64 || choice % 100 < 45 {
-                // Few letters are frequent, as in code and text.
-                let noise = self.next().to_le_bytes();
-                bytes.extend(
-                    noise
-                        .iter()
-                        .map(|byte| if choice & 256 == 0 { *byte } else { byte & 0x3f }),
-                );
-            } else {
-                let length = self.between(4, 28);
-                let back = self.between(1, bytes.len().min(16 << 10));
-                let start = bytes.len() - back;
-                for place in 0..length {
-                    bytes.push(bytes[start + place]);
-                }
+/// Content that gzip makes about 2.5 times smaller, as programs and texts are: a third of noise, the rest short copies
+/// of what came before, as code repeats its instructions and text its words.
+fn content(random: &mut Random, size: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size + 64);
+    while bytes.len() < size {
+        let choice = random.next();
+        if bytes.len() < 64 || choice % 100 < 45 {
+            // Few letters are frequent, as in code and text.
+            let noise = random.next().to_le_bytes();
+            bytes.extend(
+                noise
+                    .iter()
+                    .map(|byte| if choice & 256 == 0 { *byte } else { byte & 0x3f }),
+            );
+        } else {
+            let length = random.between(4, 28);
+            let back = random.between(1, bytes.len().min(16 << 10));
+            let start = bytes.len() - back;
+            for place in 0..length {
+                bytes.push(bytes[start + place]);
             }
         }
-        bytes.truncate(size);
-        bytes
     }
+    bytes.truncate(size);
+    bytes
 }
