@@ -26,7 +26,7 @@ plain_http = true
 TOML
 }
 
-write_containerd_config() {
+write_store_config() {
     cat >"$DIR/containerd.toml" <<TOML
 version = 2
 root = "$DIR/store/root"
@@ -128,19 +128,6 @@ print_limit() {
     printf 'limit: write 1050 MiB to the disk, synced: %.2f s\n' "$(bc <<<"$EPOCHREALTIME - $began")"
 }
 
-clean_up() {
-    local status=$? pid
-    trap - EXIT
-    # Whoever read our output may have gone; what runs must end all the same.
-    trap '' PIPE
-    if [[ $status -ne 0 ]]; then tail -n 10 "$DIR"/*.log >&2 || true; fi
-    for pid in ${SERVER_PID:-} ${CONTAINERD_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
-    remove_marked "$MARK"
-    [[ -z ${LOOP:-} ]] || losetup --detach "$LOOP"
-    rm -rf -- "$DIR"
-    exit_leaving_nothing "$status"
-}
-
 main() {
     local rounds=${1:-5} percent=${2:-100} round image
     need_root
@@ -157,7 +144,7 @@ main() {
 
     BENCH=$2/bench-image OPTIMISED=$2 BIN=$3 rounds=$4 percent=$5
     make_dir
-    trap clean_up EXIT
+    trap clean_up_servers EXIT
     # containerd puts sockets below /run/containerd whatever its configuration says.
     mount -t tmpfs tmpfs /run
     say "images"
@@ -166,7 +153,7 @@ main() {
     mkdir "$DIR/results"
     make_disk
     write_server_config
-    write_containerd_config
+    write_store_config
     say "$(containerd --version | cut -d' ' -f1-3), $(skopeo --version), $(umoci --version | head -n 1); $(nproc) processors, $rounds rounds"
     for ((round = 0; round < rounds; round++)); do
         for image in large small; do

@@ -93,56 +93,13 @@ measure_corten() {
     write_config
     start_server
     measure "corten" "$SERVER_PID" "$ENDPOINT" corten-shim
-    # The shim has put it there; containerd's infra container shall run the same program.
-    install -D "$DIR/run/pause/pause" "$DIR/pause/pause"
     end_process "$SERVER_PID"
 }
 
-write_containerd_config() {
-    cat >"$DIR/containerd.toml" <<TOML
-version = 2
-root = "$DIR/c8d/root"
-state = "$DIR/c8d/run"
-
-[grpc]
-address = "$DIR/c8d.sock"
-
-[plugins."io.containerd.internal.v1.opt"]
-path = "$DIR/c8d/opt"
-
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "$REGISTRY/pause:latest"
-# Without CAP_SYS_RESOURCE nobody can lower oom_score_adj below his own.
-restrict_oom_score_adj = true
-disable_hugetlb_controller = true
-
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "$DIR/cni"
-TOML
-}
-
 measure_containerd() {
-    "$BIN/mkimage" --out "$DIR/images" --name pause:latest --add "$DIR/pause" --entrypoint /pause >/dev/null
-    write_containerd_config
-    containerd --config "$DIR/containerd.toml" </dev/null >"$DIR/containerd.log" 2>&1 &
-    CONTAINERD_PID=$!
-    wait_for 20 "$BIN/cri-client" --runtime-endpoint "unix://$DIR/c8d.sock" version ||
-        die "containerd does not start: $(tail -n 5 "$DIR/containerd.log")"
+    start_containerd
     measure "containerd $(containerd --version | cut -d' ' -f3)" "$CONTAINERD_PID" "unix://$DIR/c8d.sock" containerd-shim-runc-v2
     end_process "$CONTAINERD_PID"
-}
-
-clean_up() {
-    local status=$? pid
-    trap - EXIT
-    # Whoever read our output may have gone; what runs must end all the same.
-    trap '' PIPE
-    if [[ $status -ne 0 ]]; then tail -n 10 "$DIR"/*.log >&2 || true; fi
-    for pid in ${SERVER_PID:-} ${CONTAINERD_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
-    remove_marked "$MARK"
-    rm -rf -- "$DIR"
-    exit_leaving_nothing "$status"
 }
 
 main() {
@@ -158,10 +115,12 @@ main() {
 
     BIN=$2
     make_dir
-    trap clean_up EXIT
+    trap clean_up_servers EXIT
     ip link set lo up
-    # containerd puts the sockets of its shims below /run/containerd whatever its configuration says.
+    # containerd puts the sockets of its shims below /run/containerd, and results of plugins below /var/lib/cni, whatever its
+    # configuration says.
     mount -t tmpfs tmpfs /run
+    mount -t tmpfs tmpfs /var/lib
     "$BIN/mkimage" --out "$DIR/images" --name busybox:latest >/dev/null
     start_registry
     write_cni_config

@@ -20,7 +20,7 @@ SECCOMP=$REPO/tests/oci/seccomp/docker.json
 # Prints the system calls of one `run` with each of the runtimes, all their processes and the container's together.
 count_system_calls() {
     local peer name
-    printf '%-28s' "run, system calls"
+    printf '%-34s' "run, system calls"
     for peer in "$@"; do
         name=${peer%%=*}
         jq --arg path "/$MARK/strace-$name" '.linux.cgroupsPath = $path | .process.args = ["/bin/true"]' \
@@ -28,7 +28,7 @@ count_system_calls() {
         mv "$DIR/config.json" "$DIR/plain/config.json"
         strace -f -c -o "$DIR/strace" "${peer#*=}" --root "$DIR/strace-$name" \
             run --bundle "$DIR/plain" "strace-$name" </dev/null
-        printf '%10s' "$(awk '$NF == "total" { print $4 }' "$DIR/strace")"
+        printf '%12s' "$(awk '$NF == "total" { print $4 }' "$DIR/strace")"
     done
     echo
 }

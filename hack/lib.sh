@@ -172,6 +172,57 @@ start_server() {
     wait_for 20 test -S "$DIR/run/corten.sock" || die "corten-cri does not start: $(tail -n 5 "$DIR/cri.log")"
 }
 
+# Writes containerd's configuration of $DIR, for the same network and registry as write_config's.
+write_containerd_config() {
+    cat >"$DIR/containerd.toml" <<TOML
+version = 2
+root = "$DIR/c8d/root"
+state = "$DIR/c8d/run"
+
+[grpc]
+address = "$DIR/c8d.sock"
+
+[plugins."io.containerd.internal.v1.opt"]
+path = "$DIR/c8d/opt"
+
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "$REGISTRY/pause:latest"
+# Without CAP_SYS_RESOURCE nobody can lower oom_score_adj below his own.
+restrict_oom_score_adj = true
+disable_hugetlb_controller = true
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "$DIR/cni"
+TOML
+}
+
+# Starts Debian's containerd in $DIR and waits until it answers; sets CONTAINERD_PID. Its infra container runs our pause
+# program, which a shim of ours must have put at $DIR/run/pause before, so that pods compare.
+start_containerd() {
+    install -D "$DIR/run/pause/pause" "$DIR/pause/pause"
+    "$BIN/mkimage" --out "$DIR/images" --name pause:latest --add "$DIR/pause" --entrypoint /pause >/dev/null
+    write_containerd_config
+    containerd --config "$DIR/containerd.toml" </dev/null >"$DIR/containerd.log" 2>&1 &
+    CONTAINERD_PID=$!
+    wait_for 20 "$BIN/cri-client" --runtime-endpoint "unix://$DIR/c8d.sock" version ||
+        die "containerd does not start: $(tail -n 5 "$DIR/containerd.log")"
+}
+
+# The end of a script that has started servers: everything of $DIR goes, and the exit code says whether it did.
+clean_up_servers() {
+    local status=$? pid
+    trap - EXIT
+    # Whoever read our output may have gone; what runs must end all the same.
+    trap '' PIPE
+    if [[ $status -ne 0 ]]; then tail -n 10 "$DIR"/*.log >&2 || true; fi
+    for pid in ${SERVER_PID:-} ${CONTAINERD_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
+    remove_marked "$MARK"
+    [[ -z ${LOOP:-} ]] || losetup --detach "$LOOP"
+    rm -rf -- "$DIR"
+    exit_leaving_nothing "$status"
+}
+
 # Ends a process of ours and waits for it; SIGKILL after ten seconds.
 end_process() {
     local pid=$1

@@ -13,7 +13,6 @@
 
 mod bundle;
 mod measure;
-mod table;
 
 use std::path::{Path, PathBuf};
 
@@ -21,8 +20,8 @@ use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 
 use bundle::Bundle;
+use corten_tests::table::Table;
 use measure::Peer;
-use table::Table;
 
 /// What the command line asks for.
 struct Options {

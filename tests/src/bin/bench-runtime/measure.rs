@@ -15,7 +15,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::bundle::Bundle;
-use crate::table::{Table, Unit};
+use corten_tests::table::{Table, Unit};
 
 /// How long a container under a tight limit may take to start or to fail.
 const PATIENCE: Duration = Duration::from_secs(10);
