@@ -33,6 +33,7 @@ pub mod sandbox;
 pub mod server;
 pub mod shim;
 pub mod spec;
+mod stage;
 pub mod store;
 mod supervisor;
 pub mod tasks;

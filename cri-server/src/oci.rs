@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
 use tokio::process::Command;
 
-/// How long `--version` may take.
+use crate::stage::stage;
+
+/// How long `--version` and `features` may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// How long `kill` and `delete --force` may take: the latter waits for processes to die.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -42,6 +44,7 @@ pub async fn kill(runtime: &Path, root: &Path, id: &ContainerId, signal: i32) ->
 
 async fn run(mut command: Command, limit: Duration) -> Result<()> {
     let text = format!("{:?}", command.as_std());
+    let _stage = stage(|| text.clone());
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = match tokio::time::timeout(limit, command.output()).await {
         Ok(output) => output.with_context(|| format!("execute {text}"))?,

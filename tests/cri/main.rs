@@ -18,6 +18,7 @@ mod killed_pulls;
 mod log;
 mod lost;
 mod network;
+mod order;
 mod parallel;
 mod pod_files;
 mod process;

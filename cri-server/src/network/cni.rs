@@ -37,6 +37,7 @@ use tokio::sync::Mutex;
 
 use crate::config;
 use crate::node::blocking;
+use crate::stage::stage;
 use conf::Network;
 use plugin::{Command, Invocation};
 
@@ -193,6 +194,7 @@ impl Cni {
     async fn run(&self, command: Command, plugin: &conf::Plugin, stdin: Value, pod: &PodNetwork) -> Result<Value> {
         // An empty one tells DEL that the namespace has gone (CNI specification, DEL).
         let gone = command == Command::Del && !pod.netns.exists();
+        let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name()));
         let invocation = Invocation {
             command,
             program: plugin::find(&self.bin_dirs, &plugin.kind)?,

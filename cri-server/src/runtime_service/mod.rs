@@ -27,6 +27,7 @@ mod sandbox_status;
 mod sandbox_stop;
 mod selector;
 mod status;
+mod stop_grace;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::error::Error;
 use crate::node::Node;
+use crate::stage::Patience;
 
 /// The service.
 pub struct RuntimeService {
@@ -53,15 +55,15 @@ impl RuntimeService {
     /// Runs a call that changes something, to its end even if the caller goes away.
     async fn change<T: Send + 'static, W>(
         &self,
-        call: &'static str,
+        call: impl Into<Patience>,
         work: impl FnOnce(Arc<Node>) -> W,
     ) -> Result<Response<T>, Status>
     where
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let started = Instant::now();
-        let result = self.node.work.run(work(self.node.clone())).await.flatten();
-        answer(call, started, result.map_err(Status::from))
+        let patience = call.into();
+        let result = self.node.work.run_within(&patience, work(self.node.clone())).await;
+        answer(patience.call, patience.began, result.and_then(|result| Ok(result?)))
     }
 }
 
@@ -108,17 +110,19 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<RunPodSandboxRequest>,
     ) -> Result<Response<RunPodSandboxResponse>, Status> {
-        let started = Instant::now();
-        let result = self.node.sandbox_run(request.into_inner()).await;
-        answer("RunPodSandbox", started, result)
+        let patience = Patience::of("RunPodSandbox", &request);
+        let result = self.node.sandbox_run(request.into_inner(), &patience).await;
+        answer(patience.call, patience.began, result)
     }
 
     async fn stop_pod_sandbox(
         &self,
         request: Request<StopPodSandboxRequest>,
     ) -> Result<Response<StopPodSandboxResponse>, Status> {
+        let patience = Patience::of("StopPodSandbox", &request);
+        let grace = stop_grace::grace(patience.limit());
         let id = request.into_inner().pod_sandbox_id;
-        self.change("StopPodSandbox", |node| async move { node.sandbox_stop(&id).await })
+        self.change(patience, |node| async move { node.sandbox_stop(&id, grace).await })
             .await
     }
 
@@ -126,8 +130,9 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<RemovePodSandboxRequest>,
     ) -> Result<Response<RemovePodSandboxResponse>, Status> {
+        let patience = Patience::of("RemovePodSandbox", &request);
         let id = request.into_inner().pod_sandbox_id;
-        self.change("RemovePodSandbox", |node| async move { node.sandbox_remove(&id).await })
+        self.change(patience, |node| async move { node.sandbox_remove(&id).await })
             .await
     }
 
@@ -152,17 +157,18 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<CreateContainerRequest>,
     ) -> Result<Response<CreateContainerResponse>, Status> {
-        let started = Instant::now();
-        let result = self.node.container_create(request.into_inner()).await;
-        answer("CreateContainer", started, result)
+        let patience = Patience::of("CreateContainer", &request);
+        let result = self.node.container_create(request.into_inner(), &patience).await;
+        answer(patience.call, patience.began, result)
     }
 
     async fn start_container(
         &self,
         request: Request<StartContainerRequest>,
     ) -> Result<Response<StartContainerResponse>, Status> {
+        let patience = Patience::of("StartContainer", &request);
         let id = request.into_inner().container_id;
-        self.change("StartContainer", |node| async move { node.container_start(&id).await })
+        self.change(patience, |node| async move { node.container_start(&id).await })
             .await
     }
 
@@ -170,24 +176,20 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<StopContainerRequest>,
     ) -> Result<Response<StopContainerResponse>, Status> {
+        let patience = Patience::of("StopContainer", &request);
         let request = request.into_inner();
-        self.change(
-            "StopContainer",
-            |node| async move { node.container_stop(&request).await },
-        )
-        .await
+        self.change(patience, |node| async move { node.container_stop(&request).await })
+            .await
     }
 
     async fn remove_container(
         &self,
         request: Request<RemoveContainerRequest>,
     ) -> Result<Response<RemoveContainerResponse>, Status> {
+        let patience = Patience::of("RemoveContainer", &request);
         let id = request.into_inner().container_id;
-        self.change(
-            "RemoveContainer",
-            |node| async move { node.container_remove(&id).await },
-        )
-        .await
+        self.change(patience, |node| async move { node.container_remove(&id).await })
+            .await
     }
 
     async fn container_status(
@@ -218,8 +220,9 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<ReopenContainerLogRequest>,
     ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        let patience = Patience::of("ReopenContainerLog", &request);
         let id = request.into_inner().container_id;
-        self.change("ReopenContainerLog", |node| async move { node.log_reopen(&id).await })
+        self.change(patience, |node| async move { node.log_reopen(&id).await })
             .await
     }
 

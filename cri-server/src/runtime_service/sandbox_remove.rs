@@ -23,8 +23,12 @@ impl Node {
             Err(Error::NotFound { .. }) => return Ok(RemovePodSandboxResponse {}),
             sandbox => sandbox?,
         };
-        self.stop_sandbox(&sandbox).await?;
-        let _alone = sandbox.operations.write().await;
+        self.stop_sandbox(&sandbox, Duration::ZERO).await?;
+        let _alone = alone(&sandbox).await;
+        if self.sandbox(sandbox.id().as_str()).is_err() {
+            // The call that held the lock has removed it.
+            return Ok(RemovePodSandboxResponse {});
+        }
         for container in self.store.containers_of(sandbox.id()) {
             self.remove_container(&container).await?;
         }
