@@ -4,7 +4,7 @@
 //! transition, record, memory, in this order and one at a time per object.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use corten_proto::cri;
@@ -16,6 +16,7 @@ use crate::BLOCKING_THREADS;
 use crate::config::Config;
 use crate::container::{self, Container};
 use crate::error::Error;
+use crate::health::Health;
 use crate::image::ImageStore;
 use crate::image::snapshot::Snapshots;
 use crate::network::Cni;
@@ -41,6 +42,10 @@ pub struct Node {
     pub boot_id: String,
     /// The sandboxes and containers.
     pub store: Store,
+    /// Whether pods can be run now.
+    pub(crate) health: Health,
+    /// Where the pods' addresses are to come from, as the kubelet said: UpdateRuntimeConfig.
+    pub pod_cidrs: Mutex<Vec<String>>,
     /// The images.
     pub images: Arc<ImageStore>,
     /// Containers' roots, and what they take.
@@ -73,6 +78,8 @@ impl Node {
             host: Host::read().context("read what the machine is like")?,
             boot_id: record::boot_id()?,
             store: Store::default(),
+            health: Health::default(),
+            pod_cidrs: Mutex::default(),
             images,
             snapshots,
             cni: Cni::new(&config.cni),

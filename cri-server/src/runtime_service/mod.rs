@@ -10,7 +10,9 @@
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
 //! | `container_exec` | ExecSync |
-//! | `status` | Version, Status, RuntimeConfig, ReopenContainerLog |
+//! | `container_events` | GetContainerEvents |
+//! | `status` `runtime_config` | Version, Status, ReopenContainerLog; RuntimeConfig, UpdateRuntimeConfig |
+//! | `info` | what the verbose status calls have in common |
 //!
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
 
@@ -21,6 +23,7 @@ mod container_start;
 mod container_status;
 mod container_stop;
 mod image_volumes;
+mod runtime_config;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_status;
@@ -103,7 +106,7 @@ impl Rpc for RuntimeService {
         &self,
         _request: Request<RuntimeConfigRequest>,
     ) -> Result<Response<RuntimeConfigResponse>, Status> {
-        Ok(Response::new(status::runtime_config()))
+        Ok(Response::new(self.node.runtime_config()))
     }
 
     async fn run_pod_sandbox(
@@ -278,9 +281,11 @@ impl Rpc for RuntimeService {
 
     async fn update_runtime_config(
         &self,
-        _request: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        unimplemented("UpdateRuntimeConfig")
+        let started = Instant::now();
+        let result = self.node.update_runtime_config(request.into_inner());
+        answer("UpdateRuntimeConfig", started, result.map_err(Status::from))
     }
 
     async fn checkpoint_container(
