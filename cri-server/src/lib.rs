@@ -18,6 +18,7 @@ pub mod config;
 pub mod container;
 mod drop_in;
 pub mod error;
+mod events;
 mod health;
 pub mod image;
 pub mod image_admin;

@@ -74,6 +74,13 @@ pub struct Attachment {
     result: Value,
 }
 
+impl Attachment {
+    /// The last plugin's result, as it gave it.
+    pub fn result(&self) -> &Value {
+        &self.result
+    }
+}
+
 /// The node's CNI configuration and plugins.
 #[derive(Debug)]
 pub struct Cni {

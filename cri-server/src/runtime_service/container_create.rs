@@ -28,7 +28,7 @@ use crate::image_service::image_pull::UNTRUSTED;
 use crate::node::{Node, blocking, new_id};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::spec::{self, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
 use crate::stage::{Patience, stage};
 use crate::tree;
@@ -230,7 +230,7 @@ impl Node {
         self.write_record(self.paths.container_record(&metadata.id), &metadata, &status)
             .await?;
         let container = Container::new(metadata, status, Some(lease));
-        self.store.add_container(container.clone());
+        self.container_added(&container);
         self.catch_up(&container).await;
         if sandbox.shim().is_none() {
             // Its end was told when this container was not yet there to hear of it.

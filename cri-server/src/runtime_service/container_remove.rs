@@ -1,6 +1,7 @@
 //! RemoveContainer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use corten_proto::cri::RemoveContainerResponse;
@@ -27,9 +28,10 @@ impl Node {
             // The call that held the lock has removed it.
             return Ok(());
         }
+        container.removing.store(true, Ordering::Relaxed);
         self.end_container(container, Duration::ZERO).await?;
         self.discard_files(container.id()).await?;
-        self.store.remove_container(container.id());
+        self.container_removed(container);
         Ok(())
     }
 }

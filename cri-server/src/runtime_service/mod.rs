@@ -17,12 +17,14 @@
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
 
 mod container_create;
+mod container_events;
 mod container_exec;
 mod container_remove;
 mod container_start;
 mod container_status;
 mod container_stop;
 mod image_volumes;
+mod info;
 mod runtime_config;
 mod sandbox_remove;
 mod sandbox_run;
@@ -40,6 +42,8 @@ use corten_proto::cri::runtime_service_server::RuntimeService as Rpc;
 use corten_proto::cri::*;
 use tonic::{Code, Request, Response, Status};
 
+use self::container_events::ContainerEvents;
+use crate::batches::Batches;
 use crate::error::Error;
 use crate::node::Node;
 use crate::stage::Patience;
@@ -327,20 +331,22 @@ impl Rpc for RuntimeService {
         unimplemented("UpdatePodSandboxResources")
     }
 
-    type StreamPodSandboxesStream = NoStream<StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Batches<StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _request: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        unimplemented("StreamPodSandboxes")
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(self.node.sandbox_stream(filter)))
     }
 
-    type StreamContainersStream = NoStream<StreamContainersResponse>;
+    type StreamContainersStream = Batches<StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _request: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        unimplemented("StreamContainers")
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(self.node.container_stream(filter)))
     }
 
     type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
@@ -359,12 +365,12 @@ impl Rpc for RuntimeService {
         unimplemented("StreamPodSandboxStats")
     }
 
-    type GetContainerEventsStream = NoStream<ContainerEventResponse>;
+    type GetContainerEventsStream = ContainerEvents;
     async fn get_container_events(
         &self,
         _request: Request<GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        unimplemented("GetContainerEvents")
+        Ok(Response::new(self.node.container_events()))
     }
 
     type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;

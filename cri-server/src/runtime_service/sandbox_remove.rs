@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use corten_proto::cri::RemovePodSandboxResponse;
 
-use super::sandbox_stop::unmount_if_mounted;
+use super::sandbox_stop::{alone, unmount_if_mounted};
 use crate::error::Error;
 use crate::node::{Node, blocking, remove_file};
 use crate::sandbox::{Sandbox, Status};
@@ -33,7 +33,7 @@ impl Node {
             self.remove_container(&container).await?;
         }
         self.discard_sandbox(&sandbox).await?;
-        self.store.remove_sandbox(sandbox.id());
+        self.sandbox_removed(sandbox.id());
         Ok(RemovePodSandboxResponse {})
     }
 

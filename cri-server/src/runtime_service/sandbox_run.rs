@@ -100,7 +100,7 @@ impl Node {
         };
         match started {
             Ok(()) => {
-                self.store.add_sandbox(sandbox.clone());
+                self.sandbox_added(&sandbox);
                 Ok(sandbox.id().clone())
             }
             Err(error) => {
@@ -208,7 +208,7 @@ impl Node {
         self.sandbox_changed(&sandbox, Status::stopping).await;
         if let Err(error) = self.discard_sandbox(&sandbox).await {
             tracing::warn!(sandbox = %sandbox.id(), "undo a failed RunPodSandbox: {error:#}");
-            self.store.add_sandbox(sandbox);
+            self.sandbox_added(&sandbox);
         }
     }
 
