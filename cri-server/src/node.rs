@@ -77,14 +77,15 @@ pub type ContainerKey = (SandboxId, String, u32);
 impl Node {
     /// A node with nothing in memory yet.
     pub fn new(config: Config, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
+        let paths = Paths::new(&config.root, &config.state);
         Ok(Arc::new(Node {
-            paths: Paths::new(&config.root, &config.state),
+            pod_cidrs: Mutex::new(kept_cidrs(&paths)),
+            paths,
             host: Host::read().context("read what the machine is like")?,
             boot_id: record::boot_id()?,
             store: Store::default(),
             events: Events::default(),
             health: Health::default(),
-            pod_cidrs: Mutex::default(),
             images,
             snapshots,
             cni: Cni::new(&config.cni),
@@ -267,6 +268,17 @@ impl Node {
             .with_context(|| format!("encode {}", path.display()))?;
         blocking(move || record::write(&path, &value)).await
     }
+}
+
+/// What UpdateRuntimeConfig has kept; nothing where it cannot be read, until the kubelet says it again.
+fn kept_cidrs(paths: &Paths) -> Vec<String> {
+    record::read_optional(&paths.pod_cidrs()).map_or_else(
+        |error| {
+            tracing::warn!("{error:#}");
+            Vec::new()
+        },
+        Option::unwrap_or_default,
+    )
 }
 
 /// Runs `work` where it may block.

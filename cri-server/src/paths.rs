@@ -10,6 +10,7 @@
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
 //!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
+//!   pod-cidrs.json               what the kubelet said of the pods' addresses
 //!   import/                      archives of images for the start (drop_in), unless configured elsewhere
 //!   quarantine/                  records that could not be read
 //! ```
@@ -117,6 +118,11 @@ impl Paths {
     /// A container's exit record.
     pub fn container_exit(&self, id: &ContainerId) -> PathBuf {
         self.container(id).join("exit.json")
+    }
+
+    /// The ranges of pod addresses that the kubelet has given.
+    pub fn pod_cidrs(&self) -> PathBuf {
+        self.root.join("pod-cidrs.json")
     }
 
     /// Where records go that cannot be read.

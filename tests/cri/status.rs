@@ -132,7 +132,7 @@ fn a_quarantined_record_is_shown() {
     fs::write(node.dir().join("lib/sandboxes").join(&record), "{").unwrap();
     node.launch().unwrap();
     let reply = status(&node);
-    assert_eq!(info(&reply, "quarantine")[0], format!("{record}.0"));
+    assert_eq!(info(&reply, "quarantine")["records"][0], format!("{record}.0"));
     assert!(condition(&reply, "RuntimeReady").status, "the node serves on");
 }
 
@@ -155,7 +155,9 @@ fn the_ranges_of_pod_addresses_are_kept_and_bad_ones_refused() {
             "{error}"
         );
     }
-    let kept = info(&status(&node), "podCIDRs");
+    node.kill_server();
+    node.launch().unwrap();
+    let kept = info(&status(&node), "network")["podCIDRs"].clone();
     assert_eq!(kept, serde_json::json!(["10.244.1.0/24", "fd00:1::/64"]));
     update("").unwrap();
 }

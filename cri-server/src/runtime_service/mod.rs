@@ -288,7 +288,7 @@ impl Rpc for RuntimeService {
         request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
         let started = Instant::now();
-        let result = self.node.update_runtime_config(request.into_inner());
+        let result = self.node.update_runtime_config(request.into_inner()).await;
         answer("UpdateRuntimeConfig", started, result.map_err(Status::from))
     }
 

@@ -8,7 +8,8 @@ use corten_proto::cri::{
 };
 
 use crate::error::Error;
-use crate::node::Node;
+use crate::node::{Node, blocking};
+use crate::record;
 
 impl Node {
     /// RuntimeConfig.
@@ -25,17 +26,18 @@ impl Node {
     }
 
     /// UpdateRuntimeConfig: the ranges of the pods' addresses. CNI plugins have their own configuration; these are kept
-    /// for a network without one, and shown by Status.
-    pub(super) fn update_runtime_config(
+    /// for a network without one, and shown by Status. On disk too: the kubelet says them at its own start only.
+    pub(super) async fn update_runtime_config(
         &self,
         request: UpdateRuntimeConfigRequest,
     ) -> Result<UpdateRuntimeConfigResponse, Error> {
         let network = request.runtime_config.and_then(|config| config.network_config);
         let cidrs = cidrs(&network.unwrap_or_default().pod_cidr)?;
-        let mut kept = self.pod_cidrs.lock().expect("no holder panics");
-        if *kept != cidrs {
+        if *self.pod_cidrs.lock().expect("no holder panics") != cidrs {
             tracing::info!(?cidrs, "the kubelet's ranges of pod addresses");
-            *kept = cidrs;
+            let (path, kept) = (self.paths.pod_cidrs(), cidrs.clone());
+            blocking(move || record::write(&path, &kept)).await?;
+            *self.pod_cidrs.lock().expect("no holder panics") = cidrs;
         }
         Ok(UpdateRuntimeConfigResponse {})
     }

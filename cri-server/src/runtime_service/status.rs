@@ -59,8 +59,9 @@ impl Node {
         })
     }
 
-    /// What `crictl info` shows beyond the status. Each value is JSON; `config` with its `stateDir` is what critest looks
-    /// for. The configuration of registries is left out: there are credentials in it.
+    /// What `crictl info` shows beyond the status. Each value is JSON, an object where it can be, since crictl takes the rest
+    /// for plain text; `config` with its `stateDir` is what critest looks for. The configuration of registries is left out:
+    /// there are credentials in it.
     async fn node_info(&self, report: &Report) -> Result<HashMap<String, String>> {
         let quarantine = self.paths.quarantine();
         let quarantined = blocking(move || file_names(&quarantine)).await;
@@ -69,22 +70,20 @@ impl Node {
             let value = json!({ "path": handler.path, "problem": handler.problem });
             (handler.name.clone(), value)
         });
+        // Records that could not be read: their pods were ended, and are for a person to look at.
+        let quarantine = match quarantined {
+            Ok(records) => json!({ "records": records }),
+            Err(error) => json!({ "problem": format!("{error:#}") }),
+        };
         let values = [
             ("config", self.shown_config()),
-            ("podCIDRs", json!(pod_cidrs)),
+            ("network", json!({ "podCIDRs": pod_cidrs })),
             (
                 "lastCNILoadStatus",
                 json!(report.network.problem.as_deref().unwrap_or("OK")),
             ),
             ("handlers", handlers.collect::<serde_json::Map<_, _>>().into()),
-            // Records that could not be read: their pods were ended, and are for a person to look at.
-            (
-                "quarantine",
-                match quarantined {
-                    Ok(names) => json!(names),
-                    Err(error) => json!({ "problem": format!("{error:#}") }),
-                },
-            ),
+            ("quarantine", quarantine),
         ];
         Ok(values.map(|(key, value)| (key.to_owned(), value.to_string())).into())
     }
