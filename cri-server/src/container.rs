@@ -12,6 +12,7 @@
 //! `Exited` that lacks its start.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use corten_proto::exit::ExitRecord;
@@ -252,6 +253,8 @@ pub struct Container {
     pub metadata: Metadata,
     /// The status; a watch, so that a call can wait for the exit.
     pub status: watch::Sender<Status>,
+    /// Its removal has begun.
+    pub removing: AtomicBool,
     /// Orders start and removal.
     pub operations: tokio::sync::Mutex<()>,
     /// Orders the writes of the record.
@@ -266,6 +269,7 @@ impl Container {
         Arc::new(Container {
             metadata,
             status: watch::Sender::new(status),
+            removing: AtomicBool::new(false),
             operations: tokio::sync::Mutex::new(()),
             record: tokio::sync::Mutex::new(()),
             lease,

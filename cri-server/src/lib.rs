@@ -12,11 +12,14 @@
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
 //! linked: it is another process with a protocol of its own (`proto/shim/shim.proto`).
 
+mod batches;
 pub mod cli;
 pub mod config;
 pub mod container;
 mod drop_in;
 pub mod error;
+mod events;
+mod health;
 pub mod image;
 pub mod image_admin;
 pub mod image_cli;
@@ -32,6 +35,7 @@ pub mod sandbox;
 pub mod server;
 pub mod shim;
 pub mod spec;
+mod stage;
 pub mod store;
 mod supervisor;
 pub mod tasks;

@@ -1,7 +1,8 @@
 //! What the services share: configuration, images, networks, and the sandboxes and containers with their records.
 //!
 //! Every status changes through [`Node::sandbox_changed`] or [`Node::container_changed`] and nowhere else: pure
-//! transition, record, memory, in this order and one at a time per object.
+//! transition, record, memory and event, in this order and one at a time per object. What comes and goes does so through
+//! `Node::*_added` and `*_removed`. All of them end in [`Node::publish`], which tells whoever listens (`events`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use crate::BLOCKING_THREADS;
 use crate::config::Config;
 use crate::container::{self, Container};
 use crate::error::Error;
+use crate::events::{self, Event, Events, Kind, Pod};
+use crate::health::Health;
 use crate::image::ImageStore;
 use crate::image::snapshot::Snapshots;
 use crate::network::Cni;
@@ -41,6 +44,10 @@ pub struct Node {
     pub boot_id: String,
     /// The sandboxes and containers.
     pub store: Store,
+    /// Who hears of what becomes of them.
+    pub(crate) events: Events,
+    /// Whether pods can be run now.
+    pub(crate) health: Health,
     /// The images.
     pub images: Arc<ImageStore>,
     /// Containers' roots, and what they take.
@@ -68,14 +75,19 @@ pub type ContainerKey = (SandboxId, String, u32);
 impl Node {
     /// A node with nothing in memory yet.
     pub fn new(config: Config, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
+        let paths = Paths::new(&config.root, &config.state);
+        let cni = Cni::new(&config.cni);
+        cni.set_pod_cidrs(kept_cidrs(&paths));
         Ok(Arc::new(Node {
-            paths: Paths::new(&config.root, &config.state),
+            paths,
             host: Host::read().context("read what the machine is like")?,
             boot_id: record::boot_id()?,
             store: Store::default(),
+            events: Events::default(),
+            health: Health::default(),
             images,
             snapshots,
-            cni: Cni::new(&config.cni),
+            cni,
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
@@ -121,7 +133,10 @@ impl Node {
         if after != before {
             let path = self.paths.sandbox_record(sandbox.id());
             self.save(path, &sandbox.metadata, &after).await;
-            sandbox.status.send_replace(after);
+            self.publish(sandbox.id(), sandbox.id(), events::of_sandbox(before, after), || {
+                sandbox.status.send_replace(after);
+                true
+            });
         }
         after
     }
@@ -149,9 +164,88 @@ impl Node {
         if after != before {
             let path = self.paths.container_record(container.id());
             self.save(path, &container.metadata, &after).await;
-            container.status.send_replace(after.clone());
+            let kind = events::of_container(&before, &after);
+            self.publish(&container.metadata.sandbox, container.id(), kind, || {
+                container.status.send_replace(after.clone());
+                true
+            });
         }
         after
+    }
+
+    /// Makes a sandbox visible: one that is ready, or one that could not be undone.
+    pub(crate) fn sandbox_added(&self, sandbox: &Arc<Sandbox>) {
+        let outcome = match sandbox.status() {
+            sandbox::Status::Ready { .. } => Kind::Started,
+            _ => Kind::Stopped,
+        };
+        self.publish(sandbox.id(), sandbox.id(), [Kind::Created, outcome], || {
+            self.store.add_sandbox(sandbox.clone());
+            true
+        });
+    }
+
+    /// Makes a container visible.
+    pub(crate) fn container_added(&self, container: &Arc<Container>) {
+        self.publish(&container.metadata.sandbox, container.id(), [Kind::Created], || {
+            self.store.add_container(container.clone());
+            true
+        });
+    }
+
+    /// Forgets a sandbox of which nothing is left.
+    pub(crate) fn sandbox_removed(&self, id: &SandboxId) {
+        self.publish(id, id, [Kind::Deleted], || self.store.remove_sandbox(id));
+    }
+
+    /// Forgets a container of which nothing is left.
+    pub(crate) fn container_removed(&self, container: &Container) {
+        let id = container.id();
+        self.publish(&container.metadata.sandbox, id, [Kind::Deleted], || {
+            self.store.remove_container(id)
+        });
+    }
+
+    /// Makes a change visible, if there is one, and tells whoever listens. What happens to a sandbox that is not visible,
+    /// because it is still being made or undone, is told to nobody.
+    fn publish(
+        &self,
+        pod: &SandboxId,
+        id: &ContainerId,
+        kinds: impl IntoIterator<Item = Kind>,
+        change: impl FnOnce() -> bool,
+    ) {
+        let mut feed = self.events.lock();
+        if !change() || !feed.is_heard() {
+            return;
+        }
+        for kind in kinds {
+            let (at, id) = (feed.event_time(), id.clone());
+            let pod = self.pod_at(at, pod);
+            if pod.sandbox.is_some() || kind == Kind::Deleted {
+                feed.send(Event { kind, id, pod });
+            }
+        }
+    }
+
+    /// A pod as it is now, all at once.
+    pub(crate) fn pod(&self, id: &SandboxId) -> Pod {
+        let mut feed = self.events.lock();
+        let at = feed.snapshot_time();
+        self.pod_at(at, id)
+    }
+
+    /// Only with the lock of `events` held is this of one moment.
+    fn pod_at(&self, at: i64, id: &SandboxId) -> Pod {
+        let sandbox = self.sandbox(id.as_str()).ok();
+        let containers = self.store.containers_of(id).into_iter();
+        Pod {
+            at,
+            sandbox: sandbox.map(|sandbox| (sandbox.clone(), sandbox.status())),
+            containers: containers
+                .map(|container| (container.clone(), container.status()))
+                .collect(),
+        }
     }
 
     /// Writes a record of a change that has happened: memory follows whether or not the disk could. What the disk
@@ -173,6 +267,17 @@ impl Node {
             .with_context(|| format!("encode {}", path.display()))?;
         blocking(move || record::write(&path, &value)).await
     }
+}
+
+/// What UpdateRuntimeConfig has kept; nothing where it cannot be read, until the kubelet says it again.
+fn kept_cidrs(paths: &Paths) -> Vec<String> {
+    record::read_optional(&paths.pod_cidrs()).map_or_else(
+        |error| {
+            tracing::warn!("{error:#}");
+            Vec::new()
+        },
+        Option::unwrap_or_default,
+    )
 }
 
 /// Runs `work` where it may block.

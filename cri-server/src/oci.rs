@@ -1,4 +1,4 @@
-//! The server's own few calls of the OCI runtime: is it there, and end what no shim answers for.
+//! The server's own few calls of the OCI runtime: is it there, what can it do, and end what no shim answers for.
 //!
 //! Everything else of a container's life goes through its shim.
 
@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
+use serde_json::Value;
 use tokio::process::Command;
 
-/// How long `--version` may take.
+use crate::stage::stage;
+
+/// How long `--version` and `features` may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// How long `kill` and `delete --force` may take: the latter waits for processes to die.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -19,7 +22,15 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 pub async fn probe(runtime: &Path) -> Result<()> {
     let mut command = Command::new(runtime);
     command.arg("--version");
-    run(command, PROBE_LIMIT).await
+    run(command, PROBE_LIMIT).await.map(drop)
+}
+
+/// Runs `RUNTIME features`; the document it prints.
+pub async fn features(runtime: &Path) -> Result<Value> {
+    let mut command = Command::new(runtime);
+    command.arg("features");
+    let text = run(command, PROBE_LIMIT).await?;
+    serde_json::from_slice(&text).with_context(|| format!("decode what {} features printed", runtime.display()))
 }
 
 /// Runs `RUNTIME delete --force ID`, which ends the container's processes and removes its cgroup; a container that
@@ -27,7 +38,7 @@ pub async fn probe(runtime: &Path) -> Result<()> {
 pub async fn delete(runtime: &Path, root: &Path, id: &ContainerId) -> Result<()> {
     let mut command = Command::new(runtime);
     command.arg("--root").arg(root).args(["delete", "--force", id.as_str()]);
-    run(command, END_LIMIT).await
+    run(command, END_LIMIT).await.map(drop)
 }
 
 /// Runs `RUNTIME kill ID SIGNAL`, which signals the container's init.
@@ -37,18 +48,20 @@ pub async fn kill(runtime: &Path, root: &Path, id: &ContainerId, signal: i32) ->
         .arg("--root")
         .arg(root)
         .args(["kill", id.as_str(), &signal.to_string()]);
-    run(command, END_LIMIT).await
+    run(command, END_LIMIT).await.map(drop)
 }
 
-async fn run(mut command: Command, limit: Duration) -> Result<()> {
+/// What the command printed.
+async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
     let text = format!("{:?}", command.as_std());
+    let _stage = stage(|| text.clone());
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = match tokio::time::timeout(limit, command.output()).await {
         Ok(output) => output.with_context(|| format!("execute {text}"))?,
         Err(_elapsed) => bail!("{text}: not done in {} s", limit.as_secs()),
     };
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     bail!(

@@ -11,6 +11,7 @@
 //!   sandboxes/ID.json
 //!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
 //!   networks/ID.json             networks that are still to be taken down (`network::teardown`)
+//!   pod-cidrs.json               what the kubelet said of the pods' addresses
 //!   import/                      archives of images for the start (drop_in), unless configured elsewhere
 //!   quarantine/                  records that could not be read
 //! ```
@@ -123,6 +124,11 @@ impl Paths {
     /// Networks that are still to be taken down.
     pub fn networks(&self) -> PathBuf {
         self.root.join("networks")
+    }
+
+    /// The ranges of pod addresses that the kubelet has given.
+    pub fn pod_cidrs(&self) -> PathBuf {
+        self.root.join("pod-cidrs.json")
     }
 
     /// Where records go that cannot be read.

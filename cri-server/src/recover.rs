@@ -80,7 +80,7 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
         if sandbox.metadata.network.is_some() && sandbox.status() != Status::Stopped {
             node.cni.adopt(sandbox.id());
         }
-        node.store.add_sandbox(sandbox.clone());
+        node.sandbox_added(&sandbox);
         if record.boot_id != node.boot_id {
             node.sandbox_changed(&sandbox, Status::infra_exited).await;
             rebooted.push(sandbox.id().clone());
@@ -100,7 +100,7 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
             }
         };
         let container = Container::new(metadata, record.status, lease);
-        node.store.add_container(container.clone());
+        node.container_added(&container);
         if rebooted.contains(&container.metadata.sandbox) {
             node.settle(&container, "the machine was restarted").await;
         }
@@ -185,7 +185,7 @@ async fn undo_unfinished(node: &Arc<Node>, mut unfinished: Vec<Metadata>, direct
             Ok(()) => tracing::info!(sandbox = %sandbox.id(), "removed: it has no complete record"),
             Err(error) => {
                 tracing::warn!(sandbox = %sandbox.id(), "remove an unfinished sandbox: {error:#}");
-                node.store.add_sandbox(sandbox);
+                node.sandbox_added(&sandbox);
             }
         }
     }

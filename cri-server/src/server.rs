@@ -107,6 +107,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         result = serving => result.context("serve"),
         () = async {
             wait_for_signal().await;
+            node.events.stop();
             stop.send_replace(true);
             tokio::time::sleep(FINISH_LIMIT).await;
         } => Ok(()),

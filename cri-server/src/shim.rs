@@ -31,6 +31,8 @@ use tokio::sync::oneshot;
 pub use process::{Launch, launch};
 use socket::Socket;
 
+use crate::stage::stage;
+
 /// How long the shim may take to answer a call that runs the runtime. Kubelet waits two minutes for most calls, so
 /// that our answer, which names the stage, comes before its own.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(90);
@@ -248,6 +250,7 @@ impl Shim {
         call: request::Call,
         fds: &[OwnedFd],
     ) -> Result<reply::Result, Error> {
+        let _stage = stage(|| format!("the shim's answer to {name}"));
         let (sender, receiver) = oneshot::channel();
         let (socket, seq) = {
             let mut link = self.link();

@@ -64,14 +64,14 @@ impl Store {
         inner.containers.insert(container.id().to_string(), container);
     }
 
-    /// Forgets a sandbox.
-    pub fn remove_sandbox(&self, id: &SandboxId) {
-        self.inner().sandboxes.remove(id.as_str());
+    /// Forgets a sandbox; whether it was there.
+    pub fn remove_sandbox(&self, id: &SandboxId) -> bool {
+        self.inner().sandboxes.remove(id.as_str()).is_some()
     }
 
-    /// Forgets a container.
-    pub fn remove_container(&self, id: &ContainerId) {
-        self.inner().containers.remove(id.as_str());
+    /// Forgets a container; whether it was there.
+    pub fn remove_container(&self, id: &ContainerId) -> bool {
+        self.inner().containers.remove(id.as_str()).is_some()
     }
 
     /// The sandbox of this id or unique prefix of one.
@@ -100,8 +100,9 @@ impl Store {
 
     /// The containers of one sandbox, oldest first.
     pub fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
-        let mut all = self.containers();
-        all.retain(|container| container.metadata.sandbox == *sandbox);
+        let of_sandbox = |container: &&Arc<Container>| container.metadata.sandbox == *sandbox;
+        let mut all: Vec<_> = self.inner().containers.values().filter(of_sandbox).cloned().collect();
+        all.sort_by_key(|container| container.metadata.created_at);
         all
     }
 

@@ -1,7 +1,8 @@
 //! Work that outlives its caller, and calls that join work in flight.
 //!
 //! A kubelet gives up on a call at its deadline and asks again for the same thing. The first attempt is not torn down:
-//! it runs as a task of its own, and the second call joins it and gets the same answer ([`Adoption`]).
+//! it runs as a task of its own, and the second call joins it and gets the same answer ([`Adoption`]). A caller that gives
+//! up is told what the work is at (`stage`).
 //!
 //! Every task has an owner here, so that a server that ends can wait for what is under way.
 
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use tonic::Status;
 
 use crate::error::Error;
+use crate::stage::{Patience, Progress, scope};
 
 /// Tasks and their owner.
 #[derive(Default)]
@@ -44,6 +46,17 @@ impl Tasks {
         receiver.await.map_err(|_panicked| stopped())
     }
 
+    /// Like [`Tasks::run`], for a caller with a deadline.
+    pub(crate) async fn run_within<T: Send + 'static>(
+        &self,
+        patience: &Patience,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let progress = Arc::new(Progress::default());
+        let run = self.run(scope(progress.clone(), work));
+        Ok(patience.wait(&progress, run).await??)
+    }
+
     /// Ends all tasks, wherever they are.
     pub async fn abort(&self) {
         self.take().shutdown().await;
@@ -67,7 +80,14 @@ impl Tasks {
 /// The result of adopted work: an id.
 type Outcome = Result<ContainerId, Status>;
 /// Work in flight, by what it makes.
-type InFlight<K> = Arc<Mutex<HashMap<K, watch::Receiver<Option<Outcome>>>>>;
+type InFlight<K> = Arc<Mutex<HashMap<K, Attempt>>>;
+
+/// Work in flight: its result, and how far it has come.
+#[derive(Clone)]
+struct Attempt {
+    outcome: watch::Receiver<Option<Outcome>>,
+    progress: Arc<Progress>,
+}
 
 /// Calls by what they are to make; equal ones share one attempt.
 pub struct Adoption<K> {
@@ -86,9 +106,10 @@ impl<K: Clone + Eq + Hash + Send + 'static> Adoption<K> {
     /// Joins the attempt in flight for `key`, else takes what `existing` finds, else starts `work`.
     ///
     /// `work` must have made its result findable by `existing` when it ends: between the two there is no gap.
-    pub async fn join<W>(
+    pub(crate) async fn join<W>(
         &self,
         tasks: &Tasks,
+        patience: &Patience,
         key: K,
         existing: impl FnOnce() -> Option<Outcome>,
         work: impl FnOnce() -> W,
@@ -96,31 +117,33 @@ impl<K: Clone + Eq + Hash + Send + 'static> Adoption<K> {
     where
         W: Future<Output = Outcome> + Send + 'static,
     {
-        let receiver = {
+        let attempt = {
             let mut in_flight = self.in_flight.lock().expect("no holder panics");
             match in_flight.get(&key) {
-                Some(receiver) => receiver.clone(),
+                Some(attempt) => attempt.clone(),
                 None => {
                     if let Some(outcome) = existing() {
                         return outcome;
                     }
-                    let (sender, receiver) = watch::channel(None);
-                    in_flight.insert(key.clone(), receiver.clone());
+                    let (sender, outcome) = watch::channel(None);
+                    let progress = Arc::default();
+                    let attempt = Attempt { outcome, progress };
+                    in_flight.insert(key.clone(), attempt.clone());
                     let leave = Leave {
                         in_flight: self.in_flight.clone(),
                         key,
                     };
-                    let work = work();
+                    let work = scope(attempt.progress.clone(), work());
                     tasks.spawn(async move {
                         let outcome = work.await;
                         drop(leave);
                         sender.send_replace(Some(outcome));
                     });
-                    receiver
+                    attempt
                 }
             }
         };
-        outcome(receiver).await
+        patience.wait(&attempt.progress, outcome(attempt.outcome)).await?
     }
 }
 
@@ -157,15 +180,21 @@ mod tests {
 
     use super::*;
 
+    fn patient() -> Patience {
+        "Test".into()
+    }
+
     #[tokio::test]
     async fn equal_calls_share_one_attempt_that_outlives_them() {
         let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
         let runs = Arc::new(AtomicUsize::new(0));
         let go = Arc::new(Notify::new());
+        let patience = patient();
         let call = || {
             let (runs, go) = (runs.clone(), go.clone());
             adoption.join(
                 &tasks,
+                &patience,
                 7,
                 || None,
                 move || async move {
@@ -189,11 +218,13 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_leaves_an_error_and_no_trace() {
         let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
-        let panics = adoption.join(&tasks, 7, || None, || async { panic!("bug") }).await;
+        let panics = adoption
+            .join(&tasks, &patient(), 7, || None, || async { panic!("bug") })
+            .await;
         assert_eq!(panics.expect_err("panicked").code(), tonic::Code::Internal);
         let id = ContainerId::random().expect("random ids");
         let again = adoption
-            .join(&tasks, 7, || None, || std::future::ready(Ok(id.clone())))
+            .join(&tasks, &patient(), 7, || None, || std::future::ready(Ok(id.clone())))
             .await;
         assert_eq!(again.expect("made"), id);
     }
@@ -203,7 +234,13 @@ mod tests {
         let (tasks, adoption) = (Tasks::default(), Adoption::<u32>::default());
         let id = ContainerId::random().expect("random ids");
         let found = adoption
-            .join(&tasks, 7, || Some(Ok(id.clone())), || async { panic!("not to be run") })
+            .join(
+                &tasks,
+                &patient(),
+                7,
+                || Some(Ok(id.clone())),
+                || async { panic!("not to be run") },
+            )
             .await;
         assert_eq!(found.expect("found"), id);
     }

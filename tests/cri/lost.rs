@@ -19,7 +19,7 @@ use crate::restart::shim_of;
 
 /// A node whose runtime is the real one behind a line of shell, which finds the verb in `$VERB` and the node's directory
 /// in `$DIR`.
-fn node_with_runtime(line: &str) -> Node {
+pub(crate) fn node_with_runtime(line: &str) -> Node {
     Node::with(|config| {
         let root = config["root"].as_str().unwrap().to_owned();
         let dir = Path::new(&root).parent().unwrap();
@@ -42,7 +42,7 @@ fn node_with_runtime(line: &str) -> Node {
 
 /// Waits for something that comes true within 20 seconds.
 #[track_caller]
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");

@@ -37,7 +37,7 @@ fn get(node: &Node, address: &str) -> std::io::Result<String> {
 }
 
 /// A node that finds plugins in its configuration directory too.
-fn node_with_scripts() -> Node {
+pub(crate) fn node_with_scripts() -> Node {
     Node::with(|config| {
         let own = config["cni"]["conf_dir"].clone();
         config["cni"]["bin_dirs"].as_array_mut().expect("a list").push(own);
@@ -45,7 +45,7 @@ fn node_with_scripts() -> Node {
 }
 
 /// Makes a script that can be run.
-fn install(path: &Path, script: &str) {
+pub(crate) fn install(path: &Path, script: &str) {
     fs::write(path, script).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -18,7 +18,7 @@ const COUNTER: &str = "i=0; while :; do echo $i; i=$((i+1)); usleep 10000; done"
 const ON_DEMAND: &str = "while [ ! -e /go ]; do usleep 10000; done; exit 7";
 
 /// Nanoseconds since the epoch.
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_nanos()).unwrap()
 }

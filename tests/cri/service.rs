@@ -5,7 +5,9 @@ use corten_tests::node::Node;
 use corten_tests::pod::map;
 use serde_json::Value;
 
-fn condition(reply: &cri::StatusResponse, kind: &str) -> cri::RuntimeCondition {
+use crate::lost::wait_for;
+
+pub(crate) fn condition(reply: &cri::StatusResponse, kind: &str) -> cri::RuntimeCondition {
     let conditions = &reply.status.as_ref().expect("a status").conditions;
     let found = conditions.iter().find(|condition| condition.r#type == kind);
     found
@@ -59,9 +61,10 @@ fn without_a_network_configuration_the_status_says_so() {
     let conflist = node.dir().join("cni/10-ct.conflist");
     let aside = node.dir().join("10-ct.conflist");
     std::fs::rename(&conflist, &aside).unwrap();
-    let reply = node.cri.status(cri::StatusRequest::default()).unwrap();
+    let status = || node.cri.status(cri::StatusRequest::default()).unwrap();
+    wait_for("NetworkReady stays", || !condition(&status(), "NetworkReady").status);
+    let reply = status();
     let network = condition(&reply, "NetworkReady");
-    assert!(!network.status);
     assert!(!network.reason.is_empty());
     let conf_dir = node.dir().join("cni").display().to_string();
     assert!(
@@ -83,11 +86,9 @@ fn without_a_network_configuration_the_status_says_so() {
     node.assert_no_pods_left();
 
     std::fs::rename(&aside, &conflist).unwrap();
-    let reply = node.cri.status(cri::StatusRequest::default()).unwrap();
-    assert!(
-        condition(&reply, "NetworkReady").status,
-        "a new file is seen without a restart"
-    );
+    wait_for("a new file is seen without a restart", || {
+        condition(&status(), "NetworkReady").status
+    });
     node.cri
         .run_pod_sandbox(request)
         .expect("the same metadata once more, after the failure");

@@ -13,7 +13,7 @@ use cri::image_service_client::ImageServiceClient;
 use cri::runtime_service_client::RuntimeServiceClient;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status};
+use tonic::{Response, Status, Streaming};
 
 /// What kubelet's client accepts, in bytes; a larger reply is lost for it.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -27,6 +27,38 @@ pub struct Cri {
     executor: Arc<Runtime>,
     runtime: RuntimeServiceClient<Channel>,
     image: ImageServiceClient<Channel>,
+    deadline: Option<Duration>,
+}
+
+/// A stream that a server goes on with.
+#[derive(Debug)]
+pub struct Listener<T> {
+    executor: Arc<Runtime>,
+    stream: Streaming<T>,
+}
+
+impl<T: Send + 'static> Listener<T> {
+    /// The next message; none at the end.
+    ///
+    /// # Errors
+    /// The status the stream ended with, or CANCELLED without a message within `limit`.
+    pub fn next(&mut self, limit: Duration) -> Result<Option<T>, Status> {
+        let (executor, stream) = (&self.executor, &mut self.stream);
+        let message = executor.block_on(async { tokio::time::timeout(limit, stream.message()).await });
+        message.unwrap_or_else(|_elapsed| Err(Status::cancelled(format!("no message within {limit:?}"))))
+    }
+
+    /// All messages up to the end.
+    ///
+    /// # Errors
+    /// See [`Listener::next`].
+    pub fn rest(mut self) -> Result<Vec<T>, Status> {
+        let mut messages = Vec::new();
+        while let Some(message) = self.next(CALL)? {
+            messages.push(message);
+        }
+        Ok(messages)
+    }
 }
 
 impl Cri {
@@ -49,7 +81,67 @@ impl Cri {
             executor: Arc::new(executor),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             image: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            deadline: None,
         })
+    }
+
+    /// The same client, which tells the server to answer each unary call within `deadline`.
+    #[must_use]
+    pub fn within(&self, deadline: Duration) -> Cri {
+        let mut client = self.clone();
+        client.deadline = Some(deadline);
+        client
+    }
+
+    /// `GetContainerEvents`, subscribed when this returns.
+    ///
+    /// # Errors
+    /// The server's status.
+    pub fn listen(&self) -> Result<Listener<cri::ContainerEventResponse>, Status> {
+        let mut client = self.runtime.clone();
+        let call = async move { client.get_container_events(cri::GetEventsRequest {}).await };
+        let stream = self.wait("get_container_events", call)?;
+        Ok(self.listener(stream))
+    }
+
+    /// All messages of `StreamPodSandboxes`.
+    ///
+    /// # Errors
+    /// The server's status.
+    pub fn pod_sandbox_messages(
+        &self,
+        filter: Option<cri::PodSandboxFilter>,
+    ) -> Result<Vec<cri::StreamPodSandboxesResponse>, Status> {
+        let mut client = self.runtime.clone();
+        let request = cri::StreamPodSandboxesRequest { filter };
+        let stream = self.wait("stream_pod_sandboxes", async move {
+            client.stream_pod_sandboxes(request).await
+        })?;
+        self.listener(stream).rest()
+    }
+
+    /// All messages of `StreamContainers`.
+    ///
+    /// # Errors
+    /// The server's status.
+    pub fn container_messages(
+        &self,
+        filter: Option<cri::ContainerFilter>,
+    ) -> Result<Vec<cri::StreamContainersResponse>, Status> {
+        let mut client = self.runtime.clone();
+        let request = cri::StreamContainersRequest { filter };
+        let stream = self.wait(
+            "stream_containers",
+            async move { client.stream_containers(request).await },
+        )?;
+        self.listener(stream).rest()
+    }
+
+    fn listener<T>(&self, stream: Streaming<T>) -> Listener<T> {
+        Listener {
+            executor: self.executor.clone(),
+            stream,
+        }
     }
 
     /// `PullImage` by a caller that gives up after `deadline`.
@@ -91,6 +183,10 @@ macro_rules! unary {
                 /// The server's status, or CANCELLED without an answer in time.
                 pub fn $call(&self, request: cri::$request) -> Result<cri::$response, Status> {
                     let mut client = self.$service.clone();
+                    let mut request = tonic::Request::new(request);
+                    if let Some(deadline) = self.deadline {
+                        request.set_timeout(deadline);
+                    }
                     self.wait(stringify!($call), async move { client.$call(request).await })
                 }
             )*

@@ -18,13 +18,11 @@ use corten_proto::cri;
 use tonic::{Request, Response, Status};
 
 use self::image_fs_info::Mountpoints;
+use crate::batches::{Batches, batches};
 use crate::error::Error;
 use crate::image::snapshot::Snapshots;
 use crate::image::{Image, ImageStore, Pins, ReferenceError};
 use crate::node::{Node, blocking};
-
-/// Images in one message of a stream: about 100 KiB.
-const IMAGES_PER_MESSAGE: usize = 256;
 
 /// The service.
 pub struct ImageService {
@@ -72,7 +70,7 @@ impl ImageService {
 
 #[tonic::async_trait]
 impl cri::image_service_server::ImageService for ImageService {
-    type StreamImagesStream = tokio_stream::Iter<std::vec::IntoIter<Result<cri::StreamImagesResponse, Status>>>;
+    type StreamImagesStream = Batches<cri::StreamImagesResponse>;
 
     async fn list_images(
         &self,
@@ -87,15 +85,8 @@ impl cri::image_service_server::ImageService for ImageService {
         request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
         let images = self.filtered(request.into_inner().filter)?;
-        let messages: Vec<_> = images
-            .chunks(IMAGES_PER_MESSAGE)
-            .map(|images| {
-                Ok(cri::StreamImagesResponse {
-                    images: images.to_vec(),
-                })
-            })
-            .collect();
-        Ok(Response::new(tokio_stream::iter(messages)))
+        let messages = batches(images, |images| cri::StreamImagesResponse { images });
+        Ok(Response::new(messages))
     }
 
     async fn image_status(

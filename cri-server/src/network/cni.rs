@@ -40,6 +40,7 @@ use tokio::sync::Mutex;
 
 use crate::config::{self, IpPreference};
 use crate::node::blocking;
+use crate::stage::stage;
 pub use capabilities::Bandwidth;
 use capabilities::{Capabilities, Known};
 use conf::Network;
@@ -84,6 +85,13 @@ pub struct Attachment {
     capabilities: Capabilities,
     /// The last plugin's result.
     result: Value,
+}
+
+impl Attachment {
+    /// The last plugin's result, as it gave it.
+    pub fn result(&self) -> &Value {
+        &self.result
+    }
 }
 
 /// The node's CNI configuration and plugins.
@@ -131,6 +139,11 @@ impl Cni {
     /// Takes the node's pod CIDRs, for address management that declares `ipRanges`.
     pub fn set_pod_cidrs(&self, cidrs: Vec<String>) {
         *self.pod_cidrs.lock().expect("no holder panics") = cidrs;
+    }
+
+    /// The node's pod CIDRs.
+    pub fn pod_cidrs(&self) -> Vec<String> {
+        self.pod_cidrs.lock().expect("no holder panics").clone()
     }
 
     /// Attaches the pod to the node's network.
@@ -213,7 +226,7 @@ impl Cni {
 
     /// What there is to tell of a pod.
     fn capabilities(&self, pod: &PodNetwork) -> Capabilities {
-        let pod_cidrs = self.pod_cidrs.lock().expect("no holder panics").clone();
+        let pod_cidrs = self.pod_cidrs();
         let known = Known {
             port_mappings: &pod.port_mappings,
             bandwidth: pod.bandwidth,
@@ -246,6 +259,7 @@ impl Cni {
     async fn run(&self, command: Command, plugin: &conf::Plugin, stdin: Value, pod: &PodNetwork) -> Result<Value> {
         // An empty one tells DEL that the namespace has gone (CNI specification, DEL).
         let gone = command == Command::Del && !pod.netns.exists();
+        let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name()));
         let invocation = Invocation {
             command,
             program: plugin::find(&self.bin_dirs, &plugin.kind)?,

@@ -28,8 +28,9 @@ use crate::image_service::image_pull::UNTRUSTED;
 use crate::node::{Node, blocking, new_id};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::spec::{self, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
+use crate::stage::{Patience, stage};
 use crate::tree;
 
 /// How long host paths and the image's user files may take to look up: less than the kubelet waits for the call.
@@ -54,6 +55,7 @@ impl Node {
     pub(super) async fn container_create(
         self: &Arc<Self>,
         request: CreateContainerRequest,
+        patience: &Patience,
     ) -> Result<CreateContainerResponse, RpcStatus> {
         let Some(config) = request.config else {
             return Err(Error::invalid("config", "", "must be there, with metadata").into());
@@ -75,7 +77,8 @@ impl Node {
             let (node, sandbox) = (self.clone(), sandbox.clone());
             async move { node.create(sandbox, config).await.map_err(RpcStatus::from) }
         };
-        let id = self.container_creates.join(&self.work, key, existing, create).await?;
+        let creates = &self.container_creates;
+        let id = creates.join(&self.work, patience, key, existing, create).await?;
         Ok(CreateContainerResponse {
             container_id: id.to_string(),
         })
@@ -101,6 +104,8 @@ impl Node {
     }
 
     async fn create(self: Arc<Self>, sandbox: Arc<Sandbox>, config: ContainerConfig) -> Result<ContainerId, Error> {
+        // At once: a stop under way would be waited for below.
+        self.ready(&sandbox)?;
         // StopPodSandbox waits for this, then stops what was made.
         let operations = sandbox.clone();
         let _open = operations.operations.read().await;
@@ -114,13 +119,18 @@ impl Node {
         result.map(|()| id)
     }
 
-    /// Looks everything up that the request needs; nothing is made yet but the claim on the image's layers.
-    fn plan(&self, sandbox: Arc<Sandbox>, mut config: ContainerConfig) -> Result<Plan, Error> {
-        let sandbox::Status::Ready { pid } = sandbox.status() else {
+    /// Host pid of the infra container, if the sandbox takes containers.
+    fn ready(&self, sandbox: &Sandbox) -> Result<i32, Error> {
+        sandbox.pid().ok_or_else(|| {
             let state = sandbox.status().state().as_str_name();
             let text = format!("create a container in pod sandbox {}: it is {state}", sandbox.id());
-            return Err(Error::State(text));
-        };
+            Error::State(text)
+        })
+    }
+
+    /// Looks everything up that the request needs; nothing is made yet but the claim on the image's layers.
+    fn plan(&self, sandbox: Arc<Sandbox>, mut config: ContainerConfig) -> Result<Plan, Error> {
+        let pid = self.ready(&sandbox)?;
         let name = config.image.as_ref().map_or("", |image| image.image.as_str());
         let image = self.find_image(name)?;
         let volumes = self.find_volumes(&mut config)?;
@@ -196,7 +206,10 @@ impl Node {
     async fn build_container(&self, plan: Plan) -> Result<(), Error> {
         let (paths, snapshots) = (self.paths.clone(), self.snapshots.clone());
         let (image, id) = (plan.image.clone(), plan.id.clone());
-        blocking(move || make_directories(&paths, &snapshots, &image, &id)).await?;
+        {
+            let _stage = stage(|| "the root filesystem".to_owned());
+            blocking(move || make_directories(&paths, &snapshots, &image, &id)).await?;
+        }
         let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes).await?;
         let (user, sources) = self.look_inside(&plan, volumes).await?;
         let spec = self.container_spec(&plan, &user, &sources)?;
@@ -217,7 +230,7 @@ impl Node {
         self.write_record(self.paths.container_record(&metadata.id), &metadata, &status)
             .await?;
         let container = Container::new(metadata, status, Some(lease));
-        self.store.add_container(container.clone());
+        self.container_added(&container);
         self.catch_up(&container).await;
         if sandbox.shim().is_none() {
             // Its end was told when this container was not yet there to hear of it.
@@ -243,6 +256,11 @@ impl Node {
             let user = user::resolve(&rootfs, security, image_user)?;
             Ok::<_, SpecError>((user, Sources::read(&config, &volumes)?))
         };
+        let _stage = stage(|| {
+            let mounts = plan.config.mounts.iter();
+            let paths: Vec<_> = mounts.map(|mount| mount.host_path.as_str()).collect();
+            format!("look up the host paths {paths:?}")
+        });
         // Two results: the inner one keeps the kind of the refusal, which decides the code.
         let looking = async {
             let permits = (of_pod.acquire_owned().await, of_node.acquire_owned().await);

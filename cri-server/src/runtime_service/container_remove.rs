@@ -1,10 +1,12 @@
 //! RemoveContainer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use corten_proto::cri::RemoveContainerResponse;
 
+use super::container_start::in_order;
 use crate::container::Container;
 use crate::error::Error;
 use crate::node::Node;
@@ -21,14 +23,15 @@ impl Node {
 
     /// Ends a container and removes everything of it: the record last, so that what fails can be repeated.
     pub(super) async fn remove_container(&self, container: &Arc<Container>) -> Result<(), Error> {
-        let _order = container.operations.lock().await;
+        let _order = in_order(container).await;
         if self.container(container.id().as_str()).is_err() {
             // The call that held the lock has removed it.
             return Ok(());
         }
+        container.removing.store(true, Ordering::Relaxed);
         self.end_container(container, Duration::ZERO).await?;
         self.discard_files(container.id()).await?;
-        self.store.remove_container(container.id());
+        self.container_removed(container);
         Ok(())
     }
 }

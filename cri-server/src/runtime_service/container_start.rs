@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use corten_proto::cri::StartContainerResponse;
+use tokio::sync::MutexGuard;
 
 use crate::container::{Container, Status};
 use crate::error::Error;
 use crate::node::Node;
 use crate::sandbox;
 use crate::shim::{self, Shim};
+use crate::stage::stage;
 use crate::store::now;
 
 impl Node {
     /// StartContainer. One that the runtime refuses to start is shown as exited, with the runtime's words.
     pub(super) async fn container_start(&self, id: &str) -> Result<StartContainerResponse, Error> {
         let container = self.container(id)?;
-        let _order = container.operations.lock().await;
+        let _order = in_order(&container).await;
         if !matches!(container.status(), Status::Created { .. }) {
             let state = container.status().state().as_str_name();
             let text = format!("start {}: it is {state}, not CONTAINER_CREATED", container.id());
@@ -52,4 +54,10 @@ impl Node {
             .shim()
             .ok_or_else(|| Error::State(format!("container {}: the shim of its pod has ended", container.id())))
     }
+}
+
+/// Waits until no other call starts or removes the container.
+pub(super) async fn in_order(container: &Container) -> MutexGuard<'_, ()> {
+    let _stage = stage(|| format!("wait for another call for {}", container.id()));
+    container.operations.lock().await
 }

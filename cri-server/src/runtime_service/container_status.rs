@@ -1,18 +1,21 @@
 //! ContainerStatus and ListContainers, answered from memory.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use corten_proto::cri::{
     self, ContainerFilter, ContainerResources, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse,
-    ContainerUser, ImageSpec, ListContainersResponse,
+    ContainerUser, ImageSpec, ListContainersResponse, StreamContainersResponse,
 };
+use serde_json::json;
 
-use super::selector;
+use super::{info, selector};
+use crate::batches::{Batches, batches};
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
-use crate::node::{Node, blocking};
-use crate::record::read_optional;
+use crate::events::Pod;
+use crate::node::Node;
 use crate::spec::stop_signal;
 
 impl Node {
@@ -27,38 +30,64 @@ impl Node {
             false => HashMap::new(),
         };
         Ok(ContainerStatusResponse {
-            status: Some(status(&container)),
+            status: Some(status(&container, container.status())),
             info,
         })
     }
 
     /// ListContainers, oldest first.
     pub(super) fn container_list(&self, filter: &ContainerFilter) -> ListContainersResponse {
-        let all = self.store.containers();
-        let matching = all.iter().filter(|container| selector::container(filter, container));
         ListContainersResponse {
-            containers: matching.map(|container| item(container)).collect(),
+            containers: self.matching_containers(filter.clone()).collect(),
         }
+    }
+
+    /// StreamContainers: the same list in several messages.
+    pub(super) fn container_stream(&self, filter: ContainerFilter) -> Batches<StreamContainersResponse> {
+        batches(self.matching_containers(filter), |containers| {
+            StreamContainersResponse { containers }
+        })
+    }
+
+    /// The containers that pass the filter, oldest first; each as it is when it is taken.
+    fn matching_containers(&self, filter: ContainerFilter) -> impl Iterator<Item = cri::Container> + Send + use<> {
+        let all = self.store.containers().into_iter();
+        all.filter(move |container| selector::container(&filter, container))
+            .map(|container| item(&container))
     }
 
     /// What `crictl inspect` shows under `info`.
     async fn container_info(&self, container: &Container) -> Result<HashMap<String, String>> {
-        let path = self.paths.bundle(container.id()).join("config.json");
-        let spec: Option<serde_json::Value> = blocking(move || read_optional(&path)).await?;
-        let info = serde_json::json!({
-            "sandboxID": container.metadata.sandbox,
+        let metadata = &container.metadata;
+        let sandbox = self.sandbox_of(container).ok();
+        let runtime = sandbox.as_ref().map(|sandbox| &sandbox.metadata);
+        let spec = info::runtime_spec(self.paths.bundle(container.id())).await;
+        info::document(&json!({
+            "sandboxID": metadata.sandbox,
             "pid": container.status().pid().unwrap_or(0),
-            "config": container.metadata.config,
-            "runtimeSpec": spec,
-        });
-        let text = serde_json::to_string(&info).context("encode the container's info")?;
-        Ok(HashMap::from([("info".to_owned(), text)]))
+            "removing": container.removing.load(Ordering::Relaxed),
+            "snapshotKey": metadata.id,
+            "runtimeHandler": runtime.map(|runtime| &runtime.runtime_handler),
+            "runtimeType": runtime.map(|runtime| &runtime.runtime),
+            "runtimeOptions": runtime.map(|runtime| self.runtime_options(&runtime.runtime)),
+            "config": metadata.config,
+            "runtimeSpec": spec.document,
+            "runtimeSpecError": spec.error,
+        }))
     }
 }
 
-fn status(container: &Container) -> ContainerStatus {
+/// The statuses of all containers of a pod.
+pub(super) fn statuses(pod: &Pod) -> Vec<ContainerStatus> {
+    let containers = pod.containers.iter();
+    containers
+        .map(|(container, now)| status(container, now.clone()))
+        .collect()
+}
+
+/// A container's status, `status` being what changes of it.
+fn status(container: &Container, status: Status) -> ContainerStatus {
     let metadata = &container.metadata;
-    let status = container.status();
     let linux = metadata.config.linux.as_ref();
     let mut result = ContainerStatus {
         id: metadata.id.to_string(),

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::node::Node;
 use crate::oci;
 use crate::sandbox::Sandbox;
+use crate::stage::stage;
 
 /// How long a container may take to end after SIGKILL: more than any process takes that is not stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
@@ -47,6 +48,8 @@ impl Node {
         if started && !container.has_exited() && !grace.is_zero() {
             let asked = async {
                 self.ask_to_end(&sandbox, container).await?;
+                let signal = container.metadata.stop_signal;
+                let _stage = stage(|| format!("the end of {} after signal {signal}", container.id()));
                 container.exit().await;
                 anyhow::Ok(())
             };
@@ -101,6 +104,7 @@ impl Node {
             Err(error) if error.is_not_found() => return Ok(true),
             result => result.with_context(|| format!("signal {SIGKILL} to {id}"))?,
         }
+        let _stage = stage(|| format!("the end of {id} after SIGKILL"));
         if container.wait_exit(KILL_LIMIT).await {
             return Ok(true);
         }

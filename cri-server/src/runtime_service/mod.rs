@@ -10,23 +10,29 @@
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
 //! | `container_exec` | ExecSync |
-//! | `status` | Version, Status, RuntimeConfig, ReopenContainerLog |
+//! | `container_events` | GetContainerEvents |
+//! | `status` `runtime_config` | Version, Status, ReopenContainerLog; RuntimeConfig, UpdateRuntimeConfig |
+//! | `info` | what the verbose status calls have in common |
 //!
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
 
 mod container_create;
+mod container_events;
 mod container_exec;
 mod container_remove;
 mod container_start;
 mod container_status;
 mod container_stop;
 mod image_volumes;
+mod info;
+mod runtime_config;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_status;
 mod sandbox_stop;
 mod selector;
 mod status;
+mod stop_grace;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -36,8 +42,11 @@ use corten_proto::cri::runtime_service_server::RuntimeService as Rpc;
 use corten_proto::cri::*;
 use tonic::{Code, Request, Response, Status};
 
+use self::container_events::ContainerEvents;
+use crate::batches::Batches;
 use crate::error::Error;
 use crate::node::Node;
+use crate::stage::Patience;
 
 /// The service.
 pub struct RuntimeService {
@@ -53,15 +62,15 @@ impl RuntimeService {
     /// Runs a call that changes something, to its end even if the caller goes away.
     async fn change<T: Send + 'static, W>(
         &self,
-        call: &'static str,
+        call: impl Into<Patience>,
         work: impl FnOnce(Arc<Node>) -> W,
     ) -> Result<Response<T>, Status>
     where
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let started = Instant::now();
-        let result = self.node.work.run(work(self.node.clone())).await.flatten();
-        answer(call, started, result.map_err(Status::from))
+        let patience = call.into();
+        let result = self.node.work.run_within(&patience, work(self.node.clone())).await;
+        answer(patience.call, patience.began, result.and_then(|result| Ok(result?)))
     }
 }
 
@@ -101,24 +110,26 @@ impl Rpc for RuntimeService {
         &self,
         _request: Request<RuntimeConfigRequest>,
     ) -> Result<Response<RuntimeConfigResponse>, Status> {
-        Ok(Response::new(status::runtime_config()))
+        Ok(Response::new(self.node.runtime_config()))
     }
 
     async fn run_pod_sandbox(
         &self,
         request: Request<RunPodSandboxRequest>,
     ) -> Result<Response<RunPodSandboxResponse>, Status> {
-        let started = Instant::now();
-        let result = self.node.sandbox_run(request.into_inner()).await;
-        answer("RunPodSandbox", started, result)
+        let patience = Patience::of("RunPodSandbox", &request);
+        let result = self.node.sandbox_run(request.into_inner(), &patience).await;
+        answer(patience.call, patience.began, result)
     }
 
     async fn stop_pod_sandbox(
         &self,
         request: Request<StopPodSandboxRequest>,
     ) -> Result<Response<StopPodSandboxResponse>, Status> {
+        let patience = Patience::of("StopPodSandbox", &request);
+        let grace = stop_grace::grace(patience.limit());
         let id = request.into_inner().pod_sandbox_id;
-        self.change("StopPodSandbox", |node| async move { node.sandbox_stop(&id).await })
+        self.change(patience, |node| async move { node.sandbox_stop(&id, grace).await })
             .await
     }
 
@@ -126,8 +137,9 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<RemovePodSandboxRequest>,
     ) -> Result<Response<RemovePodSandboxResponse>, Status> {
+        let patience = Patience::of("RemovePodSandbox", &request);
         let id = request.into_inner().pod_sandbox_id;
-        self.change("RemovePodSandbox", |node| async move { node.sandbox_remove(&id).await })
+        self.change(patience, |node| async move { node.sandbox_remove(&id).await })
             .await
     }
 
@@ -152,17 +164,18 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<CreateContainerRequest>,
     ) -> Result<Response<CreateContainerResponse>, Status> {
-        let started = Instant::now();
-        let result = self.node.container_create(request.into_inner()).await;
-        answer("CreateContainer", started, result)
+        let patience = Patience::of("CreateContainer", &request);
+        let result = self.node.container_create(request.into_inner(), &patience).await;
+        answer(patience.call, patience.began, result)
     }
 
     async fn start_container(
         &self,
         request: Request<StartContainerRequest>,
     ) -> Result<Response<StartContainerResponse>, Status> {
+        let patience = Patience::of("StartContainer", &request);
         let id = request.into_inner().container_id;
-        self.change("StartContainer", |node| async move { node.container_start(&id).await })
+        self.change(patience, |node| async move { node.container_start(&id).await })
             .await
     }
 
@@ -170,24 +183,20 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<StopContainerRequest>,
     ) -> Result<Response<StopContainerResponse>, Status> {
+        let patience = Patience::of("StopContainer", &request);
         let request = request.into_inner();
-        self.change(
-            "StopContainer",
-            |node| async move { node.container_stop(&request).await },
-        )
-        .await
+        self.change(patience, |node| async move { node.container_stop(&request).await })
+            .await
     }
 
     async fn remove_container(
         &self,
         request: Request<RemoveContainerRequest>,
     ) -> Result<Response<RemoveContainerResponse>, Status> {
+        let patience = Patience::of("RemoveContainer", &request);
         let id = request.into_inner().container_id;
-        self.change(
-            "RemoveContainer",
-            |node| async move { node.container_remove(&id).await },
-        )
-        .await
+        self.change(patience, |node| async move { node.container_remove(&id).await })
+            .await
     }
 
     async fn container_status(
@@ -218,8 +227,9 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<ReopenContainerLogRequest>,
     ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        let patience = Patience::of("ReopenContainerLog", &request);
         let id = request.into_inner().container_id;
-        self.change("ReopenContainerLog", |node| async move { node.log_reopen(&id).await })
+        self.change(patience, |node| async move { node.log_reopen(&id).await })
             .await
     }
 
@@ -275,9 +285,11 @@ impl Rpc for RuntimeService {
 
     async fn update_runtime_config(
         &self,
-        _request: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        unimplemented("UpdateRuntimeConfig")
+        let started = Instant::now();
+        let result = self.node.update_runtime_config(request.into_inner()).await;
+        answer("UpdateRuntimeConfig", started, result.map_err(Status::from))
     }
 
     async fn checkpoint_container(
@@ -319,20 +331,22 @@ impl Rpc for RuntimeService {
         unimplemented("UpdatePodSandboxResources")
     }
 
-    type StreamPodSandboxesStream = NoStream<StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Batches<StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _request: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        unimplemented("StreamPodSandboxes")
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(self.node.sandbox_stream(filter)))
     }
 
-    type StreamContainersStream = NoStream<StreamContainersResponse>;
+    type StreamContainersStream = Batches<StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _request: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        unimplemented("StreamContainers")
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(self.node.container_stream(filter)))
     }
 
     type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
@@ -351,12 +365,12 @@ impl Rpc for RuntimeService {
         unimplemented("StreamPodSandboxStats")
     }
 
-    type GetContainerEventsStream = NoStream<ContainerEventResponse>;
+    type GetContainerEventsStream = ContainerEvents;
     async fn get_container_events(
         &self,
         _request: Request<GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        unimplemented("GetContainerEvents")
+        Ok(Response::new(self.node.container_events()))
     }
 
     type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use corten_proto::cri::RemovePodSandboxResponse;
 
-use super::sandbox_stop::unmount_if_mounted;
+use super::sandbox_stop::{alone, unmount_if_mounted};
 use crate::error::Error;
 use crate::node::{Node, blocking, remove_file};
 use crate::sandbox::{Sandbox, Status};
@@ -23,13 +23,17 @@ impl Node {
             Err(Error::NotFound { .. }) => return Ok(RemovePodSandboxResponse {}),
             sandbox => sandbox?,
         };
-        self.stop_sandbox(&sandbox).await?;
-        let _alone = sandbox.operations.write().await;
+        self.stop_sandbox(&sandbox, Duration::ZERO).await?;
+        let _alone = alone(&sandbox).await;
+        if self.sandbox(sandbox.id().as_str()).is_err() {
+            // The call that held the lock has removed it.
+            return Ok(RemovePodSandboxResponse {});
+        }
         for container in self.store.containers_of(sandbox.id()) {
             self.remove_container(&container).await?;
         }
         self.discard_sandbox(&sandbox).await?;
-        self.store.remove_sandbox(sandbox.id());
+        self.sandbox_removed(sandbox.id());
         Ok(RemovePodSandboxResponse {})
     }
 

@@ -24,6 +24,7 @@ use crate::record::{replace, write};
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{ConnectError, Launch, Shim, launch};
 use crate::spec::{self, SandboxSpecInput};
+use crate::stage::{Patience, stage};
 
 /// What mounts the pod's shared memory with: 64 MiB, as everywhere in the field.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
@@ -33,6 +34,7 @@ impl Node {
     pub(super) async fn sandbox_run(
         self: &Arc<Self>,
         request: RunPodSandboxRequest,
+        patience: &Patience,
     ) -> Result<RunPodSandboxResponse, RpcStatus> {
         let Some(config) = request.config else {
             return Err(Error::invalid("config", "", "must be there, with metadata").into());
@@ -51,7 +53,7 @@ impl Node {
         };
         let id = self
             .sandbox_runs
-            .join(&self.work, sandbox_key(&pod), existing, run)
+            .join(&self.work, patience, sandbox_key(&pod), existing, run)
             .await?;
         Ok(RunPodSandboxResponse {
             pod_sandbox_id: id.to_string(),
@@ -98,7 +100,7 @@ impl Node {
         };
         match started {
             Ok(()) => {
-                self.store.add_sandbox(sandbox.clone());
+                self.sandbox_added(&sandbox);
                 Ok(sandbox.id().clone())
             }
             Err(error) => {
@@ -121,6 +123,7 @@ impl Node {
         if let Some(network) = pod_network(metadata) {
             let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
             blocking(move || netns::create(&netns_dir, &id)).await?;
+            let _stage = stage(|| "set up the pod's network".to_owned());
             let attachment = self.cni.add(&network).await;
             metadata.network = Some(attachment.context("set up the pod's network")?);
             // Again, with what CNI needs to take the network down.
@@ -154,6 +157,7 @@ impl Node {
             exit_record: self.paths.sandbox_exit(id).to_string_lossy().into_owned(),
             ..Default::default()
         };
+        let _stage = stage(|| "the infra container".to_owned());
         let pid = shim.create(create).await.context("create the infra container")?;
         shim.start(id).await.context("start the infra container")?;
         match self.sandbox_started(sandbox, pid).await? {
@@ -181,6 +185,7 @@ impl Node {
                 Err(error) => tracing::warn!(sandbox = %id, "wait for the shim: {error}"),
             }
         });
+        let _stage = stage(|| "the shim's start".to_owned());
         let shim = Shim::new(sandbox.id(), &directory);
         let incoming = match shim.connect().await {
             Ok((incoming, _nothing_yet)) => incoming,
@@ -199,10 +204,11 @@ impl Node {
     /// Undoes a run that failed. What cannot be undone now is shown as a sandbox that is not ready, so that the kubelet
     /// has it removed later.
     async fn undo_run(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
+        let _stage = stage(|| "undo what failed".to_owned());
         self.sandbox_changed(&sandbox, Status::stopping).await;
         if let Err(error) = self.discard_sandbox(&sandbox).await {
             tracing::warn!(sandbox = %sandbox.id(), "undo a failed RunPodSandbox: {error:#}");
-            self.store.add_sandbox(sandbox);
+            self.sandbox_added(&sandbox);
         }
     }
 

@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use corten_proto::cri::{
     LinuxPodSandboxStatus, ListPodSandboxResponse, Namespace, PodIp, PodSandbox, PodSandboxFilter,
     PodSandboxNetworkStatus, PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse,
+    StreamPodSandboxesResponse,
 };
+use serde_json::json;
 
-use super::selector;
+use super::{container_status, info, selector};
+use crate::batches::{Batches, batches};
 use crate::error::Error;
-use crate::node::{Node, blocking};
-use crate::record::read_optional;
+use crate::network::Attachment;
+use crate::node::Node;
 use crate::sandbox::{Metadata, Sandbox, Status};
 
 impl Node {
@@ -20,49 +23,76 @@ impl Node {
         &self,
         request: &PodSandboxStatusRequest,
     ) -> Result<PodSandboxStatusResponse, Error> {
-        let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        let id = self.sandbox(&request.pod_sandbox_id)?.id().clone();
+        let pod = self.pod(&id);
+        let Some((sandbox, now)) = &pod.sandbox else {
+            let (what, id) = ("pod sandbox", id.to_string());
+            return Err(Error::NotFound { what, id });
+        };
         let info = match request.verbose {
-            true => self.sandbox_info(&sandbox).await?,
+            true => self.sandbox_info(sandbox).await?,
             false => HashMap::new(),
         };
         Ok(PodSandboxStatusResponse {
-            status: Some(status(&sandbox)),
+            status: Some(status(sandbox, *now)),
             info,
-            // Only the evented PLEG reads the rest, which needs GetContainerEvents.
-            ..Default::default()
+            // The evented PLEG of the kubelet reads these.
+            containers_statuses: container_status::statuses(&pod),
+            timestamp: pod.at,
         })
     }
 
     /// ListPodSandbox, oldest first.
     pub(super) fn sandbox_list(&self, filter: &PodSandboxFilter) -> ListPodSandboxResponse {
-        let all = self.store.sandboxes();
-        let matching = all.iter().filter(|sandbox| selector::sandbox(filter, sandbox));
         ListPodSandboxResponse {
-            items: matching.map(|sandbox| item(sandbox)).collect(),
+            items: self.matching_sandboxes(filter.clone()).collect(),
         }
+    }
+
+    /// StreamPodSandboxes: the same list in several messages.
+    pub(super) fn sandbox_stream(&self, filter: PodSandboxFilter) -> Batches<StreamPodSandboxesResponse> {
+        batches(self.matching_sandboxes(filter), |pod_sandboxes| {
+            StreamPodSandboxesResponse { pod_sandboxes }
+        })
+    }
+
+    /// The sandboxes that pass the filter, oldest first; each as it is when it is taken.
+    fn matching_sandboxes(&self, filter: PodSandboxFilter) -> impl Iterator<Item = PodSandbox> + Send + use<> {
+        let all = self.store.sandboxes().into_iter();
+        all.filter(move |sandbox| selector::sandbox(&filter, sandbox))
+            .map(|sandbox| item(&sandbox))
     }
 
     /// What `crictl inspectp` shows under `info`.
     async fn sandbox_info(&self, sandbox: &Sandbox) -> Result<HashMap<String, String>> {
-        let path = self.paths.sandbox(sandbox.id()).join("config.json");
-        let spec: Option<serde_json::Value> = blocking(move || read_optional(&path)).await?;
         let metadata = &sandbox.metadata;
-        let info = serde_json::json!({
+        let linux = metadata.config.linux.as_ref();
+        let spec = info::runtime_spec(self.paths.sandbox(sandbox.id())).await;
+        info::document(&json!({
             "pid": sandbox.pid().unwrap_or(0),
-            "runtimeHandler": metadata.runtime_handler,
-            "runtime": metadata.runtime,
+            "processStatus": match sandbox.status() {
+                Status::Ready { .. } => "running",
+                _ => "deleted",
+            },
             "networkNamespace": metadata.netns,
+            "netNamespaceClosed": metadata.netns.as_ref().is_some_and(|netns| !netns.exists()),
+            "cniResult": metadata.network.as_ref().map(Attachment::result),
+            "runtime": metadata.runtime,
+            "runtimeHandler": metadata.runtime_handler,
+            "runtimeType": metadata.runtime,
+            "runtimeOptions": self.runtime_options(&metadata.runtime),
+            "overhead": linux.and_then(|linux| linux.overhead.as_ref()),
+            "resources": linux.and_then(|linux| linux.resources.as_ref()),
             "config": metadata.config,
-            "runtimeSpec": spec,
-        });
-        let text = serde_json::to_string(&info).context("encode the sandbox's info")?;
-        Ok(HashMap::from([("info".to_owned(), text)]))
+            "runtimeSpec": spec.document,
+            "runtimeSpecError": spec.error,
+        }))
     }
 }
 
-fn status(sandbox: &Sandbox) -> PodSandboxStatus {
+/// A sandbox's status, `status` being what changes of it.
+pub(super) fn status(sandbox: &Sandbox, status: Status) -> PodSandboxStatus {
     let metadata = &sandbox.metadata;
-    let status = sandbox.status();
     let options = Some(metadata.namespace_options());
     PodSandboxStatus {
         id: metadata.id.to_string(),

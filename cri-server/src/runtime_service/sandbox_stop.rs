@@ -8,34 +8,41 @@ use anyhow::{Context, Result};
 use corten_proto::cri::StopPodSandboxResponse;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use tokio::sync::RwLockWriteGuard;
 use tokio::task::JoinSet;
 
 use super::sandbox_run::pod_network;
+use super::stop_grace::grace_of;
 use crate::error::Error;
 use crate::network::netns;
 use crate::network::teardown::{self, Teardown};
 use crate::node::{Node, blocking};
 use crate::sandbox::{Sandbox, Status};
+use crate::stage::{part, stage};
 
 impl Node {
     /// StopPodSandbox. Unknown ids and stopped sandboxes are no error; a second call joins the first.
-    pub(super) async fn sandbox_stop(self: &Arc<Self>, id: &str) -> Result<StopPodSandboxResponse, Error> {
+    pub(super) async fn sandbox_stop(
+        self: &Arc<Self>,
+        id: &str,
+        grace: Duration,
+    ) -> Result<StopPodSandboxResponse, Error> {
         match self.sandbox(id) {
             Err(Error::NotFound { .. }) => {}
-            sandbox => self.stop_sandbox(&sandbox?).await?,
+            sandbox => self.stop_sandbox(&sandbox?, grace).await?,
         }
         Ok(StopPodSandboxResponse {})
     }
 
     /// Stops a sandbox. A step that fails leaves it `Stopping`, and the call can be repeated.
-    pub(super) async fn stop_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    pub(super) async fn stop_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>, grace: Duration) -> Result<(), Error> {
         // From here no container is added; those being created are waited for, then stopped with the others.
         self.sandbox_changed(sandbox, Status::stopping).await;
-        let _alone = sandbox.operations.write().await;
+        let _alone = alone(sandbox).await;
         if sandbox.status() == Status::Stopped {
             return Ok(());
         }
-        self.end_containers(sandbox).await?;
+        self.end_containers(sandbox, grace).await?;
         self.end_infra(sandbox).await?;
         // The network goes last, with nobody left to use it, and the address is free when this returns.
         self.remove_network(sandbox).await?;
@@ -45,13 +52,13 @@ impl Node {
         Ok(())
     }
 
-    /// Ends all containers at once, without grace: the API has this call terminate by force what still runs, and the
-    /// kubelet has stopped each with its own grace period before it.
-    async fn end_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    /// Ends all containers at once, each with the grace that is of use to it (`stop_grace`).
+    async fn end_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>, grace: Duration) -> Result<(), Error> {
         let mut ends = JoinSet::new();
         for container in self.store.containers_of(sandbox.id()) {
             let node = self.clone();
-            ends.spawn(async move { node.end_container(&container, Duration::ZERO).await });
+            let grace = grace_of(&container, grace);
+            ends.spawn(part(async move { node.end_container(&container, grace).await }));
         }
         let mut result = Ok(());
         while let Some(end) = ends.join_next().await {
@@ -92,6 +99,12 @@ impl Node {
         let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
         blocking(move || netns::remove(&netns_dir, &id)).await
     }
+}
+
+/// Waits until no other call makes, stops or removes anything in the sandbox.
+pub(super) async fn alone(sandbox: &Sandbox) -> RwLockWriteGuard<'_, ()> {
+    let _stage = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id()));
+    sandbox.operations.write().await
 }
 
 /// Unmounts `path`; one that is not mounted or not there is no error. Lazily: a process that was killed may hold it for

@@ -1,24 +1,34 @@
-//! Version, Status, RuntimeConfig and ReopenContainerLog.
+//! Version, Status and ReopenContainerLog.
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use corten_proto::cri::{
-    CgroupDriver, LinuxRuntimeConfiguration, ReopenContainerLogResponse, RuntimeCondition, RuntimeConfigResponse,
-    RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse,
-    VersionResponse,
+    ReopenContainerLogResponse, RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures,
+    RuntimeStatus, StatusRequest, StatusResponse, VersionResponse,
 };
+use serde_json::{Value, json};
 
 use crate::container;
 use crate::error::Error;
+use crate::health::{Handler, Report, Verdict};
 use crate::node::{Node, blocking};
-use crate::oci;
 
 /// Version of the kubelet's side of the API; the kubelet compares it.
 const KUBE_API_VERSION: &str = "0.1.0";
 /// Scheme of the container ids in a pod's status; it must never change.
 const RUNTIME_NAME: &str = "corten";
+
+/// What this server has built, whatever the runtime.
+const FEATURES: RuntimeFeatures = RuntimeFeatures {
+    supplemental_groups_policy: true,
+    user_namespaces_host_network: false,
+    mount_options: false,
+};
+/// Whether this server builds pods with user namespaces, where the runtime and the machine can.
+const USER_NAMESPACES: bool = false;
 
 pub(super) fn version() -> VersionResponse {
     VersionResponse {
@@ -29,78 +39,67 @@ pub(super) fn version() -> VersionResponse {
     }
 }
 
-pub(super) fn runtime_config() -> RuntimeConfigResponse {
-    let driver = CgroupDriver::Cgroupfs.into();
-    RuntimeConfigResponse {
-        linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver }),
-    }
-}
-
 impl Node {
     /// Status: what can be run here now.
-    pub(super) async fn node_status(&self, request: &StatusRequest) -> Result<StatusResponse, Error> {
-        let runtime = self.runtime_ready().await;
-        let network = self.cni.ready().await;
+    pub(super) async fn node_status(self: &Arc<Self>, request: &StatusRequest) -> Result<StatusResponse, Error> {
+        let report = self.health().await;
         let conditions = vec![
-            condition("RuntimeReady", "RuntimeNotReady", runtime),
-            condition("NetworkReady", "NetworkPluginNotReady", network),
+            condition("RuntimeReady", "RuntimeNotReady", &report.runtime),
+            condition("NetworkReady", "NetworkPluginNotReady", &report.network),
         ];
-        // The default runtime has the empty name too: it is what a pod without a RuntimeClass asks for.
-        let names = std::iter::once("").chain(self.config.handlers());
-        let handler = |name: &str| RuntimeHandler {
-            name: name.to_owned(),
-            features: Some(RuntimeHandlerFeatures {
-                recursive_read_only_mounts: self.host.recursive_read_only,
-                // Of pods, with their idmapped mounts: not built.
-                user_namespaces: false,
-            }),
+        let info = match request.verbose {
+            true => self.node_info(&report).await?,
+            false => HashMap::new(),
         };
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
-            info: if request.verbose {
-                self.node_info()?
-            } else {
-                HashMap::new()
-            },
-            runtime_handlers: names.map(handler).collect(),
-            features: Some(RuntimeFeatures {
-                supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
-                mount_options: false,
-            }),
+            info,
+            runtime_handlers: report.handlers.iter().map(handler).collect(),
+            features: Some(FEATURES),
         })
     }
 
-    /// The runtime and the shim can be executed, and both directories can be written to.
-    async fn runtime_ready(&self) -> Result<()> {
-        let (runtime, _) = self
-            .runtime(&self.config.default_runtime)
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
-        oci::probe(&runtime).await?;
-        let shim = self.config.shim();
-        let (root, state) = (self.paths.root().to_owned(), self.paths.state().to_owned());
-        blocking(move || {
-            use rustix::fs::{Access, access};
-            access(&shim, Access::EXEC_OK).with_context(|| format!("execute {}", shim.display()))?;
-            let writable =
-                |path: &Path| access(path, Access::WRITE_OK).with_context(|| format!("write to {}", path.display()));
-            writable(&root)?;
-            writable(&state)
-        })
-        .await
+    /// What `crictl info` shows beyond the status. Each value is JSON, an object where it can be, since crictl takes the rest
+    /// for plain text; `config` with its `stateDir` is what critest looks for. The configuration of registries is left out:
+    /// there are credentials in it.
+    async fn node_info(&self, report: &Report) -> Result<HashMap<String, String>> {
+        let quarantine = self.paths.quarantine();
+        let quarantined = blocking(move || file_names(&quarantine)).await;
+        let pod_cidrs = self.cni.pod_cidrs();
+        let handlers = report.handlers.iter().map(|handler| {
+            let value = json!({ "path": handler.path, "problem": handler.problem });
+            (handler.name.clone(), value)
+        });
+        // Records that could not be read: their pods were ended, and are for a person to look at.
+        let quarantine = match quarantined {
+            Ok(records) => json!({ "records": records }),
+            Err(error) => json!({ "problem": format!("{error:#}") }),
+        };
+        let values = [
+            ("config", self.shown_config()),
+            ("network", json!({ "podCIDRs": pod_cidrs })),
+            (
+                "lastCNILoadStatus",
+                json!(report.network.problem.as_deref().unwrap_or("OK")),
+            ),
+            ("handlers", handlers.collect::<serde_json::Map<_, _>>().into()),
+            ("quarantine", quarantine),
+        ];
+        Ok(values.map(|(key, value)| (key.to_owned(), value.to_string())).into())
     }
 
-    /// What `crictl info` shows beyond the status; `stateDir` is what critest looks for.
-    fn node_info(&self) -> Result<HashMap<String, String>> {
-        let config = serde_json::json!({
+    fn shown_config(&self) -> Value {
+        json!({
             "rootDir": self.paths.root(),
             "stateDir": self.paths.state(),
+            "imageRootDir": self.config.image_root(),
+            "netnsDir": self.config.netns_dir,
+            "cni": self.config.cni,
             "defaultRuntime": self.config.default_runtime,
+            "cgroupDriver": self.cgroup_driver().as_str_name(),
             "cgroupParent": self.config.cgroup_parent,
             "bootId": self.boot_id,
-        });
-        let text = serde_json::to_string(&config).context("encode the configuration")?;
-        Ok(HashMap::from([("config".to_owned(), text)]))
+        })
     }
 
     /// ReopenContainerLog: after the kubelet has renamed the log.
@@ -118,15 +117,35 @@ impl Node {
     }
 }
 
-fn condition(kind: &str, reason: &str, ready: Result<()>) -> RuntimeCondition {
+fn condition(kind: &str, reason: &str, verdict: &Verdict) -> RuntimeCondition {
+    let problem = verdict.problem.clone();
     RuntimeCondition {
         r#type: kind.to_owned(),
-        status: ready.is_ok(),
-        reason: if ready.is_ok() {
-            String::new()
-        } else {
-            reason.to_owned()
-        },
-        message: ready.err().map(|error| format!("{error:#}")).unwrap_or_default(),
+        status: problem.is_none(),
+        reason: problem.as_ref().map(|_| reason.to_owned()).unwrap_or_default(),
+        message: problem.unwrap_or_default(),
     }
+}
+
+fn handler(handler: &Handler) -> RuntimeHandler {
+    RuntimeHandler {
+        name: handler.name.clone(),
+        features: Some(RuntimeHandlerFeatures {
+            recursive_read_only_mounts: handler.features.recursive_read_only,
+            user_namespaces: USER_NAMESPACES && handler.features.user_namespaces,
+        }),
+    }
+}
+
+/// The names in a directory, in order.
+fn file_names(directory: &Path) -> Result<Vec<String>> {
+    let list = || {
+        std::fs::read_dir(directory)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    };
+    let names: std::io::Result<Vec<String>> = list();
+    let mut names = names.with_context(|| format!("list {}", directory.display()))?;
+    names.sort();
+    Ok(names)
 }

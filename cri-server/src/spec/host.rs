@@ -265,7 +265,8 @@ fn is_cgroup_v2() -> bool {
 }
 
 /// The running kernel's version is `major.minor` or later.
-fn kernel_at_least(major: u32, minor: u32) -> bool {
+/// Whether the kernel is this version or a later one.
+pub(crate) fn kernel_at_least(major: u32, minor: u32) -> bool {
     let release = read_text("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())

@@ -51,6 +51,7 @@ use oci_spec::image::ImageConfiguration;
 
 pub use container::{check_container, container};
 pub use error::{Kind, SpecError};
+pub(crate) use host::kernel_at_least;
 pub use host::{CapabilityName, Host, HostDevice, MountSource, Sources};
 pub use resources::cgroups_path;
 pub use sandbox::{check_sandbox, sandbox};

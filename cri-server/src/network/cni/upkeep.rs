@@ -18,6 +18,8 @@ use super::{Cni, INTERFACE};
 
 /// How long an answer to STATUS counts: the kubelet asks every few seconds, and each answer is a program per plugin.
 const STATUS_AGE: Duration = Duration::from_secs(10);
+/// The same of an answer that is no good: one that repeats itself has been asked for again.
+const FAILURE_AGE: Duration = Duration::from_millis(500);
 /// How long all plugins together may take to answer STATUS: who asks for it waits.
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
 /// How long one plugin may take to collect: ADDs wait.
@@ -87,7 +89,7 @@ impl Cni {
         // One asks, the others wait for its answer.
         let mut status = self.upkeep.status.lock().await;
         if let Some(last) = &*status
-            && last.when.elapsed() < STATUS_AGE
+            && last.when.elapsed() < if last.ready.is_ok() { STATUS_AGE } else { FAILURE_AGE }
             && last.source == network.source
         {
             return last.ready.clone().map_err(anyhow::Error::msg);
