@@ -12,6 +12,7 @@
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
 //! linked: it is another process with a protocol of its own (`proto/shim/shim.proto`).
 
+mod batches;
 pub mod cli;
 pub mod config;
 pub mod container;
@@ -32,6 +33,7 @@ pub mod sandbox;
 pub mod server;
 pub mod shim;
 pub mod spec;
+mod stats;
 pub mod store;
 mod supervisor;
 pub mod tasks;

@@ -20,6 +20,7 @@ use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::network::Attachment;
 use crate::shim::Shim;
+use crate::stats::Rate;
 
 /// What is decided when a sandbox is made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -131,6 +132,8 @@ pub struct Sandbox {
     pub record: tokio::sync::Mutex<()>,
     /// One look at the pod's host paths at a time: see `Node::looks`.
     pub look: Arc<Semaphore>,
+    /// The pod's processor time per second.
+    pub(crate) rate: Rate,
     /// The shim's client; none once the shim has gone.
     shim: Mutex<Option<Arc<Shim>>>,
 }
@@ -144,6 +147,7 @@ impl Sandbox {
             operations: RwLock::new(()),
             record: tokio::sync::Mutex::new(()),
             look: Arc::new(Semaphore::new(1)),
+            rate: Rate::default(),
             shim: Mutex::new(shim),
         })
     }

@@ -1,6 +1,6 @@
 //! What is not built yet says so: UNIMPLEMENTED with the RPC's name, never success.
 
-use corten_proto::cri::{self, GetEventsRequest, ListMetricDescriptorsRequest, ListPodSandboxMetricsRequest};
+use corten_proto::cri::{self, GetEventsRequest};
 use corten_tests::cri::Cri;
 use corten_tests::node::Node;
 use tonic::{Code, Status};
@@ -31,20 +31,6 @@ fn of_containers(cri: &Cri) -> Vec<Answer> {
                 .map(drop),
         ),
         (
-            "ContainerStats",
-            cri.container_stats(cri::ContainerStatsRequest::default()).map(drop),
-        ),
-        (
-            "ListContainerStats",
-            cri.list_container_stats(cri::ListContainerStatsRequest::default())
-                .map(drop),
-        ),
-        (
-            "StreamContainerStats",
-            cri.stream_container_stats(cri::StreamContainerStatsRequest::default())
-                .map(drop),
-        ),
-        (
             "GetContainerEvents",
             cri.get_container_events(GetEventsRequest {}).map(drop),
         ),
@@ -53,7 +39,6 @@ fn of_containers(cri: &Cri) -> Vec<Answer> {
 
 fn of_sandboxes(cri: &Cri) -> Vec<Answer> {
     let resources = cri::UpdatePodSandboxResourcesRequest::default();
-    let stream_metrics = cri::StreamPodSandboxMetricsRequest {};
     vec![
         (
             "StreamPodSandboxes",
@@ -71,32 +56,6 @@ fn of_sandboxes(cri: &Cri) -> Vec<Answer> {
         (
             "RestorePod",
             cri.restore_pod(cri::RestorePodRequest::default()).map(drop),
-        ),
-        (
-            "PodSandboxStats",
-            cri.pod_sandbox_stats(cri::PodSandboxStatsRequest::default()).map(drop),
-        ),
-        (
-            "ListPodSandboxStats",
-            cri.list_pod_sandbox_stats(cri::ListPodSandboxStatsRequest::default())
-                .map(drop),
-        ),
-        (
-            "StreamPodSandboxStats",
-            cri.stream_pod_sandbox_stats(cri::StreamPodSandboxStatsRequest::default())
-                .map(drop),
-        ),
-        (
-            "ListMetricDescriptors",
-            cri.list_metric_descriptors(ListMetricDescriptorsRequest {}).map(drop),
-        ),
-        (
-            "ListPodSandboxMetrics",
-            cri.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).map(drop),
-        ),
-        (
-            "StreamPodSandboxMetrics",
-            cri.stream_pod_sandbox_metrics(stream_metrics).map(drop),
         ),
     ]
 }

@@ -10,6 +10,7 @@
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
 //! | `container_exec` | ExecSync |
+//! | `stats` `metrics` | what containers and pods use, as messages and as metrics |
 //! | `status` | Version, Status, RuntimeConfig, ReopenContainerLog |
 //!
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
@@ -21,11 +22,13 @@ mod container_start;
 mod container_status;
 mod container_stop;
 mod image_volumes;
+mod metrics;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_status;
 mod sandbox_stop;
 mod selector;
+mod stats;
 mod status;
 
 use std::future::Future;
@@ -36,8 +39,10 @@ use corten_proto::cri::runtime_service_server::RuntimeService as Rpc;
 use corten_proto::cri::*;
 use tonic::{Code, Request, Response, Status};
 
+use crate::batches::{Batches, batches};
 use crate::error::Error;
 use crate::node::Node;
+use crate::stats::descriptors;
 
 /// The service.
 pub struct RuntimeService {
@@ -247,30 +252,42 @@ impl Rpc for RuntimeService {
 
     async fn container_stats(
         &self,
-        _request: Request<ContainerStatsRequest>,
+        request: Request<ContainerStatsRequest>,
     ) -> Result<Response<ContainerStatsResponse>, Status> {
-        unimplemented("ContainerStats")
+        let started = Instant::now();
+        let result = self.node.container_stats(request.get_ref()).await;
+        let result = result.map(|stats| ContainerStatsResponse { stats: Some(stats) });
+        answer("ContainerStats", started, result.map_err(Status::from))
     }
 
     async fn list_container_stats(
         &self,
-        _request: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        unimplemented("ListContainerStats")
+        let started = Instant::now();
+        let result = self.node.container_stats_list(request.into_inner().filter).await;
+        let result = result.map(|stats| ListContainerStatsResponse { stats });
+        answer("ListContainerStats", started, result.map_err(Status::from))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<PodSandboxStatsRequest>,
+        request: Request<PodSandboxStatsRequest>,
     ) -> Result<Response<PodSandboxStatsResponse>, Status> {
-        unimplemented("PodSandboxStats")
+        let started = Instant::now();
+        let result = self.node.sandbox_stats(request.get_ref()).await;
+        let result = result.map(|stats| PodSandboxStatsResponse { stats: Some(stats) });
+        answer("PodSandboxStats", started, result.map_err(Status::from))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
-        unimplemented("ListPodSandboxStats")
+        let started = Instant::now();
+        let result = self.node.sandbox_stats_list(request.into_inner().filter).await;
+        let result = result.map(|stats| ListPodSandboxStatsResponse { stats });
+        answer("ListPodSandboxStats", started, result.map_err(Status::from))
     }
 
     async fn update_runtime_config(
@@ -302,14 +319,19 @@ impl Rpc for RuntimeService {
         &self,
         _request: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        unimplemented("ListMetricDescriptors")
+        Ok(Response::new(ListMetricDescriptorsResponse {
+            descriptors: descriptors(),
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        unimplemented("ListPodSandboxMetrics")
+        let started = Instant::now();
+        let result = self.node.sandbox_metrics_list().await;
+        let result = result.map(|pod_metrics| ListPodSandboxMetricsResponse { pod_metrics });
+        answer("ListPodSandboxMetrics", started, result.map_err(Status::from))
     }
 
     async fn update_pod_sandbox_resources(
@@ -335,20 +357,30 @@ impl Rpc for RuntimeService {
         unimplemented("StreamContainers")
     }
 
-    type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Batches<StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _request: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        unimplemented("StreamContainerStats")
+        let started = Instant::now();
+        let result = self.node.container_stats_list(request.into_inner().filter).await;
+        let result = result.map(|all| batches(all, |container_stats| StreamContainerStatsResponse { container_stats }));
+        answer("StreamContainerStats", started, result.map_err(Status::from))
     }
 
-    type StreamPodSandboxStatsStream = NoStream<StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Batches<StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        unimplemented("StreamPodSandboxStats")
+        let started = Instant::now();
+        let result = self.node.sandbox_stats_list(request.into_inner().filter).await;
+        let result = result.map(|all| {
+            batches(all, |pod_sandbox_stats| StreamPodSandboxStatsResponse {
+                pod_sandbox_stats,
+            })
+        });
+        answer("StreamPodSandboxStats", started, result.map_err(Status::from))
     }
 
     type GetContainerEventsStream = NoStream<ContainerEventResponse>;
@@ -359,11 +391,15 @@ impl Rpc for RuntimeService {
         unimplemented("GetContainerEvents")
     }
 
-    type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Batches<StreamPodSandboxMetricsResponse>;
     async fn stream_pod_sandbox_metrics(
         &self,
         _request: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        unimplemented("StreamPodSandboxMetrics")
+        let started = Instant::now();
+        let result = self.node.sandbox_metrics_list().await;
+        let message = |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        let result = result.map(|all| batches(all, message));
+        answer("StreamPodSandboxMetrics", started, result.map_err(Status::from))
     }
 }
