@@ -174,7 +174,7 @@ fn what_a_container_writes() {
         (None, None, None, None)
     );
     assert_eq!(ended.attributes.unwrap().id, writer.id);
-    assert_eq!(listed(&node, None), [writer.id.clone()], "it is listed still");
+    assert_eq!(listed(&node, None), [writer.id.as_str()], "it is listed still");
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn a_pod_that_has_ended() {
     assert_eq!((&linux.cpu, &linux.memory, &linux.network), (&None, &None, &None));
     assert_eq!(linux.process, None, "{linux:?}");
     assert_eq!(linux.containers[0].attributes.as_ref().unwrap().id, container.id);
-    assert_eq!(listed_pods(&node, None), [pod.id.clone()]);
+    assert_eq!(listed_pods(&node, None), [pod.id.as_str()]);
     pod.remove();
     let pod_sandbox_id = pod.id.clone();
     let error = node
@@ -422,7 +422,7 @@ fn lists_while_containers_come_and_go() {
         let mut looks = 0;
         while !churn.is_finished() || looks == 0 {
             assert!(listed(&node, None).contains(&stays.id));
-            assert_eq!(listed_pods(&node, None), [pod.id.clone()]);
+            assert_eq!(listed_pods(&node, None), [pod.id.as_str()]);
             let metrics = node
                 .cri
                 .list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest {})

@@ -1,8 +1,8 @@
 //! Which cgroups are a container's: found by its init's pid, which holds for every cgroup driver and every runtime.
 //!
 //! ```text
-//!   /proc/PID/cgroup   0::/kubepods.slice/.../crio-ID.scope/init.scope
-//!                         └────────────── path ───────────┘ up to the part that holds the id: what the container made
+//!   /proc/PID/cgroup   0::/kubepods.slice/.../corten-ID.scope/init.scope
+//!                         └─────────────── path ────────────┘ up to the part that holds the id: what the container made
 //!                                                           below, and may have moved its init to, is counted with it
 //! ```
 //! An id is 64 random digits, so that a cgroup with the id in its name is that container's, whatever became of the pid.

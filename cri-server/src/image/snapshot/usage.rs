@@ -2,8 +2,8 @@
 //!
 //! The walk is a thread's that rests nine times as long as it works and ten seconds between two rounds, so that a container
 //! with millions of files costs a tenth of a processor at most and nobody waits for it. It sees files as they are when it
-//! comes by; the numbers are as old as the last round. A container newer than that is looked at when it is asked for, as long
-//! as it has a few files only. What a container removes meanwhile is no error.
+//! comes by; the numbers are as old as the last round. A container newer than that is looked at when it is asked for, as
+//! long as it has a few files only. What a container removes meanwhile is no error.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

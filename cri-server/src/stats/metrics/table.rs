@@ -62,7 +62,8 @@ descriptors! {
     FILE_DESCRIPTORS "file_descriptors" Gauge [] "Files that the processes have open.";
     FS_INODES_FREE "fs_inodes_free" Gauge ["device"] "Free inodes of the filesystem of the writable layer.";
     FS_INODES_TOTAL "fs_inodes_total" Gauge ["device"] "Inodes of the filesystem of the writable layer.";
-    FS_LIMIT "fs_limit_bytes" Gauge ["device"] "Bytes that the writable layer may take: its limit, else its filesystem's size.";
+    FS_LIMIT "fs_limit_bytes" Gauge ["device"]
+        "Bytes that the writable layer may take: its limit, else its filesystem's size.";
     FS_READ_BYTES "fs_reads_bytes_total" Counter ["device"] "Bytes read from a block device.";
     FS_READS "fs_reads_total" Counter ["device"] "Read operations of a block device.";
     FS_USAGE "fs_usage_bytes" Gauge ["device"] "Bytes that the writable layer takes.";
@@ -91,19 +92,24 @@ descriptors! {
     NET_TX_DROPPED "network_transmit_packets_dropped_total" Counter ["interface"] "Packets dropped instead of sent.";
     NET_TX_PACKETS "network_transmit_packets_total" Counter ["interface"] "Packets sent.";
     OOM_EVENTS "oom_events_total" Counter [] "Processes killed for want of memory.";
-    PRESSURE_CPU_FULL "pressure_cpu_stalled_seconds_total" Counter [] "Time in which all waited for a processor, in seconds.";
-    PRESSURE_CPU_SOME "pressure_cpu_waiting_seconds_total" Counter [] "Time in which one waited for a processor, in seconds.";
+    PRESSURE_CPU_FULL "pressure_cpu_stalled_seconds_total" Counter []
+        "Time in which all waited for a processor, in seconds.";
+    PRESSURE_CPU_SOME "pressure_cpu_waiting_seconds_total" Counter []
+        "Time in which one waited for a processor, in seconds.";
     PRESSURE_IO_FULL "pressure_io_stalled_seconds_total" Counter [] "Time in which all waited for a disk, in seconds.";
     PRESSURE_IO_SOME "pressure_io_waiting_seconds_total" Counter [] "Time in which one waited for a disk, in seconds.";
-    PRESSURE_MEMORY_FULL "pressure_memory_stalled_seconds_total" Counter [] "Time in which all waited for memory, in seconds.";
-    PRESSURE_MEMORY_SOME "pressure_memory_waiting_seconds_total" Counter [] "Time in which one waited for memory, in seconds.";
+    PRESSURE_MEMORY_FULL "pressure_memory_stalled_seconds_total" Counter []
+        "Time in which all waited for memory, in seconds.";
+    PRESSURE_MEMORY_SOME "pressure_memory_waiting_seconds_total" Counter []
+        "Time in which one waited for memory, in seconds.";
     PROCESSES "processes" Gauge [] "Processes.";
     SOCKETS "sockets" Gauge [] "Sockets that the processes have open.";
     SPEC_CPU_PERIOD "spec_cpu_period" Gauge [] "Period of the processor quota, in microseconds.";
     SPEC_CPU_QUOTA "spec_cpu_quota" Gauge [] "Processor quota, in microseconds a period; none without one.";
     SPEC_CPU_SHARES "spec_cpu_shares" Gauge [] "Share of the processors under contention; 1024 is the default.";
     SPEC_MEMORY_LIMIT "spec_memory_limit_bytes" Gauge [] "Memory limit in bytes; 0 without one.";
-    SPEC_MEMORY_RESERVATION "spec_memory_reservation_limit_bytes" Gauge [] "Memory kept from reclaim, in bytes; 0 without.";
+    SPEC_MEMORY_RESERVATION "spec_memory_reservation_limit_bytes" Gauge []
+        "Memory kept from reclaim, in bytes; 0 without.";
     SPEC_MEMORY_SWAP_LIMIT "spec_memory_swap_limit_bytes" Gauge []
         "Swap limit in bytes, on cgroup v1 that of memory and swap together; 0 without one.";
     START_TIME "start_time_seconds" Gauge [] "When it was started, in seconds since the epoch.";
