@@ -37,8 +37,8 @@ impl Round<'_> {
         self.writable_layer_of(&mut collector, container);
         times(&mut collector, started_at);
         let open = open_files(&processes);
-        collector.add(&table::FILE_DESCRIPTORS, Some(open.files));
-        collector.add(&table::SOCKETS, Some(open.sockets));
+        collector.add(&table::FILE_DESCRIPTORS, open.files);
+        collector.add(&table::SOCKETS, open.sockets);
         collector.add_with(&table::ULIMITS_SOFT, &["max_open_files"], live.init.max_open_files());
         Some(cri::ContainerMetrics {
             container_id: container.id().to_string(),

@@ -10,6 +10,7 @@
 //! | `spec_cpu_quota` | without a quota |
 //! | `memory_max_usage_bytes`, `memory_kernel_usage` | on v2 before Linux 5.19, 5.18 |
 //! | `fs_reads_*`, `fs_writes_*`, `blkio_*` | without the controller for block devices |
+//! | `sockets` | of a container with more than 16,384 open files |
 //! | `network_*` | of pods that have the node's network |
 
 mod container;
