@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::image::LayerLease;
+use crate::stats::Rate;
 
 /// What is decided when a container is made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -261,6 +262,8 @@ pub struct Container {
     pub record: tokio::sync::Mutex<()>,
     /// Keeps the image's layers; none where they were gone at a restart.
     pub lease: Option<LayerLease>,
+    /// Its processor time per second.
+    pub(crate) rate: Rate,
 }
 
 impl Container {
@@ -273,6 +276,7 @@ impl Container {
             operations: tokio::sync::Mutex::new(()),
             record: tokio::sync::Mutex::new(()),
             lease,
+            rate: Rate::default(),
         })
     }
 

@@ -36,6 +36,7 @@ pub mod server;
 pub mod shim;
 pub mod spec;
 mod stage;
+mod stats;
 pub mod store;
 mod supervisor;
 pub mod tasks;

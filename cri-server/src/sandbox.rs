@@ -21,6 +21,7 @@ use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::network::Attachment;
 use crate::shim::Shim;
+use crate::stats::Rate;
 
 /// What is decided when a sandbox is made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,6 +133,8 @@ pub struct Sandbox {
     pub record: tokio::sync::Mutex<()>,
     /// One look at the pod's host paths at a time: see `Node::looks`.
     pub look: Arc<Semaphore>,
+    /// The pod's processor time per second.
+    pub(crate) rate: Rate,
     /// The shim's client; none once the shim has gone.
     shim: Mutex<Option<Arc<Shim>>>,
     /// When the network could first not be taken down.
@@ -147,6 +150,7 @@ impl Sandbox {
             operations: RwLock::new(()),
             record: tokio::sync::Mutex::new(()),
             look: Arc::new(Semaphore::new(1)),
+            rate: Rate::default(),
             shim: Mutex::new(shim),
             network_stuck: Mutex::default(),
         })

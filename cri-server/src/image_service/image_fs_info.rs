@@ -4,7 +4,6 @@
 //! counted when they are unpacked, what containers write by the filesystem or by a walk in the background
 //! (`image::snapshot`); a call walks nothing.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +11,7 @@ use corten_proto::cri;
 
 use crate::image::ImageStore;
 use crate::image::snapshot::{Snapshots, Usage};
+use crate::stats::mountpoint;
 
 /// Where the filesystems of images and of containers are mounted.
 pub(super) struct Mountpoints {
@@ -49,28 +49,5 @@ fn filesystem(mountpoint: &Path, (usage, found_at): (Usage, SystemTime)) -> cri:
         // Never absent: the kubelet reads it without looking.
         used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
         inodes_used: Some(cri::UInt64Value { value: usage.inodes }),
-    }
-}
-
-/// The topmost directory above `path` that is on the same filesystem.
-fn mountpoint(path: &Path) -> PathBuf {
-    let path = path.canonicalize().unwrap_or_else(|_gone| path.to_owned());
-    let device = |path: &Path| path.metadata().ok().map(|metadata| metadata.dev());
-    let own = device(&path);
-    path.ancestors()
-        .take_while(|above| device(above) == own)
-        .last()
-        .unwrap_or(&path)
-        .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mountpoint_is_above_and_on_the_same_device() {
-        assert_eq!(mountpoint(Path::new("/proc/self/")), Path::new("/proc"));
-        assert_eq!(mountpoint(Path::new("/")), Path::new("/"));
     }
 }

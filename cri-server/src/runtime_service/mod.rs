@@ -13,6 +13,7 @@
 //! | `container_events` | GetContainerEvents |
 //! | `status` `runtime_config` | Version, Status, ReopenContainerLog; RuntimeConfig, UpdateRuntimeConfig |
 //! | `info` | what the verbose status calls have in common |
+//! | `stats` `metrics` | what containers and pods use, as messages and as metrics |
 //!
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
 
@@ -25,12 +26,14 @@ mod container_status;
 mod container_stop;
 mod image_volumes;
 mod info;
+mod metrics;
 mod runtime_config;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_status;
 mod sandbox_stop;
 mod selector;
+mod stats;
 mod status;
 mod stop_grace;
 
@@ -43,10 +46,11 @@ use corten_proto::cri::*;
 use tonic::{Code, Request, Response, Status};
 
 use self::container_events::ContainerEvents;
-use crate::batches::Batches;
+use crate::batches::{Batches, batches};
 use crate::error::Error;
 use crate::node::Node;
 use crate::stage::Patience;
+use crate::stats::descriptors;
 
 /// The service.
 pub struct RuntimeService {
@@ -86,9 +90,6 @@ fn answer<T>(call: &'static str, started: Instant, result: Result<T, Status>) ->
     }
     result.map(Response::new)
 }
-
-/// A stream of a call that is not built: there is never one.
-type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
 
 fn unimplemented<T>(call: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!("{call}: not built yet")))
@@ -257,30 +258,42 @@ impl Rpc for RuntimeService {
 
     async fn container_stats(
         &self,
-        _request: Request<ContainerStatsRequest>,
+        request: Request<ContainerStatsRequest>,
     ) -> Result<Response<ContainerStatsResponse>, Status> {
-        unimplemented("ContainerStats")
+        let started = Instant::now();
+        let result = self.node.container_stats(request.get_ref()).await;
+        let result = result.map(|stats| ContainerStatsResponse { stats: Some(stats) });
+        answer("ContainerStats", started, result.map_err(Status::from))
     }
 
     async fn list_container_stats(
         &self,
-        _request: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        unimplemented("ListContainerStats")
+        let started = Instant::now();
+        let result = self.node.container_stats_list(request.into_inner().filter).await;
+        let result = result.map(|stats| ListContainerStatsResponse { stats });
+        answer("ListContainerStats", started, result.map_err(Status::from))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<PodSandboxStatsRequest>,
+        request: Request<PodSandboxStatsRequest>,
     ) -> Result<Response<PodSandboxStatsResponse>, Status> {
-        unimplemented("PodSandboxStats")
+        let started = Instant::now();
+        let result = self.node.sandbox_stats(request.get_ref()).await;
+        let result = result.map(|stats| PodSandboxStatsResponse { stats: Some(stats) });
+        answer("PodSandboxStats", started, result.map_err(Status::from))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
-        unimplemented("ListPodSandboxStats")
+        let started = Instant::now();
+        let result = self.node.sandbox_stats_list(request.into_inner().filter).await;
+        let result = result.map(|stats| ListPodSandboxStatsResponse { stats });
+        answer("ListPodSandboxStats", started, result.map_err(Status::from))
     }
 
     async fn update_runtime_config(
@@ -314,14 +327,19 @@ impl Rpc for RuntimeService {
         &self,
         _request: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        unimplemented("ListMetricDescriptors")
+        Ok(Response::new(ListMetricDescriptorsResponse {
+            descriptors: descriptors(),
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        unimplemented("ListPodSandboxMetrics")
+        let started = Instant::now();
+        let result = self.node.sandbox_metrics_list().await;
+        let result = result.map(|pod_metrics| ListPodSandboxMetricsResponse { pod_metrics });
+        answer("ListPodSandboxMetrics", started, result.map_err(Status::from))
     }
 
     async fn update_pod_sandbox_resources(
@@ -349,20 +367,30 @@ impl Rpc for RuntimeService {
         Ok(Response::new(self.node.container_stream(filter)))
     }
 
-    type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Batches<StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _request: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        unimplemented("StreamContainerStats")
+        let started = Instant::now();
+        let result = self.node.container_stats_list(request.into_inner().filter).await;
+        let result = result.map(|all| batches(all, |container_stats| StreamContainerStatsResponse { container_stats }));
+        answer("StreamContainerStats", started, result.map_err(Status::from))
     }
 
-    type StreamPodSandboxStatsStream = NoStream<StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Batches<StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        unimplemented("StreamPodSandboxStats")
+        let started = Instant::now();
+        let result = self.node.sandbox_stats_list(request.into_inner().filter).await;
+        let result = result.map(|all| {
+            batches(all, |pod_sandbox_stats| StreamPodSandboxStatsResponse {
+                pod_sandbox_stats,
+            })
+        });
+        answer("StreamPodSandboxStats", started, result.map_err(Status::from))
     }
 
     type GetContainerEventsStream = ContainerEvents;
@@ -373,11 +401,15 @@ impl Rpc for RuntimeService {
         Ok(Response::new(self.node.container_events()))
     }
 
-    type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Batches<StreamPodSandboxMetricsResponse>;
     async fn stream_pod_sandbox_metrics(
         &self,
         _request: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        unimplemented("StreamPodSandboxMetrics")
+        let started = Instant::now();
+        let result = self.node.sandbox_metrics_list().await;
+        let message = |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        let result = result.map(|all| batches(all, message));
+        answer("StreamPodSandboxMetrics", started, result.map_err(Status::from))
     }
 }

@@ -86,7 +86,7 @@ impl Layout {
 
 impl Hierarchy {
     /// The directory of the cgroup that /proc/PID/cgroup calls `path`; `None` if this mount does not show it.
-    pub(super) fn directory(&self, path: &Path) -> Option<PathBuf> {
+    pub fn directory(&self, path: &Path) -> Option<PathBuf> {
         let below = path.strip_prefix(&self.root).ok()?;
         // Outside our cgroup namespace the kernel writes paths that climb: `/../..`.
         let climbs = below.components().any(|c| c.as_os_str() == "..");
@@ -99,8 +99,8 @@ pub(super) fn has_controller(hierarchy: &str, controller: &str) -> bool {
     hierarchy.split(',').any(|name| name == controller)
 }
 
-/// Lines `ID:NAME:PATH`; the path is last and may hold colons.
-fn parse_memberships(text: &str) -> impl Iterator<Item = (&str, &str)> {
+/// The (hierarchy name, path) pairs of a text of /proc/PID/cgroup: lines `ID:NAME:PATH`, of which the path may hold colons.
+pub fn parse_memberships(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         Some((fields.next()?, fields.next()?))

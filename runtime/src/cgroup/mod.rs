@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use crate::rootless;
 use directory::Directory;
 pub use freezer::{is_frozen, may_outlive_kill};
-pub use layout::{Hierarchy, Layout, layout, unified};
+pub use layout::{Hierarchy, Layout, layout, parse_memberships, unified};
 pub use limits::check;
 pub use oom::OomWatch;
 pub use place::Created;

@@ -2,7 +2,8 @@
 //!
 //! The walk is a thread's that rests nine times as long as it works and ten seconds between two rounds, so that a container
 //! with millions of files costs a tenth of a processor at most and nobody waits for it. It sees files as they are when it
-//! comes by; the numbers are as old as the last round. What a container removes meanwhile is no error.
+//! comes by; the numbers are as old as the last round. A container newer than that is looked at when it is asked for, as
+//! long as it has a few files only. What a container removes meanwhile is no error.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -68,8 +69,13 @@ impl Accounts {
             Accounts::Projects(projects) => projects.usage(dir).map(|usage| (usage, SystemTime::now())),
             Accounts::Walk(walker) => {
                 let round = walker.round();
-                let found = round.usages.get(dir.file_name()?).copied();
-                found.map(|usage| (usage, round.at))
+                match round.usages.get(dir.file_name()?) {
+                    Some(usage) => Some((*usage, round.at)),
+                    None => {
+                        drop(round);
+                        glance(&super::writable_dir(dir)?).map(|usage| (usage, SystemTime::now()))
+                    }
+                }
             }
         }
     }
@@ -103,6 +109,11 @@ impl Accounts {
             }
         }
     }
+}
+
+/// What is written in a container that no round has seen yet: at once if it is a few files, none if a walk would be due.
+fn glance(writable: &Path) -> Option<Usage> {
+    Walk::new(writable, |_| None).run()
 }
 
 /// What the last round has found.
@@ -306,10 +317,12 @@ mod tests {
         assert_eq!(usage.inodes, 5, "three directories, one file, one link");
         assert!((64 << 10..256 << 10).contains(&usage.bytes), "{usage:?}");
         assert_eq!(rests, 0);
+        assert_eq!(glance(&root), Some(usage), "a few files are counted at once");
         for number in 0..BATCH {
             fs::write(root.join(format!("a/{number}")), "").unwrap();
         }
         assert_eq!(count(&root).1, 1, "it rests");
+        assert_eq!(glance(&root), None, "so many are left to the thread");
         assert_eq!(count(&root.join("missing")).0, Usage::default());
     }
 

@@ -1,0 +1,161 @@
+//! What /proc says of a process: the files it has open, its limits.
+//!
+//! Which open files are sockets is told by their links alone, a call each: a microsecond a file.
+
+use std::ffi::CStr;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat, readlinkat};
+use rustix::io::Errno;
+
+/// A process, held by its directory in /proc: what is read through it is never another process's that got its number.
+pub(super) struct Process {
+    dir: OwnedFd,
+}
+
+impl Process {
+    /// The process of this number; none if there is none.
+    pub(super) fn open(pid: i32) -> Option<Process> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
+        Some(Process { dir })
+    }
+
+    /// One of its files; none once it has ended.
+    pub(super) fn text(&self, file: &str) -> Option<String> {
+        let file = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut text = String::new();
+        std::fs::File::from(file).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    /// The soft limit of its open files.
+    pub(super) fn max_open_files(&self) -> Option<u64> {
+        soft_limit(&self.text("limits")?, "Max open files")
+    }
+}
+
+/// What processes have open, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OpenFiles {
+    /// All of it.
+    pub(super) files: Option<u64>,
+    /// Sockets.
+    pub(super) sockets: Option<u64>,
+}
+
+/// Most links that are read for one container: some 20 ms. One with more open has no number of sockets, lest it take the
+/// time of all others; that of files the kernel counts for us, since Linux 6.2.
+const MAX_LINKS: u64 = 16_384;
+
+/// What these processes have open together. One that has ended has nothing.
+pub(super) fn open_files(pids: &[i32]) -> OpenFiles {
+    let (mut files, mut sockets, mut links) = (Some(0), Some(0), MAX_LINKS);
+    for &pid in pids {
+        let Ok(of_one) = of_process(pid, links) else { continue };
+        let add = |sum: Option<u64>, one: Option<u64>| Some(sum? + one?);
+        (files, sockets) = (add(files, of_one.files), add(sockets, of_one.sockets));
+        // Those whose links were not read took none of them.
+        links -= of_one.sockets.and(of_one.files).unwrap_or(0);
+    }
+    OpenFiles { files, sockets }
+}
+
+/// What one process has open, if that takes no more than so many links.
+fn of_process(pid: i32, links: u64) -> Result<OpenFiles, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, format!("/proc/{pid}/fd"), flags, Mode::empty())?;
+    // Zero before Linux 6.2.
+    let counted = u64::try_from(fstat(&dir)?.st_size).ok().filter(|&size| size > 0);
+    let unknown = OpenFiles {
+        files: counted,
+        sockets: None,
+    };
+    if counted.is_some_and(|counted| counted > links) {
+        return Ok(unknown);
+    }
+    let (mut files, mut sockets) = (0, 0);
+    for entry in Dir::read_from(&dir)?.flatten() {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        if files == links {
+            return Ok(unknown);
+        }
+        files += 1;
+        sockets += u64::from(is_socket(dir.as_fd(), name));
+    }
+    Ok(OpenFiles {
+        files: Some(files),
+        sockets: Some(sockets),
+    })
+}
+
+fn is_socket(dir: BorrowedFd<'_>, name: &CStr) -> bool {
+    // One that is closed meanwhile is none.
+    readlinkat(dir, name, Vec::with_capacity(64)).is_ok_and(|target| target.as_bytes().starts_with(b"socket:"))
+}
+
+/// A line of /proc/PID/limits: name, soft limit, hard limit, unit, in columns.
+fn soft_limit(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn soft_limits() {
+        let text = "\
+Limit                     Soft Limit           Hard Limit           Units
+Max cpu time              unlimited            unlimited            seconds
+Max open files            1024                 524288               files
+";
+        let table = [
+            ("Max open files", Some(1024)),
+            ("Max cpu time", None),
+            ("Max pending signals", None),
+        ];
+        for (name, expected) in table {
+            assert_eq!(soft_limit(text, name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn own_files_and_sockets() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let before = open_files(&[pid]);
+        let pairs: Vec<_> = (0..20)
+            .map(|_| std::os::unix::net::UnixStream::pair().unwrap())
+            .collect();
+        let after = open_files(&[pid]);
+        // Other tests run beside this one and have files of their own.
+        assert!(
+            after.sockets.unwrap() >= before.sockets.unwrap() + 20,
+            "{before:?} {after:?}"
+        );
+        assert!(after.files > after.sockets, "{after:?}");
+        let nothing = OpenFiles {
+            files: Some(0),
+            sockets: Some(0),
+        };
+        assert_eq!(open_files(&[-1]), nothing, "no such process");
+        let too_many = of_process(pid, 20).unwrap();
+        assert_eq!(too_many.sockets, None, "more links than may be read");
+        assert!(too_many.files.is_none_or(|files| files > 40), "{too_many:?}");
+        drop(pairs);
+    }
+
+    #[test]
+    fn a_process_by_its_directory() {
+        let own = Process::open(std::process::id().try_into().unwrap()).unwrap();
+        assert!(own.text("cgroup").unwrap().contains(":/"));
+        assert!(own.max_open_files().unwrap() > 0);
+        assert!(own.text("nothing").is_none());
+        assert!(Process::open(-1).is_none());
+    }
+}
