@@ -16,6 +16,7 @@
 
 mod container_create;
 mod container_exec;
+mod container_namespaces;
 mod container_remove;
 mod container_start;
 mod container_status;
