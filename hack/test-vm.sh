@@ -6,6 +6,7 @@
 #   sudo hack/test-vm.sh -k bookworm limits.sh 'suite.sh mounts:: exec::'
 #                                                     these alone; options before them are those of `hack/vm.sh run`
 #   sudo hack/test-vm.sh power                        images across a power cut, alone
+#   sudo hack/test-vm.sh confinement                  the server on a machine with AppArmor, alone
 #   sudo hack/test-vm.sh OCI_RUNTIME=/usr/bin/crun limits.sh
 #                                                     with the guest's crun, or /usr/sbin/runc, in the place of corten:
 #                                                     the control of the scripts themselves
@@ -36,7 +37,7 @@ OLD_ROUND=(devices.sh "suite.sh mounts::corten rootfs::corten" "$IMAGES")
 build_for_guest() {
     [[ -z ${OCI_SUITE:-} || -z ${IMAGE_SUITE:-} ]] || return 0
     say "build for the virtual machine"
-    (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-cri -p corten-tests --bins)
+    (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-shim -p corten-cri -p corten-tests --bins)
     OCI_SUITE=$(suite oci)
     IMAGE_SUITE=$(suite image)
 }
@@ -56,7 +57,7 @@ stage_binaries() {
     strip -o "$stage/debug/deps/oci" "$OCI_SUITE"
     strip -o "$stage/debug/deps/image" "$IMAGE_SUITE"
     mkdir -p "$stage/server/debug"
-    for program in corten-cri registry mkimage cri-client; do strip -o "$stage/server/debug/$program" "$bin/$program"; done
+    for program in corten corten-cri corten-shim registry mkimage cri-client; do strip -o "$stage/server/debug/$program" "$bin/$program"; done
 }
 
 # Runs one guest with scripts; remembers what failed.
@@ -74,6 +75,13 @@ guest() {
     say "$name"
     "$REPO/hack/vm.sh" run -t 1500 -i "$stage/debug" -i "$REPO/tests/vm" "${options[@]}" "$REPO/tests/vm/round.sh" "$@" ||
         failed+=("$name: exit status $?")
+}
+
+# The server with everything it runs: AppArmor, and user namespaces on v2.
+confinement() {
+    say "the server, with systemd"
+    "$REPO/hack/vm.sh" run -s -t 600 -i "$stage/server/debug" -i "$REPO/tests/vm" "$REPO/tests/vm/round.sh" confinement.sh ||
+        failed+=("confinement.sh: exit status $?")
 }
 
 # Images across a power cut: the machine ends in the middle of a pull, and right after one, and starts again on its disk.
@@ -106,6 +114,7 @@ main() {
             guest "Linux 6.12 with systemd" -s "${ROUND[@]}"
             guest "Linux 6.12" "$SUITE" "$IMAGES"
             guest "Linux 6.1" -k bookworm "${OLD_ROUND[@]}"
+            confinement
             power_cut
             ;;
         all)
@@ -113,9 +122,11 @@ main() {
                 guest "everything with systemd, kernel of $kernel" -s -k "$kernel" "${SCRIPTS[@]}"
                 guest "the suites, kernel of $kernel" -k "$kernel" suite.sh "$IMAGES"
             done
+            confinement
             power_cut
             ;;
         power) power_cut ;;
+        confinement) confinement ;;
         *) guest "as asked" "$@" ;;
     esac
     printf '\n== virtual machine: %d s\n' "$((SECONDS - began))"

@@ -64,6 +64,8 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// The server's own log, on stderr.
     pub log: Log,
+    /// What a request gets that leaves its security out.
+    pub security: Security,
     /// Pod networks.
     pub cni: Cni,
     /// OCI runtimes by handler name.
@@ -84,6 +86,26 @@ pub struct Log {
     pub level: LogLevel,
     /// How a line looks.
     pub format: LogFormat,
+}
+
+/// What a request gets that leaves its security out. The kubelet's never do; other clients' may.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Security {
+    /// A container that lists neither masked nor read-only paths gets those of procMount Default.
+    pub mask_paths_by_default: bool,
+    /// The seccomp profile of containers and sandboxes that name none.
+    pub unset_seccomp_profile: UnsetSeccompProfile,
+}
+
+/// Profiles that need no name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnsetSeccompProfile {
+    /// None at all, as the CRI has it.
+    #[default]
+    Unconfined,
+    /// The one of ours.
+    RuntimeDefault,
 }
 
 /// Levels, most severe first.
@@ -186,6 +208,7 @@ impl Default for Config {
             cgroup_parent: "/corten".into(),
             netns_dir: "/run/netns".into(),
             log: Log::default(),
+            security: Security::default(),
             cni: Cni::default(),
             runtimes: BTreeMap::new(),
             pull: PullConfig::default(),

@@ -12,6 +12,7 @@
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
 //! linked: it is another process with a protocol of its own (`proto/shim/shim.proto`).
 
+mod apparmor;
 mod batches;
 pub mod cli;
 pub mod config;
@@ -28,6 +29,7 @@ pub mod network;
 pub mod node;
 pub mod oci;
 pub mod paths;
+pub mod pod_userns;
 pub mod record;
 pub mod recover;
 pub mod runtime_service;

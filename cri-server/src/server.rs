@@ -24,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::apparmor;
 use crate::config::Config;
 use crate::drop_in;
 use crate::image::snapshot::Snapshots;
@@ -65,6 +66,11 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     let (endpoint, import_dir) = (config.listen.clone(), config.import_dir());
     let node = Node::new(config, images.clone(), snapshots)?;
+    if node.host.apparmor
+        && let Err(error) = apparmor::load_default()
+    {
+        tracing::error!("AppArmor: {error:#}; containers that do not name another profile cannot be created");
+    }
     recover(&node).await?;
     teardown::resume(&node).await?;
     // Only now does every container hold its layers.
@@ -162,12 +168,16 @@ fn take_images(config: &Config) -> Result<Option<Flock<File>>> {
 }
 
 /// Makes a directory and its parents; it is 0700 afterwards, whatever it was before.
-fn private_directory(directory: &Path) -> Result<()> {
+fn private_directory(path: &Path) -> Result<()> {
+    directory(path, 0o700)
+}
+
+fn directory(path: &Path, mode: u32) -> Result<()> {
     let make = || {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
     };
-    make().with_context(|| format!("make {}", directory.display()))
+    make().with_context(|| format!("make {}", path.display()))
 }
 
 fn make_directories(paths: &Paths) -> Result<()> {
@@ -178,9 +188,10 @@ fn make_directories(paths: &Paths) -> Result<()> {
         paths.networks(),
         paths.sandboxes(),
         paths.bundles(),
-        paths.pause_rootfs(),
     ];
-    all.iter().try_for_each(|directory| private_directory(directory))
+    all.iter().try_for_each(|directory| private_directory(directory))?;
+    // The root directory of processes with any user, in any user namespace; what is above it is private.
+    directory(&paths.pause_rootfs(), 0o755)
 }
 
 /// The listening socket; its file goes with it.

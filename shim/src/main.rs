@@ -23,6 +23,7 @@ mod console;
 mod container;
 mod events;
 mod exits;
+mod hold;
 mod io;
 mod log;
 mod oom;
@@ -45,6 +46,7 @@ corten-shim: the supervisor of one pod; started by corten-cri with a listening s
   --pause-rootfs DIR   where the pause program is installed
   --call-timeout SEC   kill a call of the runtime after this long [120]
   --idle-timeout SEC   end after this long without a container and a client [60]
+  --hold user[,net]    instead of all that: make these namespaces and hold them until the end of the standard input
   --help  --version";
 
 /// The command line.
@@ -102,7 +104,7 @@ fn best_effort<T, E: std::fmt::Display>(step: &str, result: Result<T, E>) {
     }
 }
 
-/// Reads the command line; nothing is left to do where it asked for help or the version.
+/// Reads the command line; nothing is left to do where it asked for help, the version or to hold namespaces.
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
     use lexopt::Arg::Long;
     let (mut id, mut runtime, mut runtime_root, mut pause_rootfs) = (None, None, None, None);
@@ -119,6 +121,11 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
             Long("pause-rootfs") => pause_rootfs = Some(absolute("--pause-rootfs", parser.value()?)?),
             Long("call-timeout") => timeouts.call = Duration::from_secs(parser.value()?.parse()?),
             Long("idle-timeout") => timeouts.idle = Duration::from_secs(parser.value()?.parse()?),
+            Long("hold") => {
+                let kinds: String = parser.value()?.parse()?;
+                hold::run(&kinds)?;
+                return Ok(None);
+            }
             Long("help") => {
                 println!("{USAGE}");
                 return Ok(None);

@@ -1,7 +1,7 @@
 //! What bad input gets: a code, and a message that names field, value and rule; and nothing is created.
 
 use corten_proto::cri;
-use corten_tests::node::{BUSYBOX, Node};
+use corten_tests::node::Node;
 use corten_tests::pod::{Pod, container, image};
 use tonic::{Code, Status};
 
@@ -502,33 +502,4 @@ fn calls_in_the_wrong_state_are_refused_and_change_nothing() {
     let created = pod.create(container("created", &["true"]));
     let exec = node.cri.exec_sync(created.exec_request(&["true"], 1));
     assert_error("exec before the start", exec, Code::FailedPrecondition, &[&created.id]);
-}
-
-#[test]
-fn features_that_are_not_built_are_refused_not_ignored() {
-    let node = Node::start();
-    node.pull(BUSYBOX);
-    let mut config = node.pod_config("userns");
-    let namespaces = sandbox_security(&mut config).namespace_options.as_mut().unwrap();
-    let mapping = cri::IdMapping {
-        host_id: 65536,
-        container_id: 0,
-        length: 65536,
-    };
-    namespaces.userns_options = Some(cri::UserNamespace {
-        mode: cri::NamespaceMode::Pod.into(),
-        uids: vec![mapping],
-        gids: vec![mapping],
-    });
-    let request = cri::RunPodSandboxRequest {
-        config: Some(config),
-        runtime_handler: String::new(),
-    };
-    assert_error(
-        "user namespace",
-        node.cri.run_pod_sandbox(request),
-        Code::Unimplemented,
-        &["userns_options"],
-    );
-    node.assert_no_pods_left();
 }

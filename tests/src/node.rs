@@ -208,7 +208,8 @@ impl Node {
         fs::read_to_string(self.dir.path().join("cri.log")).unwrap_or_default()
     }
 
-    /// Files of the node's directories that belong to a pod or a container; none once all are removed.
+    /// Files of the node's directories that belong to a pod or a container; none once all are removed. The runtime's compiled
+    /// seccomp filters belong to nobody.
     pub fn pod_files(&self) -> Vec<String> {
         let dirs = [
             "lib/sandboxes",
@@ -221,7 +222,9 @@ impl Node {
         dirs.iter()
             .flat_map(|name| {
                 let entries = fs::read_dir(self.dir.path().join(name)).into_iter().flatten().flatten();
-                entries.map(|entry| format!("file {}", entry.path().display()))
+                entries
+                    .filter(|entry| entry.file_name() != "@seccomp")
+                    .map(|entry| format!("file {}", entry.path().display()))
             })
             .collect()
     }

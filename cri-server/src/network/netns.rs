@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use corten_proto::id::SandboxId;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 
 /// The namespace of the thread that asks, Linux 3.17.
@@ -21,6 +21,20 @@ const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Makes a network namespace with its loopback up and binds it at `directory`/`id`. Blocks.
 pub fn create(directory: &Path, id: &SandboxId) -> Result<PathBuf> {
+    pin(directory, id, || {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare CLONE_NEWNET")
+    })
+}
+
+/// The same with the namespace at `source`, which a user namespace may own. Blocks.
+pub fn adopt(directory: &Path, id: &SandboxId, source: &Path) -> Result<PathBuf> {
+    let namespace = fs::File::open(source).with_context(|| format!("open {}", source.display()))?;
+    pin(directory, id, || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).with_context(|| format!("setns {} CLONE_NEWNET", source.display()))
+    })
+}
+
+fn pin(directory: &Path, id: &SandboxId, enter: impl FnOnce() -> Result<()> + Send) -> Result<PathBuf> {
     let path = directory.join(id.as_str());
     fs::create_dir_all(directory).with_context(|| format!("mkdir {}", directory.display()))?;
     // Exclusive: whatever lies there belongs to someone.
@@ -33,7 +47,7 @@ pub fn create(directory: &Path, id: &SandboxId) -> Result<PathBuf> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("netns".into())
-            .spawn_scoped(scope, || populate(&path))
+            .spawn_scoped(scope, || populate(&path, enter))
             .context("start a thread for the network namespace")?;
         thread.join().expect("populate returns its errors")
     })?;
@@ -81,8 +95,8 @@ impl Drop for Undo<'_> {
 }
 
 /// Runs in the thread: leaves the server's network, brings up the new one's loopback, pins it.
-fn populate(path: &Path) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("unshare CLONE_NEWNET")?;
+fn populate(path: &Path, enter: impl FnOnce() -> Result<()>) -> Result<()> {
+    enter()?;
     loopback_up().context("bring up the loopback of a new network namespace")?;
     mount(Some(OWN), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .with_context(|| format!("bind {OWN} on {}", path.display()))

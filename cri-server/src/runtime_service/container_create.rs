@@ -1,7 +1,8 @@
 //! CreateContainer: from a request to a container whose init waits for the start.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use corten_proto::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, CreateContainerResponse, LinuxContainerUser,
-    NamespaceMode, NamespaceOption,
 };
 use corten_proto::exit::ExitRecord;
 use corten_proto::id::ContainerId;
@@ -19,6 +19,7 @@ use corten_proto::shim::Create;
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
+use super::container_namespaces::user_namespace;
 use super::image_volumes::{VolumeImages, all_layers};
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
@@ -29,7 +30,7 @@ use crate::node::{Node, blocking, new_id};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
 use crate::sandbox::Sandbox;
-use crate::spec::{self, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
+use crate::spec::{self, Confinement, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
 use crate::stage::{Patience, stage};
 use crate::tree;
 
@@ -42,7 +43,10 @@ struct Plan {
     config: ContainerConfig,
     sandbox: Arc<Sandbox>,
     infra_pid: i32,
-    target_pid: Option<i32>,
+    /// The pid namespace of another container that is to be shared.
+    target: Option<File>,
+    /// The user namespace whose ids the container's files have; none for the node's.
+    user_namespace: Option<Arc<File>>,
     image: Arc<Image>,
     /// The images of the mounts that are image volumes, by their place in the request.
     volumes: VolumeImages,
@@ -142,7 +146,8 @@ impl Node {
         Ok(Plan {
             id: new_id()?,
             infra_pid: pid,
-            target_pid: self.target_pid(&sandbox, &config)?,
+            target: self.target(&sandbox, &config)?,
+            user_namespace: user_namespace(&sandbox, pid)?,
             lease: self.images.lease(&all_layers(&image, &volumes))?,
             stop_signal: stop_signal::effective(config.stop_signal, image_signal)?,
             image,
@@ -181,38 +186,20 @@ impl Node {
         }
     }
 
-    /// The pid of the container whose pid namespace is to be shared.
-    fn target_pid(&self, sandbox: &Sandbox, config: &ContainerConfig) -> Result<Option<i32>, Error> {
-        let options = namespace_options(config);
-        if options.pid() != NamespaceMode::Target {
-            return Ok(None);
-        }
-        const FIELD: &str = "linux.security_context.namespace_options.target_id";
-        let target = self.container(&options.target_id)?;
-        if target.metadata.sandbox != *sandbox.id() {
-            return Err(Error::invalid(
-                FIELD,
-                options.target_id,
-                "must be a container of the same pod",
-            ));
-        }
-        match target.status() {
-            Status::Running { pid, .. } => Ok(Some(pid)),
-            _ => Err(Error::invalid(FIELD, options.target_id, "must be a running container")),
-        }
-    }
-
     /// Makes the container: every step's leftovers are undone by [`Node::discard_container`].
-    async fn build_container(&self, plan: Plan) -> Result<(), Error> {
+    async fn build_container(self: &Arc<Self>, plan: Plan) -> Result<(), Error> {
         let (paths, snapshots) = (self.paths.clone(), self.snapshots.clone());
         let (image, id) = (plan.image.clone(), plan.id.clone());
+        let mapped = plan.user_namespace.clone();
         {
             let _stage = stage(|| "the root filesystem".to_owned());
-            blocking(move || make_directories(&paths, &snapshots, &image, &id)).await?;
+            blocking(move || make_directories(&paths, &snapshots, &image, &id, mapped.as_deref())).await?;
         }
-        let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes).await?;
+        let mapped = plan.user_namespace.clone();
+        let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes, mapped).await?;
         let (user, sources) = self.look_inside(&plan, volumes).await?;
-        let spec = self.container_spec(&plan, &user, &sources)?;
+        let confinement = self.confinement(&plan.config).await?;
+        let spec = self.container_spec(&plan, &user, &sources, &confinement)?;
         let path = self.paths.bundle(&plan.id).join("config.json");
         blocking(move || write(&path, &spec)).await?;
         let create = self.shim_create(&plan);
@@ -282,12 +269,28 @@ impl Node {
         Ok(found??)
     }
 
-    fn container_spec(&self, plan: &Plan, user: &User, sources: &Sources) -> Result<Spec, Error> {
+    /// Reads the profiles that the container asks for.
+    async fn confinement(self: &Arc<Self>, config: &ContainerConfig) -> Result<Confinement, Error> {
+        let (node, config) = (self.clone(), config.clone());
+        // Two results: the inner one keeps the kind of the refusal.
+        let read = move || Ok(Confinement::of_container(&config, &node.host, &node.config.security));
+        Ok(blocking(read).await??)
+    }
+
+    fn container_spec(
+        &self,
+        plan: &Plan,
+        user: &User,
+        sources: &Sources,
+        confinement: &Confinement,
+    ) -> Result<Spec, Error> {
         let bundle = self.paths.bundle(&plan.id);
         let sandbox = &plan.sandbox.metadata;
         let image = plan.config.image.clone().unwrap_or_default();
         let asked = [&image.user_specified_image, &image.image];
         let hostname = super::sandbox_run::hostname(&sandbox.config);
+        let target = plan.target.as_ref();
+        let target = target.map(|file| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())));
         Ok(spec::container(&ContainerSpecInput {
             id: &plan.id,
             sandbox_id: &sandbox.id,
@@ -302,10 +305,12 @@ impl Node {
             sandbox_dir: &self.paths.sandbox(&sandbox.id),
             hostname: &hostname,
             infra_pid: plan.infra_pid,
-            target_pid: plan.target_pid,
+            target_pid_namespace: target.as_deref(),
             user,
             cgroups_path: &self.cgroups_path(&sandbox.config, &plan.id)?,
             sources,
+            confinement,
+            security: &self.config.security,
             host: &self.host,
         })?)
     }
@@ -397,7 +402,13 @@ impl Node {
 }
 
 /// The directories of a container, with its root filesystem mounted.
-fn make_directories(paths: &Paths, snapshots: &Snapshots, image: &Image, id: &ContainerId) -> Result<()> {
+fn make_directories(
+    paths: &Paths,
+    snapshots: &Snapshots,
+    image: &Image,
+    id: &ContainerId,
+    user_namespace: Option<&File>,
+) -> Result<()> {
     let (directory, bundle) = (paths.container(id), paths.bundle(id));
     for path in [&directory, &bundle, &bundle.join("rootfs")] {
         fs::DirBuilder::new()
@@ -409,8 +420,7 @@ fn make_directories(paths: &Paths, snapshots: &Snapshots, image: &Image, id: &Co
         layers: &image.layers,
         dir: &directory,
         target: &bundle.join("rootfs"),
-        // Pods with user namespaces are refused (`spec::check_sandbox`).
-        user_namespace: None,
+        user_namespace: user_namespace.map(File::as_fd),
     };
     snapshots
         .mount(&root)
@@ -430,14 +440,6 @@ fn check(config: &ContainerConfig) -> Result<&ContainerMetadata, Error> {
         Ok(_) => Ok(metadata),
         Err(rule) => Err(Error::invalid("log_path", &config.log_path, rule)),
     }
-}
-
-fn namespace_options(config: &ContainerConfig) -> NamespaceOption {
-    let linux = config.linux.as_ref();
-    linux
-        .and_then(|linux| linux.security_context.as_ref())
-        .and_then(|security| security.namespace_options.clone())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! goes with the container. Every failure begins with `ImageVolumeMountFailed`, which the kubelet looks for.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,12 +35,13 @@ impl Node {
         Ok(images)
     }
 
-    /// Mounts the image volumes of container `id`; what to bind for each.
+    /// Mounts the image volumes of container `id`, with the ids of its user namespace; what to bind for each.
     pub(super) async fn make_volumes(
         &self,
         id: &ContainerId,
         config: &ContainerConfig,
         images: &VolumeImages,
+        user_namespace: Option<Arc<File>>,
     ) -> Result<BTreeMap<usize, PathBuf>, Error> {
         if images.is_empty() {
             return Ok(BTreeMap::new());
@@ -55,8 +58,7 @@ impl Node {
                     layers: &image.layers,
                     dir: &directory.join(index.to_string()),
                     sub_path: &sub_path,
-                    // Pods with user namespaces are refused (`spec::check_sandbox`).
-                    user_namespace: None,
+                    user_namespace: user_namespace.as_deref().map(File::as_fd),
                 };
                 let view = snapshots.view(&volume);
                 view.map(|path| (index, path))

@@ -20,6 +20,7 @@
 mod container_create;
 mod container_events;
 mod container_exec;
+mod container_namespaces;
 mod container_remove;
 mod container_start;
 mod container_status;

@@ -4,7 +4,7 @@
 //! (`sandbox_remove`): every undo step takes what is there and passes over what is not.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,15 +15,18 @@ use corten_proto::cri::{
 use corten_proto::id::{ContainerId, SandboxId};
 use corten_proto::shim::Create;
 use nix::mount::{MsFlags, mount};
+use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
 use crate::error::Error;
 use crate::network::{Bandwidth, PodNetwork, dns, netns};
 use crate::node::{Node, blocking, new_id, sandbox_key};
+use crate::pod_userns::Holder;
 use crate::record::{replace, write};
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{ConnectError, Launch, Shim, launch};
-use crate::spec::{self, SandboxSpecInput};
+use crate::spec::user_namespace::{self, IdMap};
+use crate::spec::{self, Confinement, SandboxSpecInput};
 use crate::stage::{Patience, stage};
 
 /// What mounts the pod's shared memory with: 64 MiB, as everywhere in the field.
@@ -95,7 +98,7 @@ impl Node {
         let prepared = self.prepare(&mut metadata).await;
         let sandbox = Sandbox::new(metadata, Status::Starting, None);
         let started = match prepared {
-            Ok(()) => self.start_infra(&sandbox).await,
+            Ok(holder) => self.start_infra(&sandbox, holder).await,
             Err(error) => Err(error),
         };
         match started {
@@ -111,7 +114,8 @@ impl Node {
     }
 
     /// Everything that comes before the first process: directories, network, files, shared memory.
-    async fn prepare(&self, metadata: &mut Metadata) -> Result<(), Error> {
+    /// The result holds the pod's user namespace until the first process has joined it.
+    async fn prepare(&self, metadata: &mut Metadata) -> Result<Option<Holder>, Error> {
         let directory = self.paths.sandbox(&metadata.id);
         blocking(move || make_directory(&directory)).await?;
         if !metadata.host_network() {
@@ -120,9 +124,10 @@ impl Node {
         // The record comes first: what a crash leaves from here on is found by it and undone.
         let path = self.paths.sandbox_record(&metadata.id);
         self.write_record(path.clone(), metadata, &Status::Starting).await?;
+        let map = spec::user_namespace_of(&metadata.config)?;
+        let holder = self.hold_user_namespace(map, metadata).await?;
         if let Some(network) = pod_network(metadata) {
-            let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
-            blocking(move || netns::create(&netns_dir, &id)).await?;
+            self.make_netns(&metadata.id, holder.as_ref()).await?;
             let _stage = stage(|| "set up the pod's network".to_owned());
             let attachment = self.cni.add(&network).await;
             metadata.network = Some(attachment.context("set up the pod's network")?);
@@ -131,24 +136,38 @@ impl Node {
         }
         let directory = self.paths.sandbox(&metadata.id);
         let (config, host_ipc) = (metadata.config.clone(), ipc_of_node(metadata));
-        blocking(move || make_files(&directory, &config, host_ipc)).await?;
-        Ok(())
+        blocking(move || make_files(&directory, &config, host_ipc, map)).await?;
+        Ok(holder)
+    }
+
+    /// The user namespace of a pod with ids of its own, with the network namespace that it is to own.
+    async fn hold_user_namespace(&self, map: Option<IdMap>, metadata: &Metadata) -> Result<Option<Holder>, Error> {
+        let Some(map) = map else {
+            return Ok(None);
+        };
+        user_namespace::check_node(&self.host)?;
+        let (shim, network) = (self.config.shim(), !metadata.host_network());
+        Ok(blocking(move || Holder::start(&shim, map, network).map(Some)).await?)
+    }
+
+    async fn make_netns(&self, id: &SandboxId, holder: Option<&Holder>) -> Result<()> {
+        let (netns_dir, id) = (self.config.netns_dir.clone(), id.clone());
+        let held = holder.map(|holder| holder.path("net"));
+        blocking(move || match held {
+            Some(held) => netns::adopt(&netns_dir, &id, &held),
+            None => netns::create(&netns_dir, &id),
+        })
+        .await
+        .map(drop)
     }
 
     /// Shim and infra container, then the record that says ready.
-    async fn start_infra(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    async fn start_infra(self: &Arc<Self>, sandbox: &Arc<Sandbox>, holder: Option<Holder>) -> Result<(), Error> {
         let shim = self.start_shim(sandbox).await?;
         sandbox.set_shim(Some(shim.clone()));
         let id = sandbox.id();
         let directory = self.paths.sandbox(id);
-        let spec = spec::sandbox(&SandboxSpecInput {
-            id,
-            config: &sandbox.metadata.config,
-            rootfs: &self.paths.pause_rootfs(),
-            netns: sandbox.metadata.netns.as_deref(),
-            cgroups_path: &self.cgroups_path(&sandbox.metadata.config, id)?,
-            host: &self.host,
-        })?;
+        let spec = self.infra_spec(&sandbox.metadata, holder.as_ref()).await?;
         let path = directory.join("config.json");
         blocking(move || write(&path, &spec)).await?;
         let create = Create {
@@ -159,11 +178,30 @@ impl Node {
         };
         let _stage = stage(|| "the infra container".to_owned());
         let pid = shim.create(create).await.context("create the infra container")?;
+        // From here the infra container holds the user namespace.
+        drop(holder);
         shim.start(id).await.context("start the infra container")?;
         match self.sandbox_started(sandbox, pid).await? {
             Status::Ready { .. } => Ok(()),
             _ => Err(Error::Failed(anyhow::anyhow!("the infra container ended at once"))),
         }
+    }
+
+    async fn infra_spec(self: &Arc<Self>, metadata: &Metadata, holder: Option<&Holder>) -> Result<Spec, Error> {
+        let (node, config) = (self.clone(), metadata.config.clone());
+        let read = move || Ok(Confinement::of_sandbox(&config, &node.host, &node.config.security));
+        // Two results: the inner one keeps the kind of the refusal.
+        let confinement = blocking(read).await??;
+        Ok(spec::sandbox(&SandboxSpecInput {
+            id: &metadata.id,
+            config: &metadata.config,
+            rootfs: &self.paths.pause_rootfs(),
+            netns: metadata.netns.as_deref(),
+            user_namespace: holder.map(|holder| holder.path("user")).as_deref(),
+            confinement: &confinement,
+            cgroups_path: &self.cgroups_path(&metadata.config, &metadata.id)?,
+            host: &self.host,
+        })?)
     }
 
     /// Starts the shim, connects to it and has it supervised.
@@ -288,20 +326,32 @@ fn make_directory(directory: &Path) -> Result<()> {
         .with_context(|| format!("make {}", directory.display()))
 }
 
-/// The files that the pod's containers share, and its shared memory.
-fn make_files(directory: &Path, config: &PodSandboxConfig, host_ipc: bool) -> Result<()> {
+/// The files that the pod's containers share, and its shared memory. In a pod with ids of its own they are its root's.
+fn make_files(directory: &Path, config: &PodSandboxConfig, host_ipc: bool, map: Option<IdMap>) -> Result<()> {
     let host = read_if_there(Path::new(dns::HOST_RESOLV_CONF))?;
     let resolv_conf = dns::resolv_conf(config.dns_config.as_ref(), &host)?;
-    replace(&directory.join("resolv.conf"), resolv_conf.as_bytes(), 0o644)?;
     let hostname = dns::hostname_file(&hostname(config));
-    replace(&directory.join("hostname"), hostname.as_bytes(), 0o644)?;
+    for (name, content) in [
+        ("resolv.conf", resolv_conf.as_bytes()),
+        ("hostname", hostname.as_bytes()),
+    ] {
+        let path = directory.join(name);
+        replace(&path, content, 0o644)?;
+        if let Some(map) = map {
+            chown(&path, Some(map.uid), Some(map.gid)).with_context(|| format!("chown {}", path.display()))?;
+        }
+    }
     if host_ipc {
         return Ok(());
     }
     let shm = directory.join("shm");
     make_directory(&shm)?;
+    let options = match map {
+        Some(map) => format!("{SHM_OPTIONS},uid={},gid={}", map.uid, map.gid),
+        None => SHM_OPTIONS.to_owned(),
+    };
     let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
+    mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
         .with_context(|| format!("mount a tmpfs on {}", shm.display()))
 }
 

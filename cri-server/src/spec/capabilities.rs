@@ -105,11 +105,22 @@ pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
 /// Inheritable stays empty (CVE-2022-24769), except for what is asked for as ambient, which the kernel takes only from
 /// there. Default capabilities that the node itself lacks are left out; those asked for by name are refused.
 pub(super) fn of(config: &ContainerConfig, host: &Host) -> Result<LinuxCapabilities, SpecError> {
+    let set = bounding(config, host)?;
+    // A privileged container has the node's, whatever it names; none of them ambient (CVE-2018-1000400).
+    let ambient = match security::is_privileged(config) {
+        true => BTreeSet::new(),
+        false => Request::parse(config)?.ambient.intersection(&set).copied().collect(),
+    };
+    Ok(sets(&to_oci_set(&set), &to_oci_set(&ambient)))
+}
+
+/// The capabilities that the container's processes may ever have.
+pub(super) fn bounding(config: &ContainerConfig, host: &Host) -> Result<BTreeSet<CapabilityName>, SpecError> {
+    let all = &host.capabilities;
     if security::is_privileged(config) {
-        return Ok(sets(&host.oci_capabilities(), &HashSet::new()));
+        return Ok(all.clone());
     }
     let request = Request::parse(config)?;
-    let all = &host.capabilities;
     let mut set: BTreeSet<CapabilityName> = DEFAULT.iter().copied().filter(|name| all.contains(name)).collect();
     if request.add_all {
         set.clone_from(all);
@@ -127,8 +138,7 @@ pub(super) fn of(config: &ContainerConfig, host: &Host) -> Result<LinuxCapabilit
     for name in &request.drop {
         set.remove(name);
     }
-    let ambient: BTreeSet<_> = request.ambient.intersection(&set).copied().collect();
-    Ok(sets(&to_oci_set(&set), &to_oci_set(&ambient)))
+    Ok(set)
 }
 
 fn to_oci_set(names: &BTreeSet<CapabilityName>) -> HashSet<Capability> {

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 
 use super::{
     ContainerSpecInput, OCI_VERSION, SpecError, User, capabilities, devices, mounts, namespaces, process, resources,
-    security, stop_signal, unsupported, user,
+    security, stop_signal, unsupported, user, user_namespace,
 };
 
 /// Refuses everything that the request alone shows to be wrong or not built. `sandbox` is the configuration the
@@ -29,6 +29,7 @@ pub fn check_container(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> 
 
 /// The spec of a container whose request [`check_container`] has let pass.
 pub fn container(input: &ContainerSpecInput<'_>) -> Result<Spec, SpecError> {
+    check_node(input)?;
     let mut spec = Spec::default();
     spec.set_version(OCI_VERSION.to_owned())
         .set_hostname(None)
@@ -38,6 +39,14 @@ pub fn container(input: &ContainerSpecInput<'_>) -> Result<Spec, SpecError> {
         .set_linux(Some(linux(input)?))
         .set_annotations(Some(annotations(input)));
     Ok(spec)
+}
+
+/// Refuses what only this node shows to be impossible.
+fn check_node(input: &ContainerSpecInput<'_>) -> Result<(), SpecError> {
+    let of_container = security::context(input.config).and_then(|it| it.selinux_options.as_ref());
+    let of_sandbox = security::sandbox_context(input.sandbox_config).and_then(|it| it.selinux_options.as_ref());
+    security::check_selinux([of_container, of_sandbox], input.host)?;
+    user_namespace::check_user(namespaces::user_namespace(input.sandbox_config)?, input.user)
 }
 
 fn root(input: &ContainerSpecInput<'_>) -> Root {
@@ -62,7 +71,9 @@ fn process(input: &ContainerSpecInput<'_>) -> Result<Process, SpecError> {
         .build()
         .expect("every field of the builder has a default");
     // oci-spec's default would set one; a container inherits the node's, as with the peers.
-    process.set_rlimits(None);
+    process
+        .set_rlimits(None)
+        .set_apparmor_profile(input.confinement.apparmor.clone());
     Ok(process)
 }
 
@@ -87,21 +98,13 @@ fn linux(input: &ContainerSpecInput<'_>) -> Result<Linux, SpecError> {
         .devices(devices::nodes(input.sources))
         .build()
         .expect("every field of the builder has a default");
-    let (masked, readonly) = hidden_paths(config);
+    let (masked, readonly) = security::hidden_paths(config, input.security);
     linux
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
+        .set_seccomp(input.confinement.seccomp.clone())
         .set_rootfs_propagation(mounts::rootfs_propagation(config).map(str::to_owned));
     Ok(linux)
-}
-
-/// The paths exactly as the request lists them: a kubelet sends the defaults, or nothing for procMount Unmasked, and
-/// the two cannot be told from a client that forgot. A privileged container has none.
-fn hidden_paths(config: &ContainerConfig) -> (Vec<String>, Vec<String>) {
-    match security::context(config) {
-        Some(context) if !context.privileged => (context.masked_paths.clone(), context.readonly_paths.clone()),
-        _ => (Vec::new(), Vec::new()),
-    }
 }
 
 /// What tools that look at OCI specs know containers of Kubernetes by; containerd's names, which are the field's.

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use corten_proto::cri::{ContainerConfig, Device, Mount};
-use oci_spec::runtime::{Capability, LinuxDeviceType};
+use oci_spec::runtime::LinuxDeviceType;
 
 use super::mountinfo::{self, Propagation};
 use super::{SpecError, capabilities, security};
@@ -34,8 +34,12 @@ pub struct Host {
     pub oom_score_adj_floor: i32,
     /// The kernel can make a whole tree of mounts read-only (mount_setattr, Linux 5.12).
     pub recursive_read_only: bool,
+    /// Pods can have user namespaces: the node allows them, and overlayfs takes layers with mapped ids (Linux 5.19).
+    pub user_namespaces: bool,
     /// SELinux is enabled.
     pub selinux: bool,
+    /// AppArmor is enabled, and profiles can be loaded.
+    pub apparmor: bool,
 }
 
 /// A capability by its kernel name, `CAP_CHOWN`; ordered, which oci-spec's type is not.
@@ -93,16 +97,10 @@ impl Host {
             swap_limit: has_swap_limit(cgroup_v2),
             oom_score_adj_floor: if can_lower { -1000 } else { own },
             recursive_read_only: kernel_at_least(5, 12),
+            user_namespaces: kernel_at_least(5, 19) && has_user_namespaces(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            apparmor: crate::apparmor::is_enabled(),
         })
-    }
-
-    /// The capabilities as oci-spec's type.
-    pub(super) fn oci_capabilities(&self) -> std::collections::HashSet<Capability> {
-        self.capabilities
-            .iter()
-            .filter_map(|name| capabilities::to_oci(name))
-            .collect()
     }
 }
 
@@ -264,6 +262,11 @@ fn is_cgroup_v2() -> bool {
     rustix::fs::statfs(CGROUP_ROOT).is_ok_and(|fs| fs.f_type == nix::sys::statfs::CGROUP2_SUPER_MAGIC.0)
 }
 
+/// The kernel has the file if it has the namespaces.
+fn has_user_namespaces() -> bool {
+    read_text("/proc/sys/user/max_user_namespaces").is_ok_and(|limit| limit.trim() != "0")
+}
+
 /// The running kernel's version is `major.minor` or later.
 /// Whether the kernel is this version or a later one.
 pub(crate) fn kernel_at_least(major: u32, minor: u32) -> bool {
@@ -301,7 +304,9 @@ pub(super) mod tests {
             swap_limit: true,
             oom_score_adj_floor: 0,
             recursive_read_only: true,
+            user_namespaces: true,
             selinux: false,
+            apparmor: false,
         }
     }
 

@@ -15,16 +15,18 @@
 //! |---|---|
 //! | `unsupported` | the refusals of what is not built |
 //! | `process` | args, env, cwd |
-//! | `capabilities` `security` | capability sets; privileged, masks, seccomp and LSM fields |
-//! | `namespaces` | which namespaces are new, joined or the node's |
+//! | `capabilities` `security` | capability sets; privileged, masked paths, SELinux |
+//! | `profile` `seccomp` `confinement` | profiles as asked for; filters and their data; what comes of them on this node |
+//! | `namespaces` `user_namespace` | which namespaces are new, joined or the node's; the pod's ids |
 //! | `mounts` | the mount list and its order |
 //! | `devices` | device nodes and the device cgroup's rules |
 //! | `resources` | cgroup limits, oom_score_adj, the cgroup's path |
-//! | `host` | what the node looks like; the only module here, with `user`, that reads it |
+//! | `host` | what the node looks like; with `user` and `confinement` the only modules here that read it |
 //! | `user` | uid, gid and groups out of the image's files |
 //! | `stop_signal` | CRI's and the image's signal names to numbers |
 
 mod capabilities;
+mod confinement;
 mod container;
 mod devices;
 mod error;
@@ -33,8 +35,10 @@ mod mountinfo;
 mod mounts;
 mod namespaces;
 mod process;
+mod profile;
 mod resources;
 mod sandbox;
+mod seccomp;
 mod security;
 pub mod stop_signal;
 mod sysctl;
@@ -42,6 +46,7 @@ mod sysctl;
 mod tests;
 mod unsupported;
 pub mod user;
+pub mod user_namespace;
 
 use std::path::{Path, PathBuf};
 
@@ -49,13 +54,17 @@ use corten_proto::cri::{ContainerConfig, PodSandboxConfig};
 use corten_proto::id::{ContainerId, SandboxId};
 use oci_spec::image::ImageConfiguration;
 
+pub use confinement::Confinement;
 pub use container::{check_container, container};
 pub use error::{Kind, SpecError};
 pub(crate) use host::kernel_at_least;
 pub use host::{CapabilityName, Host, HostDevice, MountSource, Sources};
+pub use namespaces::user_namespace as user_namespace_of;
 pub use resources::cgroups_path;
 pub use sandbox::{check_sandbox, sandbox};
 pub use user::User;
+
+use crate::config::Security;
 
 /// OCI runtime-spec version written into every config.json: what runc 1.1 still takes.
 const OCI_VERSION: &str = "1.0.2";
@@ -71,6 +80,10 @@ pub struct SandboxSpecInput<'a> {
     pub rootfs: &'a Path,
     /// Network namespace to join; required unless the sandbox's network is the node's.
     pub netns: Option<&'a Path>,
+    /// User namespace to join; required where the sandbox has its own.
+    pub user_namespace: Option<&'a Path>,
+    /// What the pause program is confined by.
+    pub confinement: &'a Confinement,
     /// See [`cgroups_path`].
     pub cgroups_path: &'a Path,
     /// The node.
@@ -100,14 +113,18 @@ pub struct ContainerSpecInput<'a> {
     pub hostname: &'a str,
     /// Host pid of the sandbox's infra container, whose namespaces are joined.
     pub infra_pid: i32,
-    /// Host pid of the running container that `namespace_options.target_id` names; required for pid mode TARGET.
-    pub target_pid: Option<i32>,
+    /// Pid namespace of the container that `namespace_options.target_id` names; required for pid mode TARGET.
+    pub target_pid_namespace: Option<&'a Path>,
     /// The resolved user.
     pub user: &'a User,
     /// See [`cgroups_path`].
     pub cgroups_path: &'a Path,
     /// The node's side of the request's mounts and devices.
     pub sources: &'a Sources,
+    /// What its process is confined by.
+    pub confinement: &'a Confinement,
+    /// What it gets where the request says nothing.
+    pub security: &'a Security,
     /// The node.
     pub host: &'a Host,
 }

@@ -184,6 +184,10 @@ fn defaults(input: &ContainerSpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
     };
     let file = |name: &str| input.sandbox_dir.join(name);
     let mut mounts = kernel_filesystems(system);
+    if modes.user.is_some() && modes.has_node_network() {
+        mounts.retain(|mount| mount.destination() != Path::new("/sys"));
+        mounts.push(node_sys());
+    }
     mounts.extend([
         bind(&shm, Path::new("/dev/shm"), &["rprivate", "rw"]),
         bind(&file("hostname"), Path::new("/etc/hostname"), &["rprivate", access]),
@@ -216,6 +220,13 @@ fn kernel_filesystems(system: &str) -> Vec<Mount> {
             &["nosuid", "noexec", "nodev", "relatime", system],
         ),
     ]
+}
+
+/// The node's `/sys`, for a pod with the node's network and a user namespace of its own: nobody but the network's owner may
+/// mount one. With all that is mounted below read-only too, as only the node's root may change it (KEP-5607).
+fn node_sys() -> Mount {
+    let options = &["rprivate", "rro", "rnosuid", "rnodev", "rnoexec"];
+    bind(Path::new("/sys"), Path::new("/sys"), options)
 }
 
 /// The two filesystems the infra container has: no more, for each costs every pod a mount.

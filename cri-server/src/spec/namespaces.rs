@@ -8,16 +8,21 @@
 //! | pid CONTAINER | new | new |
 //! | pid TARGET | (refused) | joins the target's |
 //! | mount, and cgroup on v2 | new | new |
+//! | user, where the pod has its own | joins the sandbox's, made before it | join the infra container's |
 //! | NODE | none | none; only where the sandbox has it too |
 //!
 //! The node's network brings the node's uts namespace with it: a hostname of its own would not be the one its
-//! addresses resolve to. User namespaces are not built: `userns_options` other than NODE is refused.
+//! addresses resolve to.
+//!
+//! A pod's user namespace owns its other ones: the network namespace is made in it (`pod_userns`), and the infra container
+//! joins it before it makes uts, ipc and pid. A container that names no user namespace has the pod's.
 
 use std::path::{Path, PathBuf};
 
 use corten_proto::cri::{ContainerConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
 
+use super::user_namespace::{self, IdMap};
 use super::{ContainerSpecInput, SandboxSpecInput, SpecError, security};
 
 const OPTIONS: &str = "linux.security_context.namespace_options";
@@ -31,6 +36,8 @@ pub(super) struct Modes {
     pub(super) pid: NamespaceMode,
     /// POD or NODE.
     pub(super) ipc: NamespaceMode,
+    /// The pod's own ids; none with the node's user namespace.
+    pub(super) user: Option<IdMap>,
 }
 
 impl Modes {
@@ -42,12 +49,12 @@ impl Modes {
     fn parse(options: Option<&NamespaceOption>) -> Result<Modes, SpecError> {
         let default = NamespaceOption::default();
         let options = options.unwrap_or(&default);
-        check_userns(options)?;
         let own = [NamespaceMode::Pod, NamespaceMode::Node];
         Ok(Modes {
             network: mode("network", options.network, &own)?,
             ipc: mode("ipc", options.ipc, &own)?,
             pid: mode("pid", options.pid, &ALL_MODES)?,
+            user: user_namespace::parse(options.userns_options.as_ref())?,
         })
     }
 }
@@ -66,6 +73,11 @@ pub(super) fn of_sandbox(config: &PodSandboxConfig) -> Result<Modes, SpecError> 
     if modes.pid == NamespaceMode::Target {
         let rule = "a sandbox has no container to target yet: POD, CONTAINER or NODE";
         return Err(SpecError::invalid(format!("{OPTIONS}.pid"), "TARGET", rule));
+    }
+    if modes.pid == NamespaceMode::Node && modes.user.is_some() {
+        // Nobody but the pid namespace's owner may mount its procfs.
+        let rule = "excludes userns_options POD: the pod's root may not see the node's processes";
+        return Err(SpecError::invalid(format!("{OPTIONS}.pid"), "NODE", rule));
     }
     Ok(modes)
 }
@@ -91,31 +103,26 @@ pub(super) fn of_container(config: &ContainerConfig, sandbox: &PodSandboxConfig)
         let rule = "pid mode TARGET needs the id of a running container of the pod";
         return Err(SpecError::invalid(format!("{OPTIONS}.target_id"), target, rule));
     }
+    let own_user = options.and_then(|it| it.userns_options.as_ref());
+    if own_user.is_some() && modes.user != outer.user {
+        let rule = "must be the same as the sandbox's";
+        return Err(SpecError::invalid(
+            format!("{OPTIONS}.userns_options"),
+            format!("{:?}", modes.user),
+            rule,
+        ));
+    }
     Ok(Modes {
         network: outer.network,
         ipc: outer.ipc,
+        user: outer.user,
         ..modes
     })
 }
 
-/// Only the node's user namespace is built. An absent message means that too, whatever its default mode says: the
-/// kubelet and both peers read it so.
-fn check_userns(options: &NamespaceOption) -> Result<(), SpecError> {
-    let Some(userns) = &options.userns_options else {
-        return Ok(());
-    };
-    let field = format!("{OPTIONS}.userns_options.mode");
-    match NamespaceMode::try_from(userns.mode) {
-        Ok(NamespaceMode::Node) if userns.uids.is_empty() && userns.gids.is_empty() => Ok(()),
-        Ok(NamespaceMode::Node) => Err(SpecError::invalid(field, "NODE", "excludes uid and gid mappings")),
-        Ok(NamespaceMode::Pod) => Err(SpecError::unimplemented(
-            field,
-            "POD",
-            "user namespaces are not supported yet",
-        )),
-        Ok(other) => Err(SpecError::invalid(field, other.as_str_name(), "must be POD or NODE")),
-        Err(_unknown) => Err(SpecError::invalid(field, userns.mode, "must be POD or NODE")),
-    }
+/// The ids of a sandbox and everything in it.
+pub fn user_namespace(sandbox: &PodSandboxConfig) -> Result<Option<IdMap>, SpecError> {
+    of_sandbox(sandbox).map(|modes| modes.user)
 }
 
 fn mode(name: &str, value: i32, allowed: &[NamespaceMode]) -> Result<NamespaceMode, SpecError> {
@@ -132,6 +139,12 @@ fn mode(name: &str, value: i32, allowed: &[NamespaceMode]) -> Result<NamespaceMo
 pub(super) fn infra(input: &SandboxSpecInput<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     let modes = of_sandbox(input.config)?;
     let mut list = vec![new(LinuxNamespaceType::Mount)];
+    if modes.user.is_some() {
+        let path = input
+            .user_namespace
+            .expect("a sandbox with ids of its own has a user namespace by now");
+        list.push(join(LinuxNamespaceType::User, path));
+    }
     if !modes.has_node_network() {
         let path = input
             .netns
@@ -153,6 +166,9 @@ pub(super) fn member(input: &ContainerSpecInput<'_>) -> Result<Vec<LinuxNamespac
     let modes = of_container(input.config, input.sandbox_config)?;
     let infra = |name: &str| namespace_of(input.infra_pid, name);
     let mut list = vec![new(LinuxNamespaceType::Mount)];
+    if modes.user.is_some() {
+        list.push(join(LinuxNamespaceType::User, &infra("user")));
+    }
     if !modes.has_node_network() {
         list.push(join(LinuxNamespaceType::Network, &infra("net")));
         list.push(join(LinuxNamespaceType::Uts, &infra("uts")));
@@ -167,8 +183,8 @@ pub(super) fn member(input: &ContainerSpecInput<'_>) -> Result<Vec<LinuxNamespac
         NamespaceMode::Pod if is_node_pid(input.sandbox_config)? => {}
         NamespaceMode::Pod => list.push(join(pid, &infra("pid"))),
         NamespaceMode::Target => {
-            let target = input.target_pid.expect("the target of pid mode TARGET was looked up");
-            list.push(join(pid, &namespace_of(target, "pid")));
+            let target = input.target_pid_namespace;
+            list.push(join(pid, target.expect("the target of pid mode TARGET was looked up")));
         }
     }
     // On v1 the field leaves the hierarchy's real paths visible, and cgroup mounts of containers rely on it.
@@ -241,28 +257,75 @@ mod tests {
 
     #[test]
     fn user_namespaces() {
-        use super::super::Kind;
-        let mapping = IdMapping {
-            host_id: 65536,
+        let map = |host_id| IdMapping {
+            host_id,
             container_id: 0,
             length: 65536,
         };
-        let userns = |mode: NamespaceMode, mapped: bool| {
-            let maps = if mapped { vec![mapping] } else { Vec::new() };
-            let userns = UserNamespace {
-                mode: mode.into(),
-                uids: maps.clone(),
-                gids: maps,
-            };
-            let options = NamespaceOption {
-                userns_options: Some(userns),
-                ..Default::default()
-            };
-            Modes::parse(Some(&options)).err().map(|error| error.kind)
+        let pod = |host_id| NamespaceOption {
+            userns_options: Some(UserNamespace {
+                mode: NamespaceMode::Pod.into(),
+                uids: vec![map(host_id)],
+                gids: vec![map(host_id)],
+            }),
+            ..Default::default()
         };
-        assert_eq!(userns(NamespaceMode::Node, false), None);
-        assert_eq!(userns(NamespaceMode::Node, true), Some(Kind::Invalid));
-        assert_eq!(userns(NamespaceMode::Pod, true), Some(Kind::Unimplemented));
-        assert_eq!(userns(NamespaceMode::Container, true), Some(Kind::Invalid));
+        let node = NamespaceOption {
+            userns_options: Some(UserNamespace {
+                mode: NamespaceMode::Node.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let silent = NamespaceOption::default();
+        for (of_sandbox, of_container, expected) in [
+            (pod(65536), pod(65536), Ok(Some(65536))),
+            (pod(65536), silent.clone(), Ok(Some(65536))),
+            (pod(65536), pod(131_072), Err(())),
+            (pod(65536), node.clone(), Err(())),
+            (node.clone(), pod(65536), Err(())),
+            (silent.clone(), pod(65536), Err(())),
+            (node, silent.clone(), Ok(None)),
+            (silent.clone(), silent, Ok(None)),
+        ] {
+            let found = of_container_in(&of_container, &of_sandbox);
+            let found = found.map(|modes| modes.user.map(|map| map.uid)).map_err(|error| {
+                assert!(error.field.ends_with("userns_options"), "{error}");
+            });
+            assert_eq!(found, expected, "{of_sandbox:?} {of_container:?}");
+        }
+        let with_node_pid = NamespaceOption {
+            pid: NamespaceMode::Node.into(),
+            ..pod(65536)
+        };
+        let error = of_container_in(&NamespaceOption::default(), &with_node_pid).unwrap_err();
+        assert!(error.field.ends_with(".pid"), "{error}");
+    }
+
+    fn of_container_in(own: &NamespaceOption, outer: &NamespaceOption) -> Result<Modes, SpecError> {
+        use corten_proto::cri::{
+            LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+        };
+        let config = ContainerConfig {
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext {
+                    namespace_options: Some(own.clone()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let sandbox = PodSandboxConfig {
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: Some(outer.clone()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        of_container(&config, &sandbox)
     }
 }

@@ -11,7 +11,7 @@ use oci_spec::runtime::{Linux, LinuxBuilder, LinuxResources, Process, ProcessBui
 use super::container::{oci_user, pod_annotations};
 use super::{
     OCI_VERSION, SandboxSpecInput, SpecError, User, capabilities, devices, mounts, namespaces, resources, security,
-    sysctl, user,
+    sysctl, user, user_namespace,
 };
 use crate::network::dns;
 
@@ -36,6 +36,9 @@ pub fn check_sandbox(config: &PodSandboxConfig) -> Result<(), SpecError> {
 /// The spec of the infra container of a sandbox that [`check_sandbox`] has let pass.
 pub fn sandbox(input: &SandboxSpecInput<'_>) -> Result<Spec, SpecError> {
     let config = input.config;
+    let labels = security::sandbox_context(config).and_then(|it| it.selinux_options.as_ref());
+    security::check_selinux([labels, None], input.host)?;
+    user_namespace::check_user(namespaces::user_namespace(config)?, &infra_user(config)?)?;
     let root = RootBuilder::default()
         .path(input.rootfs)
         .readonly(true)
@@ -67,23 +70,25 @@ fn process(input: &SandboxSpecInput<'_>) -> Result<Process, SpecError> {
         .oom_score_adj(resources::infra_oom_score_adj(input.host))
         .build()
         .expect("every field of the builder has a default");
-    process.set_rlimits(None);
+    process
+        .set_rlimits(None)
+        .set_apparmor_profile(input.confinement.apparmor.clone());
     Ok(process)
 }
 
 fn linux(input: &SandboxSpecInput<'_>) -> Result<Linux, SpecError> {
     let mut resources = LinuxResources::default();
     resources.set_devices(Some(devices::infra_rules()));
-    let strings = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect::<Vec<_>>();
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(namespaces::infra(input)?)
         .resources(resources)
         .cgroups_path(input.cgroups_path)
         .sysctl(sysctl::of_sandbox(input.config)?)
-        .masked_paths(strings(security::MASKED_PATHS))
-        .readonly_paths(strings(security::READONLY_PATHS))
+        .masked_paths(security::strings(security::MASKED_PATHS))
+        .readonly_paths(security::strings(security::READONLY_PATHS))
         .build()
         .expect("every field of the builder has a default");
+    linux.set_seccomp(input.confinement.seccomp.clone());
     Ok(linux)
 }
 

@@ -1,20 +1,20 @@
-//! Privilege, profiles of the security modules, and the paths hidden from a container. Pure.
+//! Privilege, SELinux labels, and the paths hidden from a container. Pure. Profiles are `confinement`'s.
+//!
+//! SELinux labels have no effect on a node without SELinux, as with the peers. With it they are refused: a label of the
+//! process alone, without one of the root filesystem, would give a container that can read nothing.
 
-use corten_proto::cri::security_profile::ProfileType;
 use corten_proto::cri::{
     ContainerConfig, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, PodSandboxConfig, SeLinuxOption,
-    SecurityProfile,
 };
 
-use super::SpecError;
+use super::{Host, SpecError, confinement};
+use crate::config::Security;
 
 const PRIVILEGED: &str = "linux.security_context.privileged";
-const SECCOMP: &str = "linux.security_context.seccomp";
-const APPARMOR: &str = "linux.security_context.apparmor";
 const SELINUX: &str = "linux.security_context.selinux_options";
 
 /// What the infra container does not see, and what it sees read-only: the lists the kubelet sends for a container with
-/// the default procMount.
+/// the default procMount, and the energy counters, which tell of others' secrets (CVE-2020-8694).
 pub(super) const MASKED_PATHS: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
@@ -26,6 +26,7 @@ pub(super) const MASKED_PATHS: &[&str] = &[
     "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 pub(super) const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -57,40 +58,51 @@ pub(super) fn check_container(config: &ContainerConfig, sandbox: &PodSandboxConf
     }
     check_paths("linux.security_context.masked_paths", &context.masked_paths)?;
     check_paths("linux.security_context.readonly_paths", &context.readonly_paths)?;
-    check_selinux(context.selinux_options.as_ref())?;
     let (seccomp_string, apparmor_string) = deprecated(context);
-    check_apparmor(context.apparmor.as_ref(), apparmor_string)?;
-    if context.privileged {
-        // A privileged container runs unconfined whatever the field says (api.proto, privileged).
-        return Ok(());
-    }
-    match seccomp(context.seccomp.as_ref(), seccomp_string)? {
-        Profile::Unconfined => Ok(()),
-        profile => Err(profile.not_built(SECCOMP)),
-    }
+    let seccomp = (context.seccomp.as_ref(), seccomp_string);
+    confinement::check(
+        seccomp,
+        (context.apparmor.as_ref(), apparmor_string),
+        context.privileged,
+    )
 }
 
 /// Refuses what the sandbox's context may not ask for, or what is not built.
-///
-/// RuntimeDefault seccomp is accepted: it is what the kubelet asks for with every pod, and it speaks of the infra
-/// container alone, whose one process is our own pause program without capabilities and with no_new_privs.
 pub(super) fn check_sandbox(config: &PodSandboxConfig) -> Result<(), SpecError> {
     let Some(context) = sandbox_context(config) else {
         return Ok(());
     };
-    check_selinux(context.selinux_options.as_ref())?;
-    check_apparmor(context.apparmor.as_ref(), "")?;
     #[expect(deprecated, reason = "it stands where the message is absent")]
     let seccomp_string = &context.seccomp_profile_path;
-    match seccomp(context.seccomp.as_ref(), seccomp_string)? {
-        Profile::Localhost(path) if !context.privileged => Err(Profile::Localhost(path).not_built(SECCOMP)),
-        _ => Ok(()),
+    let seccomp = (context.seccomp.as_ref(), seccomp_string.as_str());
+    confinement::check(seccomp, (context.apparmor.as_ref(), ""), context.privileged)
+}
+
+/// The container's masked and read-only paths, as the request lists them: a kubelet sends the defaults, or nothing for
+/// procMount Unmasked, and the two cannot be told from a client that forgot; `defaults` decides. A privileged container
+/// has none.
+pub(super) fn hidden_paths(config: &ContainerConfig, defaults: &Security) -> (Vec<String>, Vec<String>) {
+    let asked = context(config);
+    if asked.is_some_and(|context| context.privileged) {
+        return (Vec::new(), Vec::new());
     }
+    let (masked, readonly) = asked.map_or((&[][..], &[][..]), |context| {
+        (context.masked_paths.as_slice(), context.readonly_paths.as_slice())
+    });
+    if defaults.mask_paths_by_default && masked.is_empty() && readonly.is_empty() {
+        return (strings(MASKED_PATHS), strings(READONLY_PATHS));
+    }
+    (masked.to_vec(), readonly.to_vec())
+}
+
+/// Owned, for oci-spec.
+pub(super) fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
 }
 
 /// The strings for seccomp and AppArmor that stand where the messages are absent.
 #[expect(deprecated, reason = "older clients send nothing else")]
-fn deprecated(context: &LinuxContainerSecurityContext) -> (&str, &str) {
+pub(super) fn deprecated(context: &LinuxContainerSecurityContext) -> (&str, &str) {
     (&context.seccomp_profile_path, &context.apparmor_profile)
 }
 
@@ -100,8 +112,9 @@ fn check_paths(field: &str, paths: &[String]) -> Result<(), SpecError> {
         .try_for_each(|path| super::absolute(field, path).map(|_| ()))
 }
 
-fn check_selinux(options: Option<&SeLinuxOption>) -> Result<(), SpecError> {
-    let Some(options) = options else {
+/// Refuses labels that would have an effect. The container's go before the sandbox's, which hold for all of the pod.
+pub(super) fn check_selinux(options: [Option<&SeLinuxOption>; 2], host: &Host) -> Result<(), SpecError> {
+    let Some(options) = options.into_iter().flatten().next().filter(|_| host.selinux) else {
         return Ok(());
     };
     let label = [&options.user, &options.role, &options.r#type, &options.level];
@@ -109,92 +122,18 @@ fn check_selinux(options: Option<&SeLinuxOption>) -> Result<(), SpecError> {
         return Ok(());
     }
     let label = label.map(String::as_str).join(":");
-    Err(SpecError::unimplemented(
-        SELINUX,
-        label,
-        "SELinux labels are not supported yet",
-    ))
-}
-
-/// Nothing asked for means no profile; so does Unconfined.
-fn check_apparmor(profile: Option<&SecurityProfile>, deprecated: &str) -> Result<(), SpecError> {
-    let profile = match profile {
-        Some(profile) => Profile::parse(APPARMOR, profile)?,
-        None => Profile::parse_deprecated(APPARMOR, deprecated)?,
-    };
-    match profile {
-        Profile::Unconfined => Ok(()),
-        profile => Err(profile.not_built(APPARMOR)),
-    }
-}
-
-fn seccomp(profile: Option<&SecurityProfile>, deprecated: &str) -> Result<Profile, SpecError> {
-    match profile {
-        Some(profile) => Profile::parse(SECCOMP, profile),
-        None => Profile::parse_deprecated(SECCOMP, deprecated),
-    }
-}
-
-/// A seccomp or AppArmor profile as asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Profile {
-    RuntimeDefault,
-    Unconfined,
-    Localhost(String),
-}
-
-impl Profile {
-    fn parse(field: &str, profile: &SecurityProfile) -> Result<Self, SpecError> {
-        match ProfileType::try_from(profile.profile_type) {
-            Ok(ProfileType::RuntimeDefault) => Ok(Profile::RuntimeDefault),
-            Ok(ProfileType::Unconfined) => Ok(Profile::Unconfined),
-            Ok(ProfileType::Localhost) => Self::localhost(field, &profile.localhost_ref),
-            Err(_unknown) => {
-                let rule = "profile_type must be a value of its enum";
-                Err(SpecError::invalid(field, profile.profile_type, rule))
-            }
-        }
-    }
-
-    /// The string form of before the SecurityProfile message, which stands where that message is absent.
-    fn parse_deprecated(field: &str, profile: &str) -> Result<Self, SpecError> {
-        match profile {
-            "" | "unconfined" => Ok(Profile::Unconfined),
-            "runtime/default" | "docker/default" => Ok(Profile::RuntimeDefault),
-            other => match other.strip_prefix("localhost/") {
-                Some(reference) => Self::localhost(field, reference),
-                None => Err(SpecError::invalid(
-                    field,
-                    other,
-                    "must be unconfined, runtime/default or localhost/PROFILE",
-                )),
-            },
-        }
-    }
-
-    /// An empty reference must never come to mean unconfined (CVE-2023-2431).
-    fn localhost(field: &str, reference: &str) -> Result<Self, SpecError> {
-        if reference.is_empty() {
-            return Err(SpecError::invalid(field, reference, "Localhost needs a localhost_ref"));
-        }
-        Ok(Profile::Localhost(reference.to_owned()))
-    }
-
-    fn not_built(self, field: &str) -> SpecError {
-        let value = match self {
-            Profile::RuntimeDefault => "RuntimeDefault".to_owned(),
-            Profile::Unconfined => "Unconfined".to_owned(),
-            Profile::Localhost(reference) => format!("Localhost {reference}"),
-        };
-        SpecError::unimplemented(field, value, "profiles other than Unconfined are not supported yet")
-    }
+    let rule = "SELinux is enabled on this node, and labels are not supported yet";
+    Err(SpecError::unimplemented(SELINUX, label, rule))
 }
 
 #[cfg(test)]
 mod tests {
-    use corten_proto::cri::{LinuxContainerConfig, LinuxPodSandboxConfig};
+    use corten_proto::cri::security_profile::ProfileType;
+    use corten_proto::cri::{LinuxContainerConfig, LinuxPodSandboxConfig, SecurityProfile};
 
     use super::super::Kind;
+    use super::super::host::tests::host;
+    use super::super::profile::tests::message;
     use super::*;
 
     fn container(context: LinuxContainerSecurityContext) -> ContainerConfig {
@@ -217,13 +156,6 @@ mod tests {
         }
     }
 
-    fn profile(kind: ProfileType, reference: &str) -> Option<SecurityProfile> {
-        Some(SecurityProfile {
-            profile_type: kind.into(),
-            localhost_ref: reference.into(),
-        })
-    }
-
     /// Field and kind of the refusal.
     fn refused(context: LinuxContainerSecurityContext) -> Option<(String, Kind)> {
         let sandbox = sandbox(LinuxSandboxSecurityContext::default());
@@ -233,107 +165,119 @@ mod tests {
     }
 
     #[test]
-    fn seccomp_profiles() {
-        let seccomp = |seccomp| LinuxContainerSecurityContext {
-            seccomp,
-            ..Default::default()
-        };
-        let kind = |kind| Some((SECCOMP.to_owned(), kind));
-        assert_eq!(refused(seccomp(None)), None);
-        assert_eq!(refused(seccomp(profile(ProfileType::Unconfined, ""))), None);
-        for (seccomp_profile, expected) in [
-            (profile(ProfileType::RuntimeDefault, ""), Kind::Unimplemented),
-            (profile(ProfileType::Localhost, "/x.json"), Kind::Unimplemented),
-            (profile(ProfileType::Localhost, ""), Kind::Invalid),
-            (
-                Some(SecurityProfile {
-                    profile_type: 9,
-                    ..Default::default()
-                }),
-                Kind::Invalid,
-            ),
-        ] {
-            assert_eq!(refused(seccomp(seccomp_profile)), kind(expected));
-        }
-    }
-
-    #[test]
-    #[expect(deprecated, reason = "the strings stand where the messages are absent")]
-    fn deprecated_strings() {
-        for (text, expected) in [
-            ("", None),
-            ("unconfined", None),
-            ("runtime/default", Some(Kind::Unimplemented)),
-            ("docker/default", Some(Kind::Unimplemented)),
-            ("localhost//x.json", Some(Kind::Unimplemented)),
-            ("localhost/", Some(Kind::Invalid)),
-            ("other", Some(Kind::Invalid)),
-        ] {
+    fn profiles_that_are_none() {
+        let profiles = [
+            message(ProfileType::Localhost, ""),
+            SecurityProfile {
+                profile_type: 9,
+                ..Default::default()
+            },
+        ];
+        for profile in profiles {
             let seccomp = LinuxContainerSecurityContext {
-                seccomp_profile_path: text.into(),
+                seccomp: Some(profile.clone()),
                 ..Default::default()
             };
             let apparmor = LinuxContainerSecurityContext {
-                apparmor_profile: text.into(),
+                apparmor: Some(profile),
                 ..Default::default()
             };
-            let newer = LinuxContainerSecurityContext {
-                seccomp: profile(ProfileType::Unconfined, ""),
-                ..seccomp.clone()
-            };
-            assert_eq!(refused(seccomp).map(|(_, kind)| kind), expected, "{text}");
-            assert_eq!(refused(apparmor).map(|(_, kind)| kind), expected, "{text}");
-            assert_eq!(refused(newer), None, "the message goes before the string");
+            for (context, field) in [(seccomp, "seccomp"), (apparmor, "apparmor")] {
+                let field = format!("linux.security_context.{field}");
+                assert_eq!(refused(context), Some((field, Kind::Invalid)));
+            }
         }
-    }
-
-    #[test]
-    fn privileged_needs_a_privileged_sandbox_and_ignores_seccomp() {
-        let context = LinuxContainerSecurityContext {
-            privileged: true,
-            seccomp: profile(ProfileType::RuntimeDefault, ""),
-            ..Default::default()
-        };
-        assert_eq!(refused(context.clone()), Some((PRIVILEGED.into(), Kind::Invalid)));
-        let privileged = sandbox(LinuxSandboxSecurityContext {
-            privileged: true,
-            ..Default::default()
-        });
-        assert_eq!(check_container(&container(context), &privileged), Ok(()));
-    }
-
-    #[test]
-    fn labels_and_paths() {
-        let labels = LinuxContainerSecurityContext {
-            selinux_options: Some(SeLinuxOption {
-                level: "s0".into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        assert_eq!(refused(labels), Some((SELINUX.into(), Kind::Unimplemented)));
-        let empty = LinuxContainerSecurityContext {
-            selinux_options: Some(SeLinuxOption::default()),
-            ..Default::default()
-        };
-        assert_eq!(refused(empty), None);
         let relative = LinuxContainerSecurityContext {
-            masked_paths: vec!["proc/kcore".into()],
+            seccomp: Some(message(ProfileType::Localhost, "localhost/x.json")),
             ..Default::default()
         };
-        assert_eq!(refused(relative).map(|(_, kind)| kind), Some(Kind::Invalid));
+        assert_eq!(refused(relative).map(|it| it.1), Some(Kind::Invalid));
+        let named = LinuxContainerSecurityContext {
+            apparmor: Some(message(ProfileType::Localhost, "some-profile")),
+            ..Default::default()
+        };
+        assert_eq!(refused(named), None, "whether it is loaded is seen later");
     }
 
     #[test]
-    fn a_sandbox_takes_the_default_profile_for_its_infra_container() {
-        let seccomp = |seccomp| LinuxSandboxSecurityContext {
-            seccomp,
+    fn sandboxes() {
+        let with = |profile: SecurityProfile, privileged| {
+            check_sandbox(&sandbox(LinuxSandboxSecurityContext {
+                seccomp: Some(profile),
+                privileged,
+                ..Default::default()
+            }))
+        };
+        assert_eq!(with(SecurityProfile::default(), false), Ok(()));
+        assert_eq!(with(message(ProfileType::Localhost, "/x.json"), false), Ok(()));
+        assert!(with(message(ProfileType::Localhost, "x.json"), false).is_err());
+        assert_eq!(
+            with(message(ProfileType::Localhost, "x.json"), true),
+            Ok(()),
+            "never read"
+        );
+    }
+
+    #[test]
+    fn selinux_labels_where_they_would_have_an_effect() {
+        let label = |r#type: &str| SeLinuxOption {
+            r#type: r#type.into(),
             ..Default::default()
         };
-        let default = profile(ProfileType::RuntimeDefault, "");
-        assert_eq!(check_sandbox(&sandbox(seccomp(default))), Ok(()));
-        let local = profile(ProfileType::Localhost, "/x.json");
-        let error = check_sandbox(&sandbox(seccomp(local))).unwrap_err();
-        assert_eq!(error.kind, Kind::Unimplemented);
+        let (off, on) = (
+            host(),
+            Host {
+                selinux: true,
+                ..host()
+            },
+        );
+        let (spc, none) = (label("spc_t"), label(""));
+        assert_eq!(check_selinux([Some(&spc), None], &off), Ok(()));
+        assert_eq!(check_selinux([None, None], &on), Ok(()));
+        for options in [[Some(&spc), None], [None, Some(&spc)], [Some(&spc), Some(&none)]] {
+            let error = check_selinux(options, &on).unwrap_err();
+            assert_eq!((error.field.as_str(), error.kind), (SELINUX, Kind::Unimplemented));
+        }
+        assert_eq!(
+            check_selinux([Some(&none), Some(&spc)], &on),
+            Ok(()),
+            "the container's go first"
+        );
+    }
+
+    #[test]
+    fn paths_that_are_hidden() {
+        let with = |masked: &[&str], privileged| {
+            container(LinuxContainerSecurityContext {
+                masked_paths: strings(masked),
+                privileged,
+                ..Default::default()
+            })
+        };
+        let on = Security {
+            mask_paths_by_default: true,
+            ..Default::default()
+        };
+        for (config, defaults, masked, readonly) in [
+            (with(&["/proc/kcore"], false), Security::default(), 1, 0),
+            (with(&[], false), Security::default(), 0, 0),
+            (ContainerConfig::default(), Security::default(), 0, 0),
+            (with(&["/proc/kcore"], false), on.clone(), 1, 0),
+            (with(&[], false), on.clone(), MASKED_PATHS.len(), READONLY_PATHS.len()),
+            (
+                ContainerConfig::default(),
+                on.clone(),
+                MASKED_PATHS.len(),
+                READONLY_PATHS.len(),
+            ),
+            (with(&["/proc/kcore"], true), on, 0, 0),
+        ] {
+            let found = hidden_paths(&config, &defaults);
+            assert_eq!(
+                (found.0.len(), found.1.len()),
+                (masked, readonly),
+                "{config:?} {defaults:?}"
+            );
+        }
     }
 }

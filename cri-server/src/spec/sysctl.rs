@@ -37,6 +37,11 @@ pub(super) fn of_sandbox(config: &PodSandboxConfig) -> Result<HashMap<String, St
     if !modes.has_node_network() {
         all.extend(NETWORK_DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
+    if let (false, Some(map)) = (modes.has_node_network(), modes.user) {
+        // The kernel takes groups of the pod's user namespace only.
+        let last = map.length - 1;
+        all.insert("net.ipv4.ping_group_range".to_owned(), format!("0 {last}"));
+    }
     let requested = config.linux.as_ref().map(|linux| &linux.sysctls);
     for (name, value) in requested.into_iter().flatten() {
         let field = format!("linux.sysctls[{name:?}]");

@@ -3,6 +3,7 @@
 mod container;
 mod mounts;
 mod sandbox;
+mod user_namespace;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -109,6 +110,8 @@ fn sandbox_json(config: &PodSandboxConfig) -> Value {
         config,
         rootfs: Path::new("/run/corten/pause"),
         netns: Some(Path::new("/run/netns/pod-1")),
+        user_namespace: Some(Path::new("/proc/41/ns/user")),
+        confinement: &Confinement::of_sandbox(config, &host(), &Security::default()).unwrap(),
         cgroups_path: Path::new("/kubepods/pod-1"),
         host: &host(),
     });
@@ -137,7 +140,7 @@ fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Resul
         sandbox_dir: Path::new("/run/corten/sandboxes/pod-1"),
         hostname: "web-0",
         infra_pid: 42,
-        target_pid: Some(43),
+        target_pid_namespace: Some(Path::new("/proc/43/ns/pid")),
         user: &User {
             uid: 1,
             gid: 2,
@@ -145,6 +148,8 @@ fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Resul
         },
         cgroups_path: Path::new("/kubepods/c-1"),
         sources: &sources,
+        confinement: &Confinement::of_container(config, &host(), &Security::default())?,
+        security: &Security::default(),
         host: &host(),
     })?;
     Ok(serde_json::to_value(spec).unwrap())

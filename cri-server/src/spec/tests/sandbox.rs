@@ -34,7 +34,10 @@ fn an_infra_container() {
         json!([{ "allow": false, "access": "rwm" }])
     );
     assert_eq!(spec["linux"].get("devices"), None);
-    assert_eq!(spec["linux"].get("seccomp"), None);
+    assert_eq!(
+        spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO",
+        "RuntimeDefault"
+    );
 }
 
 #[test]
