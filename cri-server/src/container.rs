@@ -1,4 +1,5 @@
-//! A container in memory: its metadata, which never changes, and its status, an enum with pure transitions.
+//! A container in memory: its metadata, which never changes, its status, an enum with pure transitions, and what updates
+//! have made of its resources (`spec::resources::merged`, pure as well), which has nothing to do with the status.
 //!
 //! ```text
 //!   Created --started--> Running --exited--> Exited
@@ -11,7 +12,7 @@
 //! no second path. An exit may overtake the answer to the start that led to it, so `started` also completes an
 //! `Exited` that lacks its start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use corten_proto::exit::ExitRecord;
@@ -252,12 +253,14 @@ pub struct Container {
     pub metadata: Metadata,
     /// The status; a watch, so that a call can wait for the exit.
     pub status: watch::Sender<Status>,
-    /// Orders start and removal.
+    /// Orders start, update and removal.
     pub operations: tokio::sync::Mutex<()>,
     /// Orders the writes of the record.
     pub record: tokio::sync::Mutex<()>,
     /// Keeps the image's layers; none where they were gone at a restart.
     pub lease: Option<LayerLease>,
+    /// The resources since the first update; none before it.
+    resources: Mutex<Option<cri::LinuxContainerResources>>,
 }
 
 impl Container {
@@ -269,12 +272,29 @@ impl Container {
             operations: tokio::sync::Mutex::new(()),
             record: tokio::sync::Mutex::new(()),
             lease,
+            resources: Mutex::new(None),
         })
     }
 
     /// The container's id.
     pub fn id(&self) -> &ContainerId {
         &self.metadata.id
+    }
+
+    /// The resources that updates have left; none while they are those it was made with.
+    pub(crate) fn updated(&self) -> Option<cri::LinuxContainerResources> {
+        self.resources.lock().expect("no holder panics").clone()
+    }
+
+    /// Replaces what updates have left.
+    pub(crate) fn set_resources(&self, resources: Option<cri::LinuxContainerResources>) {
+        *self.resources.lock().expect("no holder panics") = resources;
+    }
+
+    /// The resources that count now, as they were asked for; none where nobody has asked for any.
+    pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
+        let asked = || self.metadata.config.linux.as_ref()?.resources.clone();
+        self.updated().or_else(asked)
     }
 
     /// A copy of the status now.

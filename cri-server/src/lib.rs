@@ -12,6 +12,7 @@
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
 //! linked: it is another process with a protocol of its own (`proto/shim/shim.proto`).
 
+pub mod cdi;
 pub mod cli;
 pub mod config;
 pub mod container;

@@ -3,6 +3,7 @@
 //! Every status changes through [`Node::sandbox_changed`] or [`Node::container_changed`] and nowhere else: pure
 //! transition, record, memory, in this order and one at a time per object.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use anyhow::{Context, Result};
 use corten_proto::cri;
 use corten_proto::id::{ContainerId, SandboxId};
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::BLOCKING_THREADS;
 use crate::config::Config;
@@ -19,10 +20,11 @@ use crate::error::Error;
 use crate::image::ImageStore;
 use crate::image::snapshot::Snapshots;
 use crate::network::Cni;
+use crate::oci;
 use crate::paths::Paths;
 use crate::record::{self, Record};
 use crate::sandbox::{self, Sandbox};
-use crate::spec::Host;
+use crate::spec::{Handler, Host};
 use crate::store::{Lookup, Store};
 use crate::tasks::{Adoption, Tasks};
 
@@ -54,6 +56,8 @@ pub struct Node {
     /// Threads that may look at host paths. One on a filesystem that does not answer keeps its thread for as long as that
     /// lasts; what they leave is for everything else the server does.
     pub looks: Arc<Semaphore>,
+    /// What the runtimes can do, by handler; asked for once.
+    handlers: BTreeMap<String, OnceCell<Handler>>,
     /// Work that calls have begun.
     pub work: Tasks,
     /// One task per shim.
@@ -79,6 +83,11 @@ impl Node {
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
+            handlers: config
+                .handlers()
+                .into_iter()
+                .map(|name| (name.to_owned(), OnceCell::new()))
+                .collect(),
             work: Tasks::default(),
             supervisors: Tasks::default(),
             config,
@@ -92,6 +101,14 @@ impl Node {
             Error::invalid("runtime_handler", name, rule)
         })?;
         Ok((path, self.paths.runtime_root(name, &self.config.default_runtime)))
+    }
+
+    /// What a runtime can do, by its name in the configuration; one that is not configured any more, nothing.
+    pub(crate) async fn handler(&self, name: &str) -> Handler {
+        match (self.handlers.get(name), self.config.runtime(name)) {
+            (Some(known), Some(path)) => *known.get_or_init(|| async move { oci::features(&path).await }).await,
+            _ => Handler::default(),
+        }
     }
 
     /// The sandbox of this id or unique prefix.
@@ -120,7 +137,8 @@ impl Node {
         let after = transition(before);
         if after != before {
             let path = self.paths.sandbox_record(sandbox.id());
-            self.save(path, &sandbox.metadata, &after).await;
+            let record = Record::new(&self.boot_id, &sandbox.metadata, after, sandbox.updated());
+            self.save(path, &record).await;
             sandbox.status.send_replace(after);
         }
         after
@@ -148,7 +166,8 @@ impl Node {
         let after = transition(before.clone());
         if after != before {
             let path = self.paths.container_record(container.id());
-            self.save(path, &container.metadata, &after).await;
+            let record = Record::new(&self.boot_id, &container.metadata, &after, container.updated());
+            self.save(path, &record).await;
             container.status.send_replace(after.clone());
         }
         after
@@ -156,23 +175,55 @@ impl Node {
 
     /// Writes a record of a change that has happened: memory follows whether or not the disk could. What the disk
     /// then lacks, a restart learns from the shim or the exit record.
-    async fn save(&self, path: PathBuf, metadata: &impl Serialize, status: &impl Serialize) {
-        if let Err(error) = self.write_record(path, metadata, status).await {
+    async fn save(&self, path: PathBuf, record: &impl Serialize) {
+        if let Err(error) = write(path, record).await {
             tracing::error!(error = format!("{error:#}"), "a record is out of date");
         }
     }
 
-    /// Writes the record of an object.
+    /// Gives a container new resources, on disk first: where that fails the old ones stay.
+    pub(crate) async fn container_updated(
+        &self,
+        container: &Container,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<()> {
+        let _order = container.record.lock().await;
+        let path = self.paths.container_record(container.id());
+        let record = Record::new(&self.boot_id, &container.metadata, container.status(), Some(&resources));
+        write(path, &record).await?;
+        container.set_resources(Some(resources));
+        Ok(())
+    }
+
+    /// Gives a sandbox new resources, on disk first: where that fails the old ones stay.
+    pub(crate) async fn sandbox_updated(
+        &self,
+        sandbox: &Sandbox,
+        transition: impl FnOnce(sandbox::Resources) -> sandbox::Resources,
+    ) -> Result<()> {
+        let _order = sandbox.record.lock().await;
+        let resources = transition(sandbox.resources());
+        let path = self.paths.sandbox_record(sandbox.id());
+        let record = Record::new(&self.boot_id, &sandbox.metadata, sandbox.status(), Some(&resources));
+        write(path, &record).await?;
+        sandbox.set_resources(Some(resources));
+        Ok(())
+    }
+
+    /// Writes the first records of an object, whose resources nobody has changed yet.
     pub(crate) async fn write_record(
         &self,
         path: PathBuf,
         metadata: &impl Serialize,
         status: &impl Serialize,
     ) -> Result<()> {
-        let value = serde_json::to_value(Record::new(&self.boot_id, metadata, status))
-            .with_context(|| format!("encode {}", path.display()))?;
-        blocking(move || record::write(&path, &value)).await
+        write(path, &Record::new(&self.boot_id, metadata, status, None::<()>)).await
     }
+}
+
+async fn write(path: PathBuf, record: &impl Serialize) -> Result<()> {
+    let value = serde_json::to_value(record).with_context(|| format!("encode {}", path.display()))?;
+    blocking(move || record::write(&path, &value)).await
 }
 
 /// Runs `work` where it may block.

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
+mod cdi;
 mod config;
 mod container;
+mod devices;
 mod error;
 mod exec;
 mod image;
@@ -17,14 +19,17 @@ mod image_volumes;
 mod killed_pulls;
 mod log;
 mod lost;
+mod mounts;
 mod network;
 mod parallel;
 mod pod_files;
 mod process;
 mod pull_memory;
 mod registry;
+mod resources;
 mod restart;
 mod sandbox;
 mod service;
 mod stop;
 mod unimplemented;
+mod update;

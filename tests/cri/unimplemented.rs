@@ -9,15 +9,10 @@ use tonic::{Code, Status};
 type Answer = (&'static str, Result<(), Status>);
 
 fn of_containers(cri: &Cri) -> Vec<Answer> {
-    let resources = cri::UpdateContainerResourcesRequest::default();
     vec![
         (
             "StreamContainers",
             cri.stream_containers(cri::StreamContainersRequest::default()).map(drop),
-        ),
-        (
-            "UpdateContainerResources",
-            cri.update_container_resources(resources).map(drop),
         ),
         ("Exec", cri.exec(cri::ExecRequest::default()).map(drop)),
         ("Attach", cri.attach(cri::AttachRequest::default()).map(drop)),
@@ -52,17 +47,12 @@ fn of_containers(cri: &Cri) -> Vec<Answer> {
 }
 
 fn of_sandboxes(cri: &Cri) -> Vec<Answer> {
-    let resources = cri::UpdatePodSandboxResourcesRequest::default();
     let stream_metrics = cri::StreamPodSandboxMetricsRequest {};
     vec![
         (
             "StreamPodSandboxes",
             cri.stream_pod_sandboxes(cri::StreamPodSandboxesRequest::default())
                 .map(drop),
-        ),
-        (
-            "UpdatePodSandboxResources",
-            cri.update_pod_sandbox_resources(resources).map(drop),
         ),
         (
             "CheckpointPod",

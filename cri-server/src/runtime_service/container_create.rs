@@ -20,6 +20,7 @@ use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
 use super::image_volumes::{VolumeImages, all_layers};
+use crate::cdi;
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
 use crate::image::snapshot::Snapshots;
@@ -29,7 +30,9 @@ use crate::node::{Node, blocking, new_id};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
 use crate::sandbox::{self, Sandbox};
-use crate::spec::{self, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
+use crate::spec::{
+    self, ContainerSpecInput, Handler, MadeDirectories, SourceRules, Sources, SpecError, User, stop_signal, user,
+};
 use crate::tree;
 
 /// How long host paths and the image's user files may take to look up: less than the kubelet waits for the call.
@@ -47,6 +50,16 @@ struct Plan {
     volumes: VolumeImages,
     lease: LayerLease,
     stop_signal: i32,
+}
+
+/// What was looked up on the node and in the container's root.
+struct Found {
+    user: User,
+    sources: Sources,
+    /// For host paths that were missing.
+    made: MadeDirectories,
+    /// What the CDI devices make of the specification.
+    edits: cdi::Edits,
 }
 
 impl Node {
@@ -198,8 +211,15 @@ impl Node {
         let (image, id) = (plan.image.clone(), plan.id.clone());
         blocking(move || make_directories(&paths, &snapshots, &image, &id)).await?;
         let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes).await?;
-        let (user, sources) = self.look_inside(&plan, volumes).await?;
-        let spec = self.container_spec(&plan, &user, &sources)?;
+        let Found {
+            user,
+            sources,
+            made,
+            edits,
+        } = self.look_inside(&plan, volumes).await?;
+        let handler = self.handler(&plan.sandbox.metadata.runtime).await;
+        let mut spec = self.container_spec(&plan, &user, &sources, handler)?;
+        edits.apply(&mut spec);
         let path = self.paths.bundle(&plan.id).join("config.json");
         blocking(move || write(&path, &spec)).await?;
         let create = self.shim_create(&plan);
@@ -216,6 +236,7 @@ impl Node {
         let status = Status::Created { pid };
         self.write_record(self.paths.container_record(&metadata.id), &metadata, &status)
             .await?;
+        made.keep();
         let container = Container::new(metadata, status, Some(lease));
         self.store.add_container(container.clone());
         self.catch_up(&container).await;
@@ -231,17 +252,30 @@ impl Node {
     /// A host path may lie on a filesystem that does not answer. The thread that waits for it cannot be freed: a pod can
     /// hold one, and all pods together some, however often the kubelet repeats the call. The caller is told which paths
     /// were asked for before its own patience ends.
-    async fn look_inside(&self, plan: &Plan, volumes: BTreeMap<usize, PathBuf>) -> Result<(User, Sources), Error> {
+    async fn look_inside(&self, plan: &Plan, volumes: BTreeMap<usize, PathBuf>) -> Result<Found, Error> {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
         let (of_pod, of_node) = (plan.sandbox.look.clone(), self.looks.clone());
+        let cdi_dirs = self.config.cdi_spec_dirs.clone();
+        let rules = SourceRules {
+            missing_host_path: self.config.missing_host_path,
+            device_ownership: self.config.device_ownership_from_security_context,
+        };
         let look = move || {
             let linux = config.linux.as_ref();
             let security = linux.and_then(|linux| linux.security_context.as_ref());
             let image = image.config.config().as_ref();
             let image_user = image.and_then(|config| config.user().as_deref());
-            let user = user::resolve(&rootfs, security, image_user)?;
-            Ok::<_, SpecError>((user, Sources::read(&config, &volumes)?))
+            let mut user = user::resolve(&rootfs, security, image_user)?;
+            let edits = cdi::resolve(&config, &cdi_dirs)?;
+            edits.add_groups(&mut user);
+            let (sources, made) = Sources::read(&config, &volumes, rules)?;
+            Ok::<_, SpecError>(Found {
+                user,
+                sources,
+                made,
+                edits,
+            })
         };
         // Two results: the inner one keeps the kind of the refusal, which decides the code.
         let looking = async {
@@ -264,7 +298,7 @@ impl Node {
         Ok(found??)
     }
 
-    fn container_spec(&self, plan: &Plan, user: &User, sources: &Sources) -> Result<Spec, Error> {
+    fn container_spec(&self, plan: &Plan, user: &User, sources: &Sources, handler: Handler) -> Result<Spec, Error> {
         let bundle = self.paths.bundle(&plan.id);
         let sandbox = &plan.sandbox.metadata;
         let image = plan.config.image.clone().unwrap_or_default();
@@ -288,6 +322,7 @@ impl Node {
             user,
             cgroups_path: &self.cgroups_path(&sandbox.config, &plan.id)?,
             sources,
+            handler,
             host: &self.host,
         })?)
     }

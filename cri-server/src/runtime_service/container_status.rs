@@ -59,7 +59,6 @@ impl Node {
 fn status(container: &Container) -> ContainerStatus {
     let metadata = &container.metadata;
     let status = container.status();
-    let linux = metadata.config.linux.as_ref();
     let mut result = ContainerStatus {
         id: metadata.id.to_string(),
         metadata: metadata.config.metadata.clone(),
@@ -74,7 +73,7 @@ fn status(container: &Container) -> ContainerStatus {
         mounts: metadata.config.mounts.clone(),
         log_path: metadata.log_path.clone(),
         resources: Some(ContainerResources {
-            linux: linux.and_then(|linux| linux.resources.clone()),
+            linux: container.resources(),
             windows: None,
         }),
         user: Some(ContainerUser {

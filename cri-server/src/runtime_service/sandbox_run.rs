@@ -23,7 +23,7 @@ use crate::node::{Node, blocking, new_id, sandbox_key};
 use crate::record::{replace, write};
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{ConnectError, Launch, Shim, launch};
-use crate::spec::{self, SandboxSpecInput};
+use crate::spec::{self, CgroupDriver, SandboxSpecInput};
 
 /// What mounts the pod's shared memory with: 64 MiB, as everywhere in the field.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
@@ -81,6 +81,8 @@ impl Node {
         runtime: String,
     ) -> Result<SandboxId, Error> {
         let id = new_id()?;
+        // Only to have a parent that the driver cannot take refused before anything is made.
+        self.cgroups_path(&config, &id)?;
         let mut metadata = Metadata {
             created_at: self.store.next_created_at(),
             netns: None,
@@ -173,6 +175,7 @@ impl Node {
             runtime: &runtime,
             runtime_root: &runtime_root,
             pause_rootfs: &self.paths.pause_rootfs(),
+            systemd_cgroup: self.config.cgroup_driver == CgroupDriver::Systemd,
         })?;
         let id = sandbox.id().clone();
         self.supervisors.spawn(async move {
@@ -214,7 +217,7 @@ impl Node {
         } else {
             asked
         };
-        Ok(spec::cgroups_path(parent, id)?)
+        Ok(spec::cgroups_path(self.config.cgroup_driver, parent, id)?)
     }
 }
 

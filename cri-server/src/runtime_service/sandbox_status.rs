@@ -53,6 +53,8 @@ impl Node {
             "runtime": metadata.runtime,
             "networkNamespace": metadata.netns,
             "config": metadata.config,
+            // What counts now: the configuration says what the pod was run with.
+            "resources": sandbox.resources(),
             "runtimeSpec": spec,
         });
         let text = serde_json::to_string(&info).context("encode the sandbox's info")?;

@@ -14,6 +14,7 @@ use crate::container;
 use crate::error::Error;
 use crate::node::{Node, blocking};
 use crate::oci;
+use crate::spec;
 
 /// Version of the kubelet's side of the API; the kubelet compares it.
 const KUBE_API_VERSION: &str = "0.1.0";
@@ -29,10 +30,15 @@ pub(super) fn version() -> VersionResponse {
     }
 }
 
-pub(super) fn runtime_config() -> RuntimeConfigResponse {
-    let driver = CgroupDriver::Cgroupfs.into();
+pub(super) fn runtime_config(driver: spec::CgroupDriver) -> RuntimeConfigResponse {
+    let driver = match driver {
+        spec::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+        spec::CgroupDriver::Systemd => CgroupDriver::Systemd,
+    };
     RuntimeConfigResponse {
-        linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver }),
+        linux: Some(LinuxRuntimeConfiguration {
+            cgroup_driver: driver.into(),
+        }),
     }
 }
 
@@ -47,14 +53,23 @@ impl Node {
         ];
         // The default runtime has the empty name too: it is what a pod without a RuntimeClass asks for.
         let names = std::iter::once("").chain(self.config.handlers());
-        let handler = |name: &str| RuntimeHandler {
-            name: name.to_owned(),
-            features: Some(RuntimeHandlerFeatures {
-                recursive_read_only_mounts: self.host.recursive_read_only,
-                // Of pods, with their idmapped mounts: not built.
-                user_namespaces: false,
-            }),
-        };
+        let mut handlers = Vec::new();
+        for name in names {
+            let runtime = if name.is_empty() {
+                &self.config.default_runtime
+            } else {
+                name
+            };
+            let can = self.handler(runtime).await;
+            handlers.push(RuntimeHandler {
+                name: name.to_owned(),
+                features: Some(RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: self.host.recursive_read_only && can.recursive_read_only,
+                    // Of pods, with their idmapped mounts: not built.
+                    user_namespaces: false,
+                }),
+            });
+        }
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info: if request.verbose {
@@ -62,11 +77,11 @@ impl Node {
             } else {
                 HashMap::new()
             },
-            runtime_handlers: names.map(handler).collect(),
+            runtime_handlers: handlers,
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
-                mount_options: false,
+                mount_options: true,
             }),
         })
     }
@@ -96,6 +111,7 @@ impl Node {
             "rootDir": self.paths.root(),
             "stateDir": self.paths.state(),
             "defaultRuntime": self.config.default_runtime,
+            "cgroupDriver": self.config.cgroup_driver,
             "cgroupParent": self.config.cgroup_parent,
             "bootId": self.boot_id,
         });

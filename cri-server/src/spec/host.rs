@@ -1,15 +1,16 @@
 //! What the node looks like, as values: the only place of `spec`, with `user`, that reads the node.
 //!
 //! [`Host`] is read once when the server starts; [`Sources`] for each container, because host paths and devices come
-//! and go. Reading the sources has one side effect, written down at [`Sources::read`].
+//! and go. Reading the sources has one side effect, which [`MadeDirectories`] can undo.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use corten_proto::cri::{ContainerConfig, Device, Mount};
+use corten_proto::cri::{ContainerConfig, Device, Int64Value, Mount};
 use oci_spec::runtime::{Capability, LinuxDeviceType};
+use serde::{Deserialize, Serialize};
 
 use super::mountinfo::{self, Propagation};
 use super::{SpecError, capabilities, security};
@@ -32,6 +33,8 @@ pub struct Host {
     pub swap_limit: bool,
     /// The lowest oom_score_adj the server may give away: -1000, or its own without CAP_SYS_RESOURCE.
     pub oom_score_adj_floor: i32,
+    /// The page sizes that the kernel can limit per cgroup, `2MB`; none without its hugetlb controller.
+    pub huge_page_sizes: BTreeSet<String>,
     /// The kernel can make a whole tree of mounts read-only (mount_setattr, Linux 5.12).
     pub recursive_read_only: bool,
     /// SELinux is enabled.
@@ -40,6 +43,61 @@ pub struct Host {
 
 /// A capability by its kernel name, `CAP_CHOWN`; ordered, which oci-spec's type is not.
 pub type CapabilityName = &'static str;
+
+/// What the runtime of a handler can do; the kernel's part of it is [`Host`]'s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handler {
+    /// It knows the mount option `rro`.
+    pub recursive_read_only: bool,
+    /// It maps the ids of bind mounts. One that cannot passes over the mappings without a word.
+    pub idmapped_mounts: bool,
+}
+
+/// What becomes of a mount whose host path does not exist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MissingHostPath {
+    /// A directory is made there. The CRI would have an error (api.proto, Mount.host_path); but an untyped hostPath volume
+    /// of Kubernetes means just this, the kubelet leaves it to the runtime, and both peers do it.
+    #[default]
+    Create,
+    /// The container is refused.
+    Reject,
+}
+
+/// How [`Sources::read`] goes about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceRules {
+    /// For host paths that do not exist.
+    pub missing_host_path: MissingHostPath,
+    /// The request's devices get the user and group of its security context.
+    pub device_ownership: bool,
+}
+
+/// Directories that were made for a container's mounts. Dropping it removes those that are still empty.
+#[derive(Debug, Default)]
+#[must_use = "dropping it removes the directories"]
+pub struct MadeDirectories(Vec<PathBuf>);
+
+impl MadeDirectories {
+    /// The container is there: they stay.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for MadeDirectories {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            if let Err(error) = fs::remove_dir(path) {
+                tracing::info!(
+                    "a directory made for a refused container stays: {}: {error}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
 
 /// The node's side of one container's mounts and devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,6 +150,7 @@ impl Host {
             cgroup_v2,
             swap_limit: has_swap_limit(cgroup_v2),
             oom_score_adj_floor: if can_lower { -1000 } else { own },
+            huge_page_sizes: huge_page_sizes(cgroup_v2),
             recursive_read_only: kernel_at_least(5, 12),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })
@@ -109,29 +168,49 @@ impl Host {
 impl Sources {
     /// Looks the request's host paths and devices up. Blocks: a path may be on a dead network filesystem.
     ///
-    /// A host path that does not exist is made, as a directory with mode 0755, once everything else was found. The CRI
-    /// would have an error here (api.proto, Mount.host_path); but an untyped hostPath volume of Kubernetes means just
-    /// this, the kubelet leaves it to the runtime, and both peers do it.
+    /// A host path that does not exist is made, if the rules say so, once everything else was found.
     ///
     /// `volumes` are the mounted image volumes, by their place in the request.
-    pub fn read(config: &ContainerConfig, volumes: &BTreeMap<usize, PathBuf>) -> Result<Sources, SpecError> {
+    pub fn read(
+        config: &ContainerConfig,
+        volumes: &BTreeMap<usize, PathBuf>,
+        rules: SourceRules,
+    ) -> Result<(Sources, MadeDirectories), SpecError> {
         let mut devices = match security::is_privileged(config) {
             true => below_dev()?,
             false => Vec::new(),
         };
         for (index, device) in config.devices.iter().enumerate() {
             let field = format!("devices[{index}].host_path");
-            devices.extend(requested_devices(&field, device)?);
+            let mut found = requested_devices(&field, device)?;
+            if rules.device_ownership {
+                found.iter_mut().for_each(|device| give_to_user(device, config));
+            }
+            devices.extend(found);
         }
+        let mut made = MadeDirectories::default();
         let mounts = match config.mounts.is_empty() {
             true => Vec::new(),
-            false => read_mounts(&config.mounts, volumes)?,
+            false => read_mounts(&config.mounts, volumes, rules.missing_host_path, &mut made)?,
         };
-        Ok(Sources { mounts, devices })
+        Ok((Sources { mounts, devices }, made))
     }
 }
 
-fn read_mounts(mounts: &[Mount], volumes: &BTreeMap<usize, PathBuf>) -> Result<Vec<MountSource>, SpecError> {
+/// Ids that are out of range have been refused before.
+fn give_to_user(device: &mut HostDevice, config: &ContainerConfig) {
+    let context = security::context(config);
+    let id = |value: Option<&Int64Value>| value.and_then(|it| u32::try_from(it.value).ok());
+    device.uid = id(context.and_then(|it| it.run_as_user.as_ref())).unwrap_or(device.uid);
+    device.gid = id(context.and_then(|it| it.run_as_group.as_ref())).unwrap_or(device.gid);
+}
+
+fn read_mounts(
+    mounts: &[Mount],
+    volumes: &BTreeMap<usize, PathBuf>,
+    missing: MissingHostPath,
+    made: &mut MadeDirectories,
+) -> Result<Vec<MountSource>, SpecError> {
     let named = |index: usize| format!("mounts[{index}].host_path");
     let mut paths = Vec::new();
     for (index, mount) in mounts.iter().enumerate() {
@@ -142,7 +221,11 @@ fn read_mounts(mounts: &[Mount], volumes: &BTreeMap<usize, PathBuf>) -> Result<V
     }
     for (index, mount) in mounts.iter().enumerate() {
         if paths[index].is_none() {
-            paths[index] = Some(make_directory(&named(index), &mount.host_path)?);
+            if missing == MissingHostPath::Reject {
+                let rule = "must exist on the node: missing_host_path of the configuration is reject";
+                return Err(SpecError::invalid(named(index), &mount.host_path, rule));
+            }
+            paths[index] = Some(make_directory(&named(index), &mount.host_path, made)?);
         }
     }
     // Once for all of them, and after the lookups, which may have mounted something (autofs).
@@ -165,24 +248,31 @@ fn existing(field: &str, path: &str) -> Result<Option<PathBuf>, SpecError> {
     }
 }
 
-/// Makes the directory and those above it; its path with the links followed.
-fn make_directory(field: &str, path: &str) -> Result<PathBuf, SpecError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
-        .and_then(|()| fs::canonicalize(path))
-        .map_err(|error| {
-            let rule = format!("make the missing directory: {error}");
-            SpecError::failed(field, path, rule)
-        })
+/// Makes the directory and those above it, and notes what is new; its path with the links followed.
+fn make_directory(field: &str, path: &str, made: &mut MadeDirectories) -> Result<PathBuf, SpecError> {
+    let mut make = || {
+        let mut above: Vec<&Path> = Path::new(path).ancestors().collect();
+        above.reverse();
+        for directory in above {
+            match fs::DirBuilder::new().mode(0o755).create(directory) {
+                Ok(()) => made.0.push(directory.to_owned()),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        fs::canonicalize(path)
+    };
+    make().map_err(|error| {
+        let rule = format!("make the missing directory: {error}");
+        SpecError::failed(field, path, rule)
+    })
 }
 
 /// The devices a request names: one, or all below a directory, each under the container path.
 fn requested_devices(field: &str, device: &Device) -> Result<Vec<HostDevice>, SpecError> {
     let host = fs::canonicalize(&device.host_path)
         .map_err(|error| SpecError::invalid(field, &device.host_path, format!("must exist on the node: {error}")))?;
-    let container = super::clean(&device.container_path);
+    let container = super::clean(super::devices::container_path(device));
     let mut found = Vec::new();
     if host.is_dir() {
         walk(&host, 0, &[], &mut |path| {
@@ -264,6 +354,50 @@ fn is_cgroup_v2() -> bool {
     rustix::fs::statfs(CGROUP_ROOT).is_ok_and(|fs| fs.f_type == nix::sys::statfs::CGROUP2_SUPER_MAGIC.0)
 }
 
+/// v1 has files for each size in the controller's root; on v2 the sizes are the kernel's, if the controller is there.
+fn huge_page_sizes(cgroup_v2: bool) -> BTreeSet<String> {
+    let names = |path: &str| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect::<Vec<_>>()
+    };
+    if !cgroup_v2 {
+        let files = names(&format!("{CGROUP_ROOT}/hugetlb"));
+        let size = |name: &String| {
+            Some(
+                name.strip_prefix("hugetlb.")?
+                    .strip_suffix(".limit_in_bytes")?
+                    .to_owned(),
+            )
+        };
+        // `2MB.rsvd` is the other limit of the same pages.
+        return files
+            .iter()
+            .filter_map(size)
+            .filter(|size| !size.contains('.'))
+            .collect();
+    }
+    let controllers = fs::read_to_string(format!("{CGROUP_ROOT}/cgroup.controllers")).unwrap_or_default();
+    if !controllers.split_whitespace().any(|name| name == "hugetlb") {
+        return BTreeSet::new();
+    }
+    let pools = names("/sys/kernel/mm/hugepages");
+    let kib = pools
+        .iter()
+        .filter_map(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok());
+    kib.map(page_size).collect()
+}
+
+/// A page size of so many KiB as cgroup files and the runtime-spec have it.
+fn page_size(kib: u64) -> String {
+    match kib {
+        kib if kib >= 1 << 20 => format!("{}GB", kib >> 20),
+        kib if kib >= 1 << 10 => format!("{}MB", kib >> 10),
+        kib => format!("{kib}KB"),
+    }
+}
+
 /// The running kernel's version is `major.minor` or later.
 fn kernel_at_least(major: u32, minor: u32) -> bool {
     let release = read_text("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -299,6 +433,7 @@ pub(super) mod tests {
             cgroup_v2: false,
             swap_limit: true,
             oom_score_adj_floor: 0,
+            huge_page_sizes: BTreeSet::new(),
             recursive_read_only: true,
             selinux: false,
         }
@@ -328,7 +463,17 @@ pub(super) mod tests {
             mounts: vec![mount(&dir.path().join("link")), mount(&new)],
             ..Default::default()
         };
-        let sources = Sources::read(&config, &BTreeMap::new()).unwrap();
+        let rules = SourceRules::default();
+        let read = |config: &ContainerConfig, rules| Sources::read(config, &BTreeMap::new(), rules);
+        let reject = SourceRules {
+            missing_host_path: MissingHostPath::Reject,
+            ..rules
+        };
+        assert_eq!(read(&config, reject).unwrap_err().field, "mounts[1].host_path");
+        drop(read(&config, rules).unwrap());
+        assert!(!dir.path().join("a").exists(), "what was made for nothing goes");
+        let (sources, made) = read(&config, rules).unwrap();
+        made.keep();
         let paths: Vec<_> = sources.mounts.iter().map(|mount| mount.path.clone()).collect();
         assert_eq!(
             paths,
@@ -341,10 +486,43 @@ pub(super) mod tests {
             mounts: vec![mount(&dir.path().join("file/below"))],
             ..Default::default()
         };
-        assert_eq!(
-            Sources::read(&through, &BTreeMap::new()).unwrap_err().field,
-            "mounts[0].host_path"
-        );
+        assert_eq!(read(&through, rules).unwrap_err().field, "mounts[0].host_path");
+    }
+
+    #[test]
+    fn page_sizes() {
+        for (kib, size) in [(64, "64KB"), (2048, "2MB"), (1 << 20, "1GB"), (16 << 20, "16GB")] {
+            assert_eq!(page_size(kib), size);
+        }
+    }
+
+    #[test]
+    fn devices_belong_to_the_user_where_the_rules_say_so() {
+        use corten_proto::cri::{LinuxContainerConfig, LinuxContainerSecurityContext};
+        let config = |user: Option<i64>| ContainerConfig {
+            devices: vec![Device {
+                host_path: "/dev/null".into(),
+                permissions: "r".into(),
+                ..Default::default()
+            }],
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext {
+                    run_as_user: user.map(|value| Int64Value { value }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        for (user, device_ownership, expected) in [(Some(7), true, 7), (Some(7), false, 0), (None, true, 0)] {
+            let rules = SourceRules {
+                device_ownership,
+                ..Default::default()
+            };
+            let (sources, _made) = Sources::read(&config(user), &BTreeMap::new(), rules).unwrap();
+            let device = &sources.devices[0];
+            assert_eq!((device.uid, device.path.as_path()), (expected, Path::new("/dev/null")));
+        }
     }
 
     #[test]

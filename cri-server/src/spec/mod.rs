@@ -13,18 +13,19 @@
 //!
 //! | module | makes |
 //! |---|---|
-//! | `unsupported` | the refusals of what is not built |
 //! | `process` | args, env, cwd |
 //! | `capabilities` `security` | capability sets; privileged, masks, seccomp and LSM fields |
 //! | `namespaces` | which namespaces are new, joined or the node's |
 //! | `mounts` | the mount list and its order |
 //! | `devices` | device nodes and the device cgroup's rules |
-//! | `resources` | cgroup limits, oom_score_adj, the cgroup's path |
+//! | `resources` `update` | cgroup limits, oom_score_adj; what an update makes of them |
+//! | `cgroup_path` | where the cgroup is, for both cgroup drivers |
 //! | `host` | what the node looks like; the only module here, with `user`, that reads it |
 //! | `user` | uid, gid and groups out of the image's files |
 //! | `stop_signal` | CRI's and the image's signal names to numbers |
 
 mod capabilities;
+mod cgroup_path;
 mod container;
 mod devices;
 mod error;
@@ -40,7 +41,7 @@ pub mod stop_signal;
 mod sysctl;
 #[cfg(test)]
 mod tests;
-mod unsupported;
+pub mod update;
 pub mod user;
 
 use std::path::{Path, PathBuf};
@@ -49,10 +50,13 @@ use corten_proto::cri::{ContainerConfig, PodSandboxConfig};
 use corten_proto::id::{ContainerId, SandboxId};
 use oci_spec::image::ImageConfiguration;
 
+pub use cgroup_path::{CgroupDriver, cgroups_path};
 pub use container::{check_container, container};
 pub use error::{Kind, SpecError};
-pub use host::{CapabilityName, Host, HostDevice, MountSource, Sources};
-pub use resources::cgroups_path;
+pub use host::{
+    CapabilityName, Handler, Host, HostDevice, MadeDirectories, MissingHostPath, MountSource, SourceRules, Sources,
+};
+pub use resources::updated_oom_score_adj;
 pub use sandbox::{check_sandbox, sandbox};
 pub use user::User;
 
@@ -107,6 +111,8 @@ pub struct ContainerSpecInput<'a> {
     pub cgroups_path: &'a Path,
     /// The node's side of the request's mounts and devices.
     pub sources: &'a Sources,
+    /// What the runtime can do that is to make the container.
+    pub handler: Handler,
     /// The node.
     pub host: &'a Host,
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use corten_proto::cri::security_profile::ProfileType;
 use corten_proto::cri::{
-    Capability, ContainerConfig, ContainerMetadata, HugepageLimit, Int64Value, LinuxContainerConfig,
+    Capability, ContainerConfig, ContainerMetadata, HugepageLimit, IdMapping, Int64Value, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
     MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
     UserNamespace,
@@ -115,8 +115,20 @@ fn sandbox_json(config: &PodSandboxConfig) -> Value {
     serde_json::to_value(spec.unwrap()).unwrap()
 }
 
-/// The JSON that lands in a container's bundle, or the refusal.
+/// The JSON that lands in a container's bundle, or the refusal; of a runtime that can do everything.
 fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<Value, SpecError> {
+    let able = Handler {
+        recursive_read_only: true,
+        idmapped_mounts: true,
+    };
+    container_json_by(able, config, sandbox)
+}
+
+fn container_json_by(
+    handler: Handler,
+    config: &ContainerConfig,
+    sandbox: &PodSandboxConfig,
+) -> Result<Value, SpecError> {
     check_container(config, sandbox)?;
     let source = |mount: &Mount| MountSource {
         path: mount.host_path.clone().into(),
@@ -145,6 +157,7 @@ fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Resul
         },
         cgroups_path: Path::new("/kubepods/c-1"),
         sources: &sources,
+        handler,
         host: &host(),
     })?;
     Ok(serde_json::to_value(spec).unwrap())
