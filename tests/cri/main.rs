@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
 mod cdi;
+mod cgroup_driver;
 mod config;
 mod container;
 mod devices;

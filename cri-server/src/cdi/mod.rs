@@ -29,6 +29,11 @@ use registry::Registry;
 /// What annotations begin with that name devices; from before the CRI had a field for them.
 const ANNOTATION: &str = "cdi.k8s.io/";
 
+/// Refuses what names no device. Pure.
+pub fn check(config: &ContainerConfig) -> Result<(), SpecError> {
+    requested(config).map(drop)
+}
+
 /// Looks the request's devices up in the files below `dirs`. Blocks.
 pub fn resolve(config: &ContainerConfig, dirs: &[PathBuf]) -> Result<Edits, SpecError> {
     let names = requested(config)?;

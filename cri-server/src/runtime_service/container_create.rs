@@ -82,6 +82,7 @@ impl Node {
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         // Against what the sandbox was run with, not the copy that came with this request.
         spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
+        cdi::check(&config).map_err(Error::from)?;
         let key = (sandbox.id().clone(), metadata.name.clone(), metadata.attempt);
         let existing = || self.existing_container(&sandbox, &metadata);
         let create = || {

@@ -9,7 +9,7 @@
 //! | `sandbox_stop` `sandbox_remove` | StopPodSandbox, RemovePodSandbox: the lists that undo it |
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
-//! | `container_update` `sandbox_update` | UpdateContainerResources, UpdatePodSandboxResources |
+//! | `container_update` `container_cgroup` `sandbox_update` | UpdateContainerResources, UpdatePodSandboxResources |
 //! | `container_exec` | ExecSync |
 //! | `status` | Version, Status, RuntimeConfig, ReopenContainerLog |
 //!

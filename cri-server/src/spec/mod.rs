@@ -20,7 +20,7 @@
 //! | `devices` | device nodes and the device cgroup's rules |
 //! | `resources` `update` | cgroup limits, oom_score_adj; what an update makes of them |
 //! | `cgroup_path` | where the cgroup is, for both cgroup drivers |
-//! | `host` | what the node looks like; the only module here, with `user`, that reads it |
+//! | `host` `host_paths` | what the node looks like; the only modules here, with `user`, that read it |
 //! | `user` | uid, gid and groups out of the image's files |
 //! | `stop_signal` | CRI's and the image's signal names to numbers |
 
@@ -30,6 +30,7 @@ mod container;
 mod devices;
 mod error;
 mod host;
+mod host_paths;
 mod mountinfo;
 mod mounts;
 mod namespaces;
@@ -53,9 +54,8 @@ use oci_spec::image::ImageConfiguration;
 pub use cgroup_path::{CgroupDriver, cgroups_path};
 pub use container::{check_container, container};
 pub use error::{Kind, SpecError};
-pub use host::{
-    CapabilityName, Handler, Host, HostDevice, MadeDirectories, MissingHostPath, MountSource, SourceRules, Sources,
-};
+pub use host::{CapabilityName, Handler, Host, HostDevice, SourceRules, Sources};
+pub use host_paths::{MadeDirectories, MissingHostPath, MountSource};
 pub use resources::updated_oom_score_adj;
 pub use sandbox::{check_sandbox, sandbox};
 pub use user::User;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use corten_proto::cri::{ContainerConfig, IdMapping, Mount as Requested, MountPropagation, NamespaceMode};
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder};
 
-use super::host::MountSource;
+use super::host_paths::MountSource;
 use super::mountinfo::Propagation;
 use super::{ContainerSpecInput, SpecError, namespaces, security};
 
