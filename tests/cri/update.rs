@@ -94,8 +94,20 @@ fn by_handler<'n>(node: &'n Node, handler: &str) -> Pod<'n> {
     node.run_pod_by(node.pod_config(&format!("by-{handler}")), handler)
 }
 
+/// crun of this age refuses a machine with cgroups of both versions.
+fn can_run(handler: &str) -> bool {
+    let can = handler != "crun" || cgroup::unified();
+    if !can {
+        println!("SKIP: crun needs cgroups of one version");
+    }
+    can
+}
+
 #[track_caller]
 fn updates_are_set_shown_and_kept(handler: &str) {
+    if !can_run(handler) {
+        return;
+    }
     let node = node_with_peers();
     let pod = by_handler(&node, handler);
     let mut config = container("main", &["sh", "-c", "sleep 1000 & sleep 1000"]);
@@ -127,12 +139,9 @@ fn updates_are_set_shown_and_kept(handler: &str) {
         ..Default::default()
     };
     update(&node, &container, grow.clone()).expect("an update while it runs");
-    let scores = "for f in /proc/[0-9]*/oom_score_adj; do cat $f; done | sort | uniq -c | head -n 1 | tr -s ' '";
-    assert!(
-        container.exec_sh(scores).contains(" 600"),
-        "{}",
-        container.exec_sh(scores)
-    );
+    // Not those of the exec itself: runc gives them what the container was created with.
+    let scores = container.exec_sh("for pid in $(pidof sleep); do cat /proc/$pid/oom_score_adj; done");
+    assert_eq!(scores, "600\n600\n");
     assert_eq!(limits(&node, &container)["cpuset.cpus"], "0");
     let expected = LinuxContainerResources {
         cpu_period: 100_000,
@@ -180,14 +189,17 @@ fn updates_are_set_shown_and_kept_by_crun() {
 #[test]
 fn a_refused_or_failed_update_changes_nothing() {
     let node = node_with_peers();
-    for handler in ["corten", "runc", "crun"] {
+    for handler in ["corten", "runc", "crun"]
+        .into_iter()
+        .filter(|handler| can_run(handler))
+    {
         let pod = by_handler(&node, handler);
         let mut config = container(
             "main",
             &[
                 "sh",
                 "-c",
-                "x=$(head -c 8000000 /dev/zero | tr '\\0' x); echo full; sleep 1000",
+                "x=$(head -c 8000000 /dev/zero | tr '\\0' x); echo full; sleep 1000; true",
             ],
         );
         config.linux.as_mut().unwrap().resources = Some(LinuxContainerResources {
