@@ -186,22 +186,59 @@ fn updates_are_set_shown_and_kept_by_crun() {
     updates_are_set_shown_and_kept("crun");
 }
 
+/// Updates of a container that uses 8 MB of 64 MiB, each with the code and a part of the message that it gets.
+fn hopeless_updates() -> [(LinuxContainerResources, Code, &'static str); 4] {
+    let more = LinuxContainerResources {
+        cpu_shares: 300,
+        oom_score_adj: 700,
+        ..Default::default()
+    };
+    [
+        (
+            LinuxContainerResources {
+                memory_limit_in_bytes: MIB,
+                ..more.clone()
+            },
+            Code::FailedPrecondition,
+            "bytes in use",
+        ),
+        (
+            // The kernel refuses it, when the shares have been written.
+            LinuxContainerResources {
+                cpuset_cpus: "4000".to_owned(),
+                ..more.clone()
+            },
+            Code::Internal,
+            "cpu",
+        ),
+        (
+            LinuxContainerResources {
+                oom_score_adj: 2000,
+                ..more.clone()
+            },
+            Code::InvalidArgument,
+            "oom_score_adj",
+        ),
+        (
+            LinuxContainerResources {
+                memory_limit_in_bytes: 32 * MIB,
+                memory_swap_limit_in_bytes: 16 * MIB,
+                ..more
+            },
+            Code::InvalidArgument,
+            "memory_swap_limit_in_bytes",
+        ),
+    ]
+}
+
 #[test]
 fn a_refused_or_failed_update_changes_nothing() {
     let node = node_with_peers();
-    for handler in ["corten", "runc", "crun"]
-        .into_iter()
-        .filter(|handler| can_run(handler))
-    {
+    for handler in ["corten", "runc", "crun"].into_iter().filter(|it| can_run(it)) {
         let pod = by_handler(&node, handler);
-        let mut config = container(
-            "main",
-            &[
-                "sh",
-                "-c",
-                "x=$(head -c 8000000 /dev/zero | tr '\\0' x); echo full; sleep 1000; true",
-            ],
-        );
+        // The last command is not the shell itself, whose variable the memory is.
+        let script = "x=$(head -c 8000000 /dev/zero | tr '\\0' x); echo full; sleep 1000; true";
+        let mut config = container("main", &["sh", "-c", script]);
         config.linux.as_mut().unwrap().resources = Some(LinuxContainerResources {
             memory_limit_in_bytes: 64 * MIB,
             cpu_shares: 200,
@@ -211,47 +248,7 @@ fn a_refused_or_failed_update_changes_nothing() {
         container.wait_output("full");
         let pid = container.pid();
         let before = everything(&node, &container);
-        for (change, code, text) in [
-            (
-                LinuxContainerResources {
-                    memory_limit_in_bytes: MIB,
-                    cpu_shares: 300,
-                    oom_score_adj: 700,
-                    ..Default::default()
-                },
-                Code::FailedPrecondition,
-                "bytes in use",
-            ),
-            (
-                // The kernel refuses it, when the shares have been written.
-                LinuxContainerResources {
-                    cpu_shares: 300,
-                    cpuset_cpus: "4000".to_owned(),
-                    oom_score_adj: 700,
-                    ..Default::default()
-                },
-                Code::Internal,
-                "cpus",
-            ),
-            (
-                LinuxContainerResources {
-                    cpu_shares: 300,
-                    oom_score_adj: 2000,
-                    ..Default::default()
-                },
-                Code::InvalidArgument,
-                "oom_score_adj",
-            ),
-            (
-                LinuxContainerResources {
-                    memory_limit_in_bytes: 32 * MIB,
-                    memory_swap_limit_in_bytes: 16 * MIB,
-                    ..Default::default()
-                },
-                Code::InvalidArgument,
-                "memory_swap_limit_in_bytes",
-            ),
-        ] {
+        for (change, code, text) in hopeless_updates() {
             let error = update(&node, &container, change).expect_err(text);
             assert_eq!(error.code(), code, "{handler}: {error}");
             assert!(error.message().contains(text), "{handler}: {error}");

@@ -347,85 +347,56 @@ mod tests {
 
     #[test]
     fn refusals() {
-        let none = LinuxContainerResources::default();
-        let huge = |size: &str| {
-            let limit = HugepageLimit {
-                page_size: size.into(),
-                limit: 1 << 21,
-            };
-            vec![limit.clone(), limit]
+        let huge = |size: &str| HugepageLimit {
+            page_size: size.into(),
+            limit: 1 << 21,
         };
-        let unified = |name: &str| [(name.to_owned(), "1".to_owned())].into();
-        for (resources, kind) in [
+        let with = |change: &dyn Fn(&mut LinuxContainerResources)| {
+            let mut resources = LinuxContainerResources::default();
+            change(&mut resources);
+            config(resources)
+        };
+        for (sent, field) in [
+            (with(&|it| it.oom_score_adj = 1001), "oom_score_adj"),
+            (with(&|it| it.cpu_shares = -1), "cpu_shares"),
+            (with(&|it| it.cpu_quota = -2), "cpu_quota"),
+            (with(&|it| it.cpuset_cpus = "0;1".into()), "cpuset_cpus"),
             (
-                LinuxContainerResources {
-                    oom_score_adj: 1001,
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| it.hugepage_limits = vec![huge("2MB"), huge("2MB")]),
+                "hugepage_limits[1].page_size",
             ),
             (
-                LinuxContainerResources {
-                    cpu_shares: -1,
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| it.hugepage_limits = vec![huge("2 MB")]),
+                "hugepage_limits[0].page_size",
             ),
             (
-                LinuxContainerResources {
-                    cpu_quota: -2,
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| (it.memory_limit_in_bytes, it.memory_swap_limit_in_bytes) = (2, 1)),
+                "memory_swap_limit_in_bytes",
             ),
             (
-                LinuxContainerResources {
-                    cpuset_cpus: "0;1".into(),
-                    ..none.clone()
-                },
-                Kind::Invalid,
-            ),
-            (
-                LinuxContainerResources {
-                    hugepage_limits: huge("2MB"),
-                    ..none.clone()
-                },
-                Kind::Invalid,
-            ),
-            (
-                LinuxContainerResources {
-                    hugepage_limits: huge("2 MB"),
-                    ..none.clone()
-                },
-                Kind::Invalid,
-            ),
-            (
-                LinuxContainerResources {
-                    memory_limit_in_bytes: 2,
-                    memory_swap_limit_in_bytes: 1,
-                    ..none.clone()
-                },
-                Kind::Invalid,
-            ),
-            (
-                LinuxContainerResources {
-                    unified: unified("../x.y"),
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| it.unified = [("../x.y".to_owned(), "1".to_owned())].into()),
+                "unified[\"../x.y\"]",
             ),
         ] {
-            assert_eq!(check(&config(resources)).unwrap_err().kind, kind);
+            let error = check(&sent).unwrap_err();
+            assert_eq!(
+                (error.field, error.kind),
+                (format!("{RESOURCES}.{field}"), Kind::Invalid)
+            );
         }
-        let v1 = LinuxContainerResources {
-            unified: unified("memory.high"),
-            ..none
-        };
-        assert!(check(&config(v1.clone())).is_ok() && of(&config(v1.clone()), &host()).is_err());
+    }
+
+    #[test]
+    fn files_of_v2_need_v2() {
+        let sent = config(LinuxContainerResources {
+            unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+            ..Default::default()
+        });
+        assert!(check(&sent).is_ok() && of(&sent, &host()).is_err());
         let v2 = Host {
             cgroup_v2: true,
             ..host()
         };
-        assert!(of(&config(v1), &v2).unwrap().unified().is_some());
+        assert!(of(&sent, &v2).unwrap().unified().is_some());
     }
 }
