@@ -124,7 +124,7 @@ fn updates_are_set_shown_and_kept(handler: &str) {
         oom_score_adj: 500,
         ..Default::default()
     };
-    update(&node, &container, change.clone()).expect("an update before the start");
+    update(&node, &container, change).expect("an update before the start");
     assert_limits(&node, &container, 64 * MIB, 50_000);
     container.start();
     assert_eq!(container.exec_sh("cat /proc/1/oom_score_adj"), "500\n");

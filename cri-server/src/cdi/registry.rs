@@ -72,7 +72,9 @@ impl Registry {
             };
             match self.devices.get_mut(&name) {
                 Some(known) if known.dir == dir => known.conflict = Some(own),
-                _ => drop(self.devices.insert(name, place)),
+                _ => {
+                    self.devices.insert(name, place);
+                }
             }
         }
         self.documents.push((path, document));

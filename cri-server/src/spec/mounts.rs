@@ -34,8 +34,8 @@ fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
         }
         None => drop(super::absolute(&field("host_path"), &mount.host_path)?),
     }
-    id_mappings(mount, &field)?;
-    restrictions(mount, &field)?;
+    id_mappings(mount, field)?;
+    restrictions(mount, field)?;
     let propagation = propagation(index, mount)?;
     let alone = mount.readonly && propagation == MountPropagation::PropagationPrivate;
     if mount.recursive_read_only && !alone {
