@@ -88,7 +88,6 @@ fn options_restrict_every_kind_of_mount() {
     config.mounts[0].mount_options = options(&["sync"]);
     let error = node.cri.create_container(pod.create_request(&config)).unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-    drop(container);
     pod.stop();
     pod.remove();
 }
