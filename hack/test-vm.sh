@@ -7,6 +7,7 @@
 #                                                     these alone; options before them are those of `hack/vm.sh run`
 #   sudo hack/test-vm.sh power                        images across a power cut, alone
 #   sudo hack/test-vm.sh confinement                  the server on a machine with AppArmor, alone
+#   sudo hack/test-vm.sh pods                         pods by the systemd driver and on cgroup v2, alone
 #   sudo hack/test-vm.sh OCI_RUNTIME=/usr/bin/crun limits.sh
 #                                                     with the guest's crun, or /usr/sbin/runc, in the place of corten:
 #                                                     the control of the scripts themselves
@@ -25,6 +26,9 @@ SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten ch
 # Images: many layers, mapped layers, views, quotas; what of it falls back on the older kernel.
 IMAGES="images.sh snapshot quota"
 
+# Pods: scopes of systemd, limits on v2, crun as a handler.
+PODS="pods.sh cgroup_driver update:: resources:: mounts::"
+
 SCRIPTS=(
     apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh rootless.sh systemd.sh
 )
@@ -32,14 +36,15 @@ SCRIPTS=(
 # With Linux 6.1: what falls back where the kernel lacks a call.
 OLD_ROUND=(devices.sh "suite.sh mounts::corten rootfs::corten" "$IMAGES")
 
-# Builds what the guest runs, unless the caller names the suites' executables in $OCI_SUITE and $IMAGE_SUITE: then all of it
+# Builds what the guest runs, unless the caller names the suites' executables in $OCI_SUITE, $IMAGE_SUITE and $CRI_SUITE: then all of it
 # is there, as hack/test.sh has built it. Cargo would build dependencies again, because fewer packages ask for fewer features of them.
 build_for_guest() {
-    [[ -z ${OCI_SUITE:-} || -z ${IMAGE_SUITE:-} ]] || return 0
+    [[ -z ${OCI_SUITE:-} || -z ${IMAGE_SUITE:-} || -z ${CRI_SUITE:-} ]] || return 0
     say "build for the virtual machine"
     (cd "$REPO" && as_caller cargo build --quiet -p corten-runtime -p corten-shim -p corten-cri -p corten-tests --bins)
     OCI_SUITE=$(suite oci)
     IMAGE_SUITE=$(suite image)
+    CRI_SUITE=$(suite cri)
 }
 
 # The executable of the test suite $1.
@@ -56,6 +61,9 @@ stage_binaries() {
     for program in corten probe as-user; do strip -o "$stage/debug/$program" "$bin/$program"; done
     strip -o "$stage/debug/deps/oci" "$OCI_SUITE"
     strip -o "$stage/debug/deps/image" "$IMAGE_SUITE"
+    mkdir -p "$stage/pods/debug/deps"
+    for program in corten corten-shim corten-cri; do strip -o "$stage/pods/debug/$program" "$bin/$program"; done
+    strip -o "$stage/pods/debug/deps/cri" "$CRI_SUITE"
     mkdir -p "$stage/server/debug"
     for program in corten corten-cri corten-shim registry mkimage cri-client; do strip -o "$stage/server/debug/$program" "$bin/$program"; done
 }
@@ -98,6 +106,13 @@ power_cut() {
     done
 }
 
+# Pods, in a guest of their own: with the binaries of the others the input would cost a boot more.
+pods() {
+    say "pods"
+    "$REPO/hack/vm.sh" run -s -t 1500 -i "$stage/pods/debug" -i "$REPO/tests/vm" "$REPO/tests/vm/round.sh" "$PODS" ||
+        failed+=("pods.sh: exit status $?")
+}
+
 main() {
     need_root
     find_toolchains
@@ -115,6 +130,7 @@ main() {
             guest "Linux 6.12" "$SUITE" "$IMAGES"
             guest "Linux 6.1" -k bookworm "${OLD_ROUND[@]}"
             confinement
+            pods
             power_cut
             ;;
         all)
@@ -123,10 +139,12 @@ main() {
                 guest "the suites, kernel of $kernel" -k "$kernel" suite.sh "$IMAGES"
             done
             confinement
+            pods
             power_cut
             ;;
         power) power_cut ;;
         confinement) confinement ;;
+        pods) pods ;;
         *) guest "as asked" "$@" ;;
     esac
     printf '\n== virtual machine: %d s\n' "$((SECONDS - began))"

@@ -74,7 +74,8 @@ run_virtual_machine() {
         return
     fi
     if OCI_SUITE=$(awk '$2 == "test:oci" { print $3 }' <<<"$executables") \
-        IMAGE_SUITE=$(awk '$2 == "test:image" { print $3 }' <<<"$executables") "$REPO/hack/test-vm.sh" >"$log" 2>&1; then
+        IMAGE_SUITE=$(awk '$2 == "test:image" { print $3 }' <<<"$executables") \
+        CRI_SUITE=$(awk '$2 == "test:cri" { print $3 }' <<<"$executables") "$REPO/hack/test-vm.sh" >"$log" 2>&1; then
         grep -E '^(== |test result|   |SKIP)' "$log"
     else
         grep -vE '^PASS|^test .* ok$' "$log"

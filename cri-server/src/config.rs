@@ -9,7 +9,7 @@
 //! [`DEFAULT_TEXT`], which a test holds against [`Config::default`].
 //!
 //! Nothing is read again while the server runs, except what other programs own: CNI configurations (`network`), hosts.toml
-//! files and the node's credentials (`image::registry`).
+//! files and the node's credentials (`image::registry`), CDI specifications (`cdi`).
 
 mod load;
 mod rules;
@@ -25,6 +25,7 @@ pub use load::{Problem, Problems};
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
+use crate::spec::{CgroupDriver, MissingHostPath};
 
 /// The file that is read unless another is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -60,6 +61,14 @@ pub struct Config {
     pub default_runtime: String,
     /// Parent of the cgroups of sandboxes that name none.
     pub cgroup_parent: String,
+    /// Who makes the cgroups; the kubelet asks for it and must agree.
+    pub cgroup_driver: CgroupDriver,
+    /// What becomes of host paths of mounts that do not exist.
+    pub missing_host_path: MissingHostPath,
+    /// Devices belong to the container's user and group where its security context names them.
+    pub device_ownership_from_security_context: bool,
+    /// Directories of CDI specifications; a later one counts before an earlier one.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Where the pods' network namespaces are bound.
     pub netns_dir: PathBuf,
     /// The server's own log, on stderr.
@@ -206,6 +215,10 @@ impl Default for Config {
             shim: None,
             default_runtime: OWN_RUNTIME.into(),
             cgroup_parent: "/corten".into(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
+            missing_host_path: MissingHostPath::Create,
+            device_ownership_from_security_context: false,
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             netns_dir: "/run/netns".into(),
             log: Log::default(),
             security: Security::default(),

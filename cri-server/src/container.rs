@@ -1,4 +1,5 @@
-//! A container in memory: its metadata, which never changes, and its status, an enum with pure transitions.
+//! A container in memory: its metadata, which never changes, its status, an enum with pure transitions, and what updates
+//! have made of its resources (`spec::resources::merged`, pure as well), which has nothing to do with the status.
 //!
 //! ```text
 //!   Created --started--> Running --exited--> Exited
@@ -11,8 +12,8 @@
 //! no second path. An exit may overtake the answer to the start that led to it, so `started` also completes an
 //! `Exited` that lacks its start.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use corten_proto::exit::ExitRecord;
@@ -256,7 +257,7 @@ pub struct Container {
     pub status: watch::Sender<Status>,
     /// Its removal has begun.
     pub removing: AtomicBool,
-    /// Orders start and removal.
+    /// Orders start, update and removal.
     pub operations: tokio::sync::Mutex<()>,
     /// Orders the writes of the record.
     pub record: tokio::sync::Mutex<()>,
@@ -264,6 +265,8 @@ pub struct Container {
     pub lease: Option<LayerLease>,
     /// Its processor time per second.
     pub(crate) rate: Rate,
+    /// The resources since the first update; none before it.
+    resources: Mutex<Option<cri::LinuxContainerResources>>,
 }
 
 impl Container {
@@ -277,12 +280,29 @@ impl Container {
             record: tokio::sync::Mutex::new(()),
             lease,
             rate: Rate::default(),
+            resources: Mutex::new(None),
         })
     }
 
     /// The container's id.
     pub fn id(&self) -> &ContainerId {
         &self.metadata.id
+    }
+
+    /// The resources that updates have left; none while they are those it was made with.
+    pub(crate) fn updated(&self) -> Option<cri::LinuxContainerResources> {
+        self.resources.lock().expect("no holder panics").clone()
+    }
+
+    /// Replaces what updates have left.
+    pub(crate) fn set_resources(&self, resources: Option<cri::LinuxContainerResources>) {
+        *self.resources.lock().expect("no holder panics") = resources;
+    }
+
+    /// The resources that count now, as they were asked for; none where nobody has asked for any.
+    pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
+        let asked = || self.metadata.config.linux.as_ref()?.resources.clone();
+        self.updated().or_else(asked)
     }
 
     /// A copy of the status now.

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 pub(crate) use features::Features;
 use features::Known;
@@ -43,6 +43,8 @@ pub(crate) struct Health {
     round: Arc<Semaphore>,
     /// The one thread that may look at the node's directories: a disk that hangs keeps no second one.
     look: Arc<Semaphore>,
+    /// What executables have said of their features.
+    known: Mutex<Known>,
 }
 
 /// What is known of the node.
@@ -56,8 +58,6 @@ pub(crate) struct Report {
     pub(crate) network: Verdict,
     /// The runtime handlers, by name; the first is the default's empty one.
     pub(crate) handlers: Vec<Handler>,
-    /// What executables have said of their features.
-    known: Known,
 }
 
 /// One condition of the node.
@@ -87,6 +87,7 @@ impl Default for Health {
             report: watch::Sender::default(),
             round: Arc::new(Semaphore::new(1)),
             look: Arc::new(Semaphore::new(1)),
+            known: Mutex::default(),
         }
     }
 }
@@ -152,11 +153,7 @@ impl Node {
     /// One round of probes.
     async fn next_report(&self) -> Report {
         let mut report = Report::clone(&self.health.report.borrow());
-        let (runtime, network, handlers) = tokio::join!(
-            self.probe_runtime(),
-            self.probe_network(),
-            self.handlers(&mut report.known)
-        );
+        let (runtime, network, handlers) = tokio::join!(self.probe_runtime(), self.probe_network(), self.handlers());
         report.runtime.observe("RuntimeReady", runtime);
         report.network.observe("NetworkReady", network);
         report.handlers = handlers;

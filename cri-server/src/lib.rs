@@ -14,6 +14,7 @@
 
 mod apparmor;
 mod batches;
+pub mod cdi;
 pub mod cli;
 pub mod config;
 pub mod container;

@@ -132,7 +132,8 @@ impl Node {
         let after = transition(before);
         if after != before {
             let path = self.paths.sandbox_record(sandbox.id());
-            self.save(path, &sandbox.metadata, &after).await;
+            let record = Record::new(&self.boot_id, &sandbox.metadata, after, sandbox.updated());
+            self.save(path, &record).await;
             self.publish(sandbox.id(), sandbox.id(), events::of_sandbox(before, after), || {
                 sandbox.status.send_replace(after);
                 true
@@ -163,7 +164,8 @@ impl Node {
         let after = transition(before.clone());
         if after != before {
             let path = self.paths.container_record(container.id());
-            self.save(path, &container.metadata, &after).await;
+            let record = Record::new(&self.boot_id, &container.metadata, &after, container.updated());
+            self.save(path, &record).await;
             let kind = events::of_container(&before, &after);
             self.publish(&container.metadata.sandbox, container.id(), kind, || {
                 container.status.send_replace(after.clone());
@@ -250,22 +252,49 @@ impl Node {
 
     /// Writes a record of a change that has happened: memory follows whether or not the disk could. What the disk
     /// then lacks, a restart learns from the shim or the exit record.
-    async fn save(&self, path: PathBuf, metadata: &impl Serialize, status: &impl Serialize) {
-        if let Err(error) = self.write_record(path, metadata, status).await {
+    async fn save(&self, path: PathBuf, record: &impl Serialize) {
+        if let Err(error) = write(path, record).await {
             tracing::error!(error = format!("{error:#}"), "a record is out of date");
         }
     }
 
-    /// Writes the record of an object.
+    /// Gives a container new resources, on disk first: where that fails the old ones stay.
+    pub(crate) async fn container_updated(
+        &self,
+        container: &Container,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<()> {
+        let _order = container.record.lock().await;
+        let path = self.paths.container_record(container.id());
+        let record = Record::new(&self.boot_id, &container.metadata, container.status(), Some(&resources));
+        write(path, &record).await?;
+        container.set_resources(Some(resources));
+        Ok(())
+    }
+
+    /// Gives a sandbox new resources, on disk first: where that fails the old ones stay.
+    pub(crate) async fn sandbox_updated(
+        &self,
+        sandbox: &Sandbox,
+        transition: impl FnOnce(sandbox::Resources) -> sandbox::Resources,
+    ) -> Result<()> {
+        let _order = sandbox.record.lock().await;
+        let resources = transition(sandbox.resources());
+        let path = self.paths.sandbox_record(sandbox.id());
+        let record = Record::new(&self.boot_id, &sandbox.metadata, sandbox.status(), Some(&resources));
+        write(path, &record).await?;
+        sandbox.set_resources(Some(resources));
+        Ok(())
+    }
+
+    /// Writes the first records of an object, whose resources nobody has changed yet.
     pub(crate) async fn write_record(
         &self,
         path: PathBuf,
         metadata: &impl Serialize,
         status: &impl Serialize,
     ) -> Result<()> {
-        let value = serde_json::to_value(Record::new(&self.boot_id, metadata, status))
-            .with_context(|| format!("encode {}", path.display()))?;
-        blocking(move || record::write(&path, &value)).await
+        write(path, &Record::new(&self.boot_id, metadata, status, None::<()>)).await
     }
 }
 
@@ -278,6 +307,11 @@ fn kept_cidrs(paths: &Paths) -> Vec<String> {
         },
         Option::unwrap_or_default,
     )
+}
+
+async fn write(path: PathBuf, record: &impl Serialize) -> Result<()> {
+    let value = serde_json::to_value(record).with_context(|| format!("encode {}", path.display()))?;
+    blocking(move || record::write(&path, &value)).await
 }
 
 /// Runs `work` where it may block.

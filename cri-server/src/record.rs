@@ -10,6 +10,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use corten_proto::cri::LinuxContainerResources;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ const VERSION: u32 = 1;
 
 /// A record: what it is about, and the boot it was written in.
 #[derive(Serialize, Deserialize)]
-pub struct Record<Metadata, Status> {
+pub struct Record<Metadata, Status, Resources> {
     /// Version of the form.
     pub version: u32,
     /// `/proc/sys/kernel/random/boot_id`: tells a reboot from a restart of the server.
@@ -29,21 +30,25 @@ pub struct Record<Metadata, Status> {
     pub metadata: Metadata,
     /// The status when it was written.
     pub status: Status,
+    /// What updates have made of the resources; none while they are those of the metadata.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
 }
 
 /// A sandbox's record.
-pub type SandboxRecord = Record<sandbox::Metadata, sandbox::Status>;
+pub type SandboxRecord = Record<sandbox::Metadata, sandbox::Status, sandbox::Resources>;
 /// A container's record.
-pub type ContainerRecord = Record<container::Metadata, container::Status>;
+pub type ContainerRecord = Record<container::Metadata, container::Status, LinuxContainerResources>;
 
-impl<M, S> Record<M, S> {
+impl<M, S, R> Record<M, S, R> {
     /// A record of this boot.
-    pub fn new(boot_id: &str, metadata: M, status: S) -> Self {
+    pub fn new(boot_id: &str, metadata: M, status: S, resources: Option<R>) -> Self {
         Record {
             version: VERSION,
             boot_id: boot_id.to_owned(),
             metadata,
             status,
+            resources,
         }
     }
 }
@@ -89,7 +94,12 @@ pub enum ReadError {
 }
 
 /// Reads the record at `path`.
-pub fn read<M: DeserializeOwned, S: DeserializeOwned>(path: &Path) -> Result<Record<M, S>, ReadError> {
+pub fn read<M, S, R>(path: &Path) -> Result<Record<M, S, R>, ReadError>
+where
+    M: DeserializeOwned,
+    S: DeserializeOwned,
+    R: DeserializeOwned,
+{
     /// All that is common to every version.
     #[derive(Deserialize)]
     struct Form {
@@ -143,11 +153,16 @@ mod tests {
     fn a_record_survives_the_disk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        write(&path, &Record::new("boot", "metadata".to_owned(), 7)).unwrap();
-        let back: Record<String, i32> = read(&path).unwrap();
+        write(&path, &Record::new("boot", "metadata".to_owned(), 7, Some(8))).unwrap();
+        let back: Record<String, i32, i32> = read(&path).unwrap();
         assert_eq!(
-            (back.boot_id.as_str(), back.metadata.as_str(), back.status),
-            ("boot", "metadata", 7)
+            (
+                back.boot_id.as_str(),
+                back.metadata.as_str(),
+                back.status,
+                back.resources
+            ),
+            ("boot", "metadata", 7, Some(8))
         );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no partial file stays");
     }
@@ -163,7 +178,7 @@ mod tests {
         ];
         for (text, is_bad) in table {
             fs::write(&path, text).unwrap();
-            let (found_bad, error) = match read::<i32, i32>(&path).err().expect("refused") {
+            let (found_bad, error) = match read::<i32, i32, i32>(&path).err().expect("refused") {
                 ReadError::Bad(error) => (true, error),
                 ReadError::Failed(error) => (false, error),
             };

@@ -77,6 +77,7 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
             continue;
         }
         let sandbox = Sandbox::new(record.metadata, record.status, None);
+        sandbox.set_resources(record.resources);
         if sandbox.metadata.network.is_some() && sandbox.status() != Status::Stopped {
             node.cni.adopt(sandbox.id());
         }
@@ -100,6 +101,7 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
             }
         };
         let container = Container::new(metadata, record.status, lease);
+        container.set_resources(record.resources);
         node.container_added(&container);
         if rebooted.contains(&container.metadata.sandbox) {
             node.settle(&container, "the machine was restarted").await;
@@ -251,12 +253,17 @@ fn container_records(directory: &Path, to: &Path) -> Result<Vec<ContainerRecord>
 }
 
 /// Reads a record that must be about `id`; moves it out of the way if it makes no sense or is about something else.
-fn read_or_quarantine<M: DeserializeOwned, S: DeserializeOwned>(
+fn read_or_quarantine<M, S, R>(
     path: &Path,
     id: &OsStr,
     to: &Path,
-    own_id: impl Fn(&Record<M, S>) -> &str,
-) -> Result<Option<Record<M, S>>> {
+    own_id: impl Fn(&Record<M, S, R>) -> &str,
+) -> Result<Option<Record<M, S, R>>>
+where
+    M: DeserializeOwned,
+    S: DeserializeOwned,
+    R: DeserializeOwned,
+{
     let bad = match read(path) {
         Ok(record) if OsStr::new(own_id(&record)) == id => return Ok(Some(record)),
         Ok(record) => anyhow!("{} is about {}", path.display(), own_id(&record)),
@@ -303,7 +310,7 @@ mod tests {
             network: None,
         };
         let write = |name: &str, id: &str| {
-            let record = Record::new("boot", metadata(id), Status::NotReady);
+            let record = Record::new("boot", metadata(id), Status::NotReady, None::<()>);
             crate::record::write(&records.join(name), &record).unwrap();
         };
         write("good.json", "good");

@@ -1,4 +1,5 @@
-//! A pod sandbox in memory: its metadata, which never changes, and its status, an enum with pure transitions.
+//! A pod sandbox in memory: its metadata, which never changes, its status, an enum with pure transitions, and what updates
+//! have made of its resources.
 //!
 //! ```text
 //!   Starting --started--> Ready --infra_exited--> NotReady
@@ -61,6 +62,25 @@ impl Metadata {
     /// Whether the pod uses the node's network.
     pub fn host_network(&self) -> bool {
         self.namespace_options().network() == cri::NamespaceMode::Node
+    }
+}
+
+/// What a pod may use, for whoever wants to know: its cgroup is the kubelet's to set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Resources {
+    /// What the sandbox itself costs.
+    pub overhead: Option<cri::LinuxContainerResources>,
+    /// Sum of its containers' resources.
+    pub resources: Option<cri::LinuxContainerResources>,
+}
+
+impl Resources {
+    /// These with an update in them; what it does not name stays.
+    pub(crate) fn updated(self, change: Resources) -> Resources {
+        Resources {
+            overhead: change.overhead.or(self.overhead),
+            resources: change.resources.or(self.resources),
+        }
     }
 }
 
@@ -139,6 +159,8 @@ pub struct Sandbox {
     shim: Mutex<Option<Arc<Shim>>>,
     /// When the network could first not be taken down.
     network_stuck: Mutex<Option<Instant>>,
+    /// The resources since the first update; none before it.
+    resources: Mutex<Option<Resources>>,
 }
 
 impl Sandbox {
@@ -153,6 +175,7 @@ impl Sandbox {
             rate: Rate::default(),
             shim: Mutex::new(shim),
             network_stuck: Mutex::default(),
+            resources: Mutex::new(None),
         })
     }
 
@@ -164,6 +187,27 @@ impl Sandbox {
     /// The status now.
     pub fn status(&self) -> Status {
         *self.status.borrow()
+    }
+
+    /// The resources that updates have left; none while they are those it was run with.
+    pub(crate) fn updated(&self) -> Option<Resources> {
+        self.resources.lock().expect("no holder panics").clone()
+    }
+
+    /// Replaces what updates have left.
+    pub(crate) fn set_resources(&self, resources: Option<Resources>) {
+        *self.resources.lock().expect("no holder panics") = resources;
+    }
+
+    /// The resources that count now.
+    pub fn resources(&self) -> Resources {
+        self.updated().unwrap_or_else(|| {
+            let linux = self.metadata.config.linux.as_ref();
+            Resources {
+                overhead: linux.and_then(|linux| linux.overhead.clone()),
+                resources: linux.and_then(|linux| linux.resources.clone()),
+            }
+        })
     }
 
     /// Host pid of the infra container's init while the sandbox is ready.
@@ -194,6 +238,36 @@ impl Sandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_update_of_the_resources_keeps_what_it_does_not_name() {
+        let shares = |cpu_shares| {
+            Some(cri::LinuxContainerResources {
+                cpu_shares,
+                ..Default::default()
+            })
+        };
+        let resources = |overhead, resources| Resources { overhead, resources };
+        for (before, change, after) in [
+            (
+                resources(None, None),
+                resources(shares(1), None),
+                resources(shares(1), None),
+            ),
+            (
+                resources(shares(1), shares(2)),
+                resources(None, shares(3)),
+                resources(shares(1), shares(3)),
+            ),
+            (
+                resources(shares(1), shares(2)),
+                resources(None, None),
+                resources(shares(1), shares(2)),
+            ),
+        ] {
+            assert_eq!(before.updated(change), after);
+        }
+    }
 
     #[test]
     fn transitions() {

@@ -44,6 +44,7 @@ corten-shim: the supervisor of one pod; started by corten-cri with a listening s
   --runtime PATH       the OCI runtime
   --runtime-root DIR   where the runtime keeps its state
   --pause-rootfs DIR   where the pause program is installed
+  --systemd-cgroup     pass this to the runtime: systemd makes the cgroups
   --call-timeout SEC   kill a call of the runtime after this long [120]
   --idle-timeout SEC   end after this long without a container and a client [60]
   --hold user[,net]    instead of all that: make these namespaces and hold them until the end of the standard input
@@ -56,6 +57,7 @@ struct Options {
     runtime: PathBuf,
     runtime_root: PathBuf,
     pause_rootfs: PathBuf,
+    systemd_cgroup: bool,
     timeouts: Timeouts,
 }
 
@@ -73,7 +75,7 @@ fn run(options: Options) -> Result<()> {
     let listener = sys::inherited_listener()?;
     detach()?;
     pause::install(&options.pause_rootfs)?;
-    let runtime = Runtime::new(options.runtime, options.runtime_root);
+    let runtime = Runtime::new(options.runtime, options.runtime_root, options.systemd_cgroup);
     Service::new(listener, runtime, options.timeouts)?.run()
 }
 
@@ -108,6 +110,7 @@ fn best_effort<T, E: std::fmt::Display>(step: &str, result: Result<T, E>) {
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
     use lexopt::Arg::Long;
     let (mut id, mut runtime, mut runtime_root, mut pause_rootfs) = (None, None, None, None);
+    let mut systemd_cgroup = false;
     let mut timeouts = Timeouts {
         call: Duration::from_secs(120),
         idle: Duration::from_secs(60),
@@ -119,6 +122,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
             Long("runtime") => runtime = Some(absolute("--runtime", parser.value()?)?),
             Long("runtime-root") => runtime_root = Some(absolute("--runtime-root", parser.value()?)?),
             Long("pause-rootfs") => pause_rootfs = Some(absolute("--pause-rootfs", parser.value()?)?),
+            Long("systemd-cgroup") => systemd_cgroup = true,
             Long("call-timeout") => timeouts.call = Duration::from_secs(parser.value()?.parse()?),
             Long("idle-timeout") => timeouts.idle = Duration::from_secs(parser.value()?.parse()?),
             Long("hold") => {
@@ -142,6 +146,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
         runtime: runtime.context("--runtime: missing")?,
         runtime_root: runtime_root.context("--runtime-root: missing")?,
         pause_rootfs: pause_rootfs.context("--pause-rootfs: missing")?,
+        systemd_cgroup,
         timeouts,
     }))
 }

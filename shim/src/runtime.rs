@@ -1,7 +1,7 @@
 //! Runs the OCI runtime, and finds out why it failed.
 //!
 //! ```text
-//!   RUNTIME --root DIR --log BUNDLE/runtime-N.log --log-format json VERB ... ID
+//!   RUNTIME --root DIR --log BUNDLE/runtime-N.log --log-format json [--systemd-cgroup] VERB ... ID
 //! ```
 //! This is runc's command line, so every runtime that follows it can be used. Each invocation has a log and a pid file
 //! of its own in the bundle, as several may run at once; both go with it.
@@ -26,6 +26,8 @@ const MAX_ERROR: usize = 4096;
 pub(crate) struct Runtime {
     path: PathBuf,
     root: PathBuf,
+    /// Has it have systemd make the cgroups.
+    systemd_cgroup: bool,
     /// Numbers the invocations.
     next: u64,
 }
@@ -71,8 +73,13 @@ pub(crate) struct Invocation {
 }
 
 impl Runtime {
-    pub(crate) fn new(path: PathBuf, root: PathBuf) -> Runtime {
-        Runtime { path, root, next: 1 }
+    pub(crate) fn new(path: PathBuf, root: PathBuf, systemd_cgroup: bool) -> Runtime {
+        Runtime {
+            path,
+            root,
+            systemd_cgroup,
+            next: 1,
+        }
     }
 
     /// Starts one call for the container `id`.
@@ -113,6 +120,7 @@ impl Runtime {
             "--log-format".into(),
             "json".into(),
         ]);
+        args.extend(self.systemd_cgroup.then(|| "--systemd-cgroup".into()));
         args.push(verb.name().into());
         if let Some(pid_file) = &invocation.pid_file {
             args.extend(["--pid-file".into(), text(pid_file)]);

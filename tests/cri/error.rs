@@ -379,8 +379,8 @@ const BAD_CONTAINERS: &[BadContainer] = &[
                 name: "vendor.example/gpu=0".to_owned(),
             }];
         },
-        Code::Unimplemented,
-        &["vendor.example/gpu=0"],
+        Code::InvalidArgument,
+        &["CDI_devices", "vendor.example/gpu=0"],
     ),
 ];
 

@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
+mod cdi;
+mod cgroup_driver;
 mod cni;
 mod config;
 mod container;
+mod devices;
 mod error;
 mod events;
 mod exec;
@@ -22,6 +25,7 @@ mod kubelet_needs;
 mod log;
 mod lost;
 mod metrics;
+mod mounts;
 mod network;
 mod order;
 mod parallel;
@@ -30,6 +34,7 @@ mod pod_files;
 mod process;
 mod pull_memory;
 mod registry;
+mod resources;
 mod restart;
 mod sandbox;
 mod security;
@@ -39,4 +44,5 @@ mod status;
 mod stop;
 mod streams;
 mod unimplemented;
+mod update;
 mod user_namespace;

@@ -97,9 +97,15 @@ impl Node {
     /// Runs the pod that `config` describes.
     #[track_caller]
     pub fn run_pod(&self, config: cri::PodSandboxConfig) -> Pod<'_> {
+        self.run_pod_by(config, "")
+    }
+
+    /// The same by a runtime handler.
+    #[track_caller]
+    pub fn run_pod_by(&self, config: cri::PodSandboxConfig, handler: &str) -> Pod<'_> {
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: handler.to_owned(),
         };
         let reply = self.cri.run_pod_sandbox(request).expect("RunPodSandbox");
         Pod {

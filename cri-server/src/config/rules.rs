@@ -22,6 +22,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     let mut rules = Rules(Vec::new());
     rules.directories(config);
     rules.cgroup_and_threads(config);
+    rules.cdi(config);
     rules.runtimes(config);
     rules.cni(config);
     rules.layers(config);
@@ -58,6 +59,11 @@ impl Rules {
             &["listen"],
             "must be at most 107 bytes long, the kernel's limit for a socket",
         );
+    }
+
+    fn cdi(&mut self, config: &Config) {
+        let plain = config.cdi_spec_dirs.iter().all(|dir| is_plain_absolute(dir));
+        self.check(plain, &["cdi_spec_dirs"], "must be absolute paths without ..");
     }
 
     fn cgroup_and_threads(&mut self, config: &Config) {
@@ -233,6 +239,7 @@ mod tests {
         (|c| c.worker_threads = 0, "worker_threads"),
         (|c| c.default_runtime = "none".into(), "default_runtime"),
         (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
+        (|c| c.cdi_spec_dirs = vec!["cdi".into()], "cdi_spec_dirs"),
         (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
         (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
         (|c| c.cni.stop_patience_s = 3601, "cni.stop_patience_s"),

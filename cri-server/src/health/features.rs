@@ -15,9 +15,10 @@ use rustix::fs::statfs;
 use serde_json::Value;
 
 use super::Handler;
+use crate::config::OWN_RUNTIME;
 use crate::node::{Node, blocking};
 use crate::oci;
-use crate::spec::kernel_at_least;
+use crate::spec::{self, kernel_at_least};
 
 /// When a runtime that gave no document is asked again.
 const RETRY: Duration = Duration::from_secs(60);
@@ -34,6 +35,8 @@ const ID_MAPPED: [(u64, (u32, u32)); 4] = [
 pub(crate) struct Features {
     /// Make a mount read-only with all that is mounted below it.
     pub(crate) recursive_read_only: bool,
+    /// Map the ids of bind mounts. A runtime that cannot passes over the mappings without a word.
+    pub(crate) idmapped_mounts: bool,
     /// User namespaces, and mounts with mapped ids for them.
     pub(crate) user_namespaces: bool,
 }
@@ -60,52 +63,69 @@ struct Identity {
 
 impl Node {
     /// All handlers in the order of their names, the default's empty one first.
-    pub(super) async fn handlers(&self, known: &mut Known) -> Vec<Handler> {
+    pub(super) async fn handlers(&self) -> Vec<Handler> {
         let names = std::iter::once("").chain(self.config.handlers());
         let mut handlers = Vec::new();
         for name in names {
             let path = self.config.runtime(name).unwrap_or_default();
-            let features = asked(&path, known).await;
+            let features = self.asked(&path).await;
             let problem = features.as_ref().err().cloned();
             handlers.push(Handler {
                 name: name.to_owned(),
+                features: self.allowed(&path, features.unwrap_or_default()),
                 path,
-                features: self.allowed(features.unwrap_or_default()),
                 problem,
             });
         }
         handlers
     }
 
-    /// What of a runtime's features this machine allows.
-    fn allowed(&self, features: Features) -> Features {
-        Features {
-            recursive_read_only: features.recursive_read_only && self.host.recursive_read_only,
-            user_namespaces: features.user_namespaces && has_id_mapped_mounts(self.paths.state()),
+    /// What the runtime of a handler can do by its own word; nothing where it says nothing, or is not configured any more.
+    pub(crate) async fn handler(&self, name: &str) -> spec::Handler {
+        let features = match self.config.runtime(name) {
+            Some(path) => self.asked(&path).await.unwrap_or_default(),
+            None => Features::default(),
+        };
+        spec::Handler {
+            recursive_read_only: features.recursive_read_only,
+            idmapped_mounts: features.idmapped_mounts,
         }
     }
-}
 
-/// A runtime's features, from memory where its executable is the one that was asked.
-async fn asked(runtime: &Path, known: &mut Known) -> Result<Features, String> {
-    let identity = identity(runtime).await.map_err(|error| format!("{error:#}"))?;
-    if let Some(answer) = known.get(runtime)
-        && answer.of == identity
-        && (answer.features.is_ok() || answer.at.elapsed() < RETRY)
-    {
-        return answer.features.clone();
+    /// What of a runtime's features this machine, and this server, allow. Pods with user namespaces join one that is there
+    /// already, which other runtimes have not been tried with.
+    fn allowed(&self, path: &Path, features: Features) -> Features {
+        let is_own = self.config.runtime(OWN_RUNTIME).is_some_and(|own| own == path);
+        let machine = self.host.user_namespaces && has_id_mapped_mounts(self.paths.state());
+        Features {
+            recursive_read_only: features.recursive_read_only && self.host.recursive_read_only,
+            user_namespaces: features.user_namespaces && is_own && machine,
+            ..features
+        }
     }
-    let features = match oci::features(runtime).await {
-        Ok(document) => Ok(read(&document)),
-        Err(error) => Err(format!("{error:#}")),
-    };
-    let answer = Answer {
-        of: identity,
-        at: Instant::now(),
-        features: features.clone(),
-    };
-    known.insert(runtime.to_owned(), answer);
-    features
+
+    /// A runtime's features, from memory where its executable is the one that was asked.
+    async fn asked(&self, runtime: &Path) -> Result<Features, String> {
+        let identity = identity(runtime).await.map_err(|error| format!("{error:#}"))?;
+        let mut known = self.health.known.lock().await;
+        if let Some(answer) = known.get(runtime)
+            && answer.of == identity
+            && (answer.features.is_ok() || answer.at.elapsed() < RETRY)
+        {
+            return answer.features.clone();
+        }
+        let features = match oci::features(runtime).await {
+            Ok(document) => Ok(read(&document)),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let answer = Answer {
+            of: identity,
+            at: Instant::now(),
+            features: features.clone(),
+        };
+        known.insert(runtime.to_owned(), answer);
+        features
+    }
 }
 
 async fn identity(path: &Path) -> Result<Identity> {
@@ -129,6 +149,7 @@ fn read(document: &Value) -> Features {
     let has_id_maps = linux["mountExtensions"]["idmap"]["enabled"] == true;
     Features {
         recursive_read_only: holds(&document["mountOptions"], "rro"),
+        idmapped_mounts: has_id_maps,
         user_namespaces: holds(&linux["namespaces"], "user") && has_id_maps,
     }
 }
@@ -157,16 +178,16 @@ mod tests {
             json!({ "linux": { "namespaces": ["pid"], "mountExtensions": { "idmap": { "enabled": true } } } });
         let no_map = json!({ "mountOptions": ["rro"], "linux": { "namespaces": ["user"] } });
         let table = [
-            (full, (true, true)),
-            (no_user, (false, false)),
-            (no_map, (true, false)),
-            (json!({}), (false, false)),
-            (json!([1]), (false, false)),
+            (full, (true, true, true)),
+            (no_user, (false, true, false)),
+            (no_map, (true, false, false)),
+            (json!({}), (false, false, false)),
+            (json!([1]), (false, false, false)),
         ];
         for (document, expected) in table {
             let found = read(&document);
             assert_eq!(
-                (found.recursive_read_only, found.user_namespaces),
+                (found.recursive_read_only, found.idmapped_mounts, found.user_namespaces),
                 expected,
                 "{document}"
             );

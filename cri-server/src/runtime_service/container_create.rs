@@ -21,6 +21,7 @@ use tonic::Status as RpcStatus;
 
 use super::container_namespaces::user_namespace;
 use super::image_volumes::{VolumeImages, all_layers};
+use crate::cdi;
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
 use crate::image::snapshot::Snapshots;
@@ -30,7 +31,10 @@ use crate::node::{Node, blocking, new_id};
 use crate::paths::Paths;
 use crate::record::{read_optional, write};
 use crate::sandbox::Sandbox;
-use crate::spec::{self, Confinement, ContainerSpecInput, Sources, SpecError, User, stop_signal, user};
+use crate::spec::{
+    self, Confinement, ContainerSpecInput, Handler, MadeDirectories, SourceRules, Sources, SpecError, User,
+    stop_signal, user,
+};
 use crate::stage::{Patience, stage};
 use crate::tree;
 
@@ -54,6 +58,16 @@ struct Plan {
     stop_signal: i32,
 }
 
+/// What was looked up on the node and in the container's root.
+struct Found {
+    user: User,
+    sources: Sources,
+    /// For host paths that were missing.
+    made: MadeDirectories,
+    /// What the CDI devices make of the specification.
+    edits: cdi::Edits,
+}
+
 impl Node {
     /// CreateContainer. The same metadata again gives the same container while it has not been started.
     pub(super) async fn container_create(
@@ -75,6 +89,7 @@ impl Node {
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         // Against what the sandbox was run with, not the copy that came with this request.
         spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
+        cdi::check(&config).map_err(Error::from)?;
         let key = (sandbox.id().clone(), metadata.name.clone(), metadata.attempt);
         let existing = || self.existing_container(&sandbox, &metadata);
         let create = || {
@@ -197,9 +212,16 @@ impl Node {
         }
         let mapped = plan.user_namespace.clone();
         let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes, mapped).await?;
-        let (user, sources) = self.look_inside(&plan, volumes).await?;
+        let Found {
+            user,
+            sources,
+            made,
+            edits,
+        } = self.look_inside(&plan, volumes).await?;
+        let handler = self.handler(&plan.sandbox.metadata.runtime).await;
         let confinement = self.confinement(&plan.config).await?;
-        let spec = self.container_spec(&plan, &user, &sources, &confinement)?;
+        let mut spec = self.container_spec(&plan, &user, &sources, &confinement, handler)?;
+        edits.apply(&mut spec);
         let path = self.paths.bundle(&plan.id).join("config.json");
         blocking(move || write(&path, &spec)).await?;
         let create = self.shim_create(&plan);
@@ -216,6 +238,7 @@ impl Node {
         let status = Status::Created { pid };
         self.write_record(self.paths.container_record(&metadata.id), &metadata, &status)
             .await?;
+        made.keep();
         let container = Container::new(metadata, status, Some(lease));
         self.container_added(&container);
         self.catch_up(&container).await;
@@ -231,17 +254,30 @@ impl Node {
     /// A host path may lie on a filesystem that does not answer. The thread that waits for it cannot be freed: a pod can
     /// hold one, and all pods together some, however often the kubelet repeats the call. The caller is told which paths
     /// were asked for before its own patience ends.
-    async fn look_inside(&self, plan: &Plan, volumes: BTreeMap<usize, PathBuf>) -> Result<(User, Sources), Error> {
+    async fn look_inside(&self, plan: &Plan, volumes: BTreeMap<usize, PathBuf>) -> Result<Found, Error> {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
         let (of_pod, of_node) = (plan.sandbox.look.clone(), self.looks.clone());
+        let cdi_dirs = self.config.cdi_spec_dirs.clone();
+        let rules = SourceRules {
+            missing_host_path: self.config.missing_host_path,
+            device_ownership: self.config.device_ownership_from_security_context,
+        };
         let look = move || {
             let linux = config.linux.as_ref();
             let security = linux.and_then(|linux| linux.security_context.as_ref());
             let image = image.config.config().as_ref();
             let image_user = image.and_then(|config| config.user().as_deref());
-            let user = user::resolve(&rootfs, security, image_user)?;
-            Ok::<_, SpecError>((user, Sources::read(&config, &volumes)?))
+            let mut user = user::resolve(&rootfs, security, image_user)?;
+            let edits = cdi::resolve(&config, &cdi_dirs)?;
+            edits.add_groups(&mut user);
+            let (sources, made) = Sources::read(&config, &volumes, rules)?;
+            Ok::<_, SpecError>(Found {
+                user,
+                sources,
+                made,
+                edits,
+            })
         };
         let _stage = stage(|| {
             let mounts = plan.config.mounts.iter();
@@ -283,6 +319,7 @@ impl Node {
         user: &User,
         sources: &Sources,
         confinement: &Confinement,
+        handler: Handler,
     ) -> Result<Spec, Error> {
         let bundle = self.paths.bundle(&plan.id);
         let sandbox = &plan.sandbox.metadata;
@@ -311,6 +348,7 @@ impl Node {
             sources,
             confinement,
             security: &self.config.security,
+            handler,
             host: &self.host,
         })?)
     }

@@ -88,7 +88,6 @@ pub(super) fn statuses(pod: &Pod) -> Vec<ContainerStatus> {
 /// A container's status, `status` being what changes of it.
 fn status(container: &Container, status: Status) -> ContainerStatus {
     let metadata = &container.metadata;
-    let linux = metadata.config.linux.as_ref();
     let mut result = ContainerStatus {
         id: metadata.id.to_string(),
         metadata: metadata.config.metadata.clone(),
@@ -103,7 +102,7 @@ fn status(container: &Container, status: Status) -> ContainerStatus {
         mounts: metadata.config.mounts.clone(),
         log_path: metadata.log_path.clone(),
         resources: Some(ContainerResources {
-            linux: linux.and_then(|linux| linux.resources.clone()),
+            linux: container.resources(),
             windows: None,
         }),
         user: Some(ContainerUser {

@@ -9,6 +9,7 @@
 //! | `sandbox_stop` `sandbox_remove` | StopPodSandbox, RemovePodSandbox: the lists that undo it |
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
+//! | `container_update` `container_cgroup` `sandbox_update` | UpdateContainerResources, UpdatePodSandboxResources |
 //! | `container_exec` | ExecSync |
 //! | `container_events` | GetContainerEvents |
 //! | `status` `runtime_config` | Version, Status, ReopenContainerLog; RuntimeConfig, UpdateRuntimeConfig |
@@ -17,6 +18,7 @@
 //!
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
 
+mod container_cgroup;
 mod container_create;
 mod container_events;
 mod container_exec;
@@ -25,6 +27,7 @@ mod container_remove;
 mod container_start;
 mod container_status;
 mod container_stop;
+mod container_update;
 mod image_volumes;
 mod info;
 mod metrics;
@@ -33,6 +36,7 @@ mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_status;
 mod sandbox_stop;
+mod sandbox_update;
 mod selector;
 mod stats;
 mod status;
@@ -237,9 +241,13 @@ impl Rpc for RuntimeService {
 
     async fn update_container_resources(
         &self,
-        _request: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        unimplemented("UpdateContainerResources")
+        let request = request.into_inner();
+        self.change("UpdateContainerResources", |node| async move {
+            node.container_update(request).await
+        })
+        .await
     }
 
     async fn exec(&self, _request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
@@ -345,9 +353,13 @@ impl Rpc for RuntimeService {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _request: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        unimplemented("UpdatePodSandboxResources")
+        let request = request.into_inner();
+        self.change("UpdatePodSandboxResources", |node| async move {
+            node.sandbox_update(request).await
+        })
+        .await
     }
 
     type StreamPodSandboxesStream = Batches<StreamPodSandboxesResponse>;

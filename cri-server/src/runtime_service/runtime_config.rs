@@ -10,6 +10,7 @@ use corten_proto::cri::{
 use crate::error::Error;
 use crate::node::{Node, blocking};
 use crate::record;
+use crate::spec;
 
 impl Node {
     /// RuntimeConfig.
@@ -21,8 +22,11 @@ impl Node {
     }
 
     /// Who makes the cgroups. The kubelet asks at its start and does the same; it must not change under it.
-    pub(super) fn cgroup_driver(&self) -> CgroupDriver {
-        CgroupDriver::Cgroupfs
+    fn cgroup_driver(&self) -> CgroupDriver {
+        match self.config.cgroup_driver {
+            spec::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+            spec::CgroupDriver::Systemd => CgroupDriver::Systemd,
+        }
     }
 
     /// UpdateRuntimeConfig: the ranges of the pods' addresses, for CNI plugins that declare `ipRanges`; Status shows them. On

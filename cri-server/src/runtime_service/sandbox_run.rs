@@ -26,7 +26,7 @@ use crate::record::{replace, write};
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{ConnectError, Launch, Shim, launch};
 use crate::spec::user_namespace::{self, IdMap};
-use crate::spec::{self, Confinement, SandboxSpecInput};
+use crate::spec::{self, CgroupDriver, Confinement, SandboxSpecInput};
 use crate::stage::{Patience, stage};
 
 /// What mounts the pod's shared memory with: 64 MiB, as everywhere in the field.
@@ -86,6 +86,8 @@ impl Node {
         runtime: String,
     ) -> Result<SandboxId, Error> {
         let id = new_id()?;
+        // Only to have a parent that the driver cannot take refused before anything is made.
+        self.cgroups_path(&config, &id)?;
         let mut metadata = Metadata {
             created_at: self.store.next_created_at(),
             netns: None,
@@ -215,6 +217,7 @@ impl Node {
             runtime: &runtime,
             runtime_root: &runtime_root,
             pause_rootfs: &self.paths.pause_rootfs(),
+            systemd_cgroup: self.config.cgroup_driver == CgroupDriver::Systemd,
         })?;
         let id = sandbox.id().clone();
         self.supervisors.spawn(async move {
@@ -258,7 +261,7 @@ impl Node {
         } else {
             asked
         };
-        Ok(spec::cgroups_path(parent, id)?)
+        Ok(spec::cgroups_path(self.config.cgroup_driver, parent, id)?)
     }
 }
 

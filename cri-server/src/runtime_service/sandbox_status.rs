@@ -82,7 +82,8 @@ impl Node {
             "runtimeType": metadata.runtime,
             "runtimeOptions": self.runtime_options(&metadata.runtime),
             "overhead": linux.and_then(|linux| linux.overhead.as_ref()),
-            "resources": linux.and_then(|linux| linux.resources.as_ref()),
+            // What counts now: the configuration says what the pod was run with.
+            "resources": sandbox.resources(),
             "config": metadata.config,
             "runtimeSpec": spec.document,
             "runtimeSpecError": spec.error,

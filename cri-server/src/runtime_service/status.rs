@@ -24,11 +24,9 @@ const RUNTIME_NAME: &str = "corten";
 /// What this server has built, whatever the runtime.
 const FEATURES: RuntimeFeatures = RuntimeFeatures {
     supplemental_groups_policy: true,
-    user_namespaces_host_network: false,
-    mount_options: false,
+    user_namespaces_host_network: true,
+    mount_options: true,
 };
-/// Whether this server builds pods with user namespaces, where the runtime and the machine can.
-const USER_NAMESPACES: bool = false;
 
 pub(super) fn version() -> VersionResponse {
     VersionResponse {
@@ -96,7 +94,7 @@ impl Node {
             "netnsDir": self.config.netns_dir,
             "cni": self.config.cni,
             "defaultRuntime": self.config.default_runtime,
-            "cgroupDriver": self.cgroup_driver().as_str_name(),
+            "cgroupDriver": self.config.cgroup_driver,
             "cgroupParent": self.config.cgroup_parent,
             "bootId": self.boot_id,
         })
@@ -132,7 +130,7 @@ fn handler(handler: &Handler) -> RuntimeHandler {
         name: handler.name.clone(),
         features: Some(RuntimeHandlerFeatures {
             recursive_read_only_mounts: handler.features.recursive_read_only,
-            user_namespaces: USER_NAMESPACES && handler.features.user_namespaces,
+            user_namespaces: handler.features.user_namespaces,
         }),
     }
 }

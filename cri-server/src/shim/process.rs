@@ -33,6 +33,8 @@ pub struct Launch<'a> {
     pub runtime_root: &'a Path,
     /// Where the shim puts the root filesystem of infra containers.
     pub pause_rootfs: &'a Path,
+    /// The runtime is to have systemd make the cgroups.
+    pub systemd_cgroup: bool,
 }
 
 /// Starts a shim, which outlives this process. Its socket accepts connections when this returns.
@@ -62,6 +64,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child> {
         .arg(launch.runtime_root)
         .arg("--pause-rootfs")
         .arg(launch.pause_rootfs)
+        .args(launch.systemd_cgroup.then_some("--systemd-cgroup"))
         .current_dir("/")
         .env_clear()
         // For hooks and helpers of the runtime; nothing else of the server's environment is the pods' business.

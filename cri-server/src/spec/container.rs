@@ -9,13 +9,12 @@ use oci_spec::runtime::{
 
 use super::{
     ContainerSpecInput, OCI_VERSION, SpecError, User, capabilities, devices, mounts, namespaces, process, resources,
-    security, stop_signal, unsupported, user, user_namespace,
+    security, stop_signal, user, user_namespace,
 };
 
 /// Refuses everything that the request alone shows to be wrong or not built. `sandbox` is the configuration the
 /// sandbox was run with. Callers run it before they touch the node.
 pub fn check_container(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<(), SpecError> {
-    unsupported::check_container(config)?;
     security::check_container(config, sandbox)?;
     namespaces::of_container(config, sandbox)?;
     user::check(security::context(config))?;

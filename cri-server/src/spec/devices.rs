@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use corten_proto::cri::ContainerConfig;
+use corten_proto::cri::{ContainerConfig, Device};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder};
 
 use super::host::HostDevice;
@@ -28,8 +28,8 @@ const DEFAULT_DEVICES: &[&str] = &[
 pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
     for (index, device) in config.devices.iter().enumerate() {
         let field = |name: &str| format!("devices[{index}].{name}");
-        super::absolute(&field("container_path"), &device.container_path)?;
         super::absolute(&field("host_path"), &device.host_path)?;
+        super::absolute(&field("container_path"), container_path(device))?;
         let access = &device.permissions;
         if access.is_empty() || !access.chars().all(|c| "rwm".contains(c)) {
             let rule = "must be one or more of r, w and m";
@@ -37,6 +37,14 @@ pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
         }
     }
     Ok(())
+}
+
+/// Where the container has the device: where the node has it, unless the request says otherwise.
+pub(super) fn container_path(device: &Device) -> &str {
+    match device.container_path.as_str() {
+        "" => &device.host_path,
+        path => path,
+    }
 }
 
 /// The nodes to make. Of several at one path the last counts: a request's own device goes before the node's, of which
@@ -106,7 +114,6 @@ fn number(number: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use corten_proto::cri::Device;
     use oci_spec::runtime::LinuxDeviceType;
 
     use super::*;

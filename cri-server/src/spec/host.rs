@@ -1,17 +1,17 @@
 //! What the node looks like, as values: the only place of `spec`, with `user`, that reads the node.
 //!
 //! [`Host`] is read once when the server starts; [`Sources`] for each container, because host paths and devices come
-//! and go. Reading the sources has one side effect, written down at [`Sources::read`].
+//! and go. The host paths of mounts are looked up in `host_paths`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use corten_proto::cri::{ContainerConfig, Device, Mount};
+use corten_proto::cri::{ContainerConfig, Device, Int64Value};
 use oci_spec::runtime::LinuxDeviceType;
 
-use super::mountinfo::{self, Propagation};
+use super::host_paths::{MadeDirectories, MissingHostPath, MountSource, read_mounts};
 use super::{SpecError, capabilities, security};
 
 /// Where the kernel shows the cgroup hierarchies.
@@ -32,6 +32,8 @@ pub struct Host {
     pub swap_limit: bool,
     /// The lowest oom_score_adj the server may give away: -1000, or its own without CAP_SYS_RESOURCE.
     pub oom_score_adj_floor: i32,
+    /// The page sizes that the kernel can limit per cgroup, `2MB`; none without its hugetlb controller.
+    pub huge_page_sizes: BTreeSet<String>,
     /// The kernel can make a whole tree of mounts read-only (mount_setattr, Linux 5.12).
     pub recursive_read_only: bool,
     /// Pods can have user namespaces: the node allows them, and overlayfs takes layers with mapped ids (Linux 5.19).
@@ -45,6 +47,24 @@ pub struct Host {
 /// A capability by its kernel name, `CAP_CHOWN`; ordered, which oci-spec's type is not.
 pub type CapabilityName = &'static str;
 
+/// What the runtime of a handler can do; the kernel's part of it is [`Host`]'s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handler {
+    /// It knows the mount option `rro`.
+    pub recursive_read_only: bool,
+    /// It maps the ids of bind mounts. One that cannot passes over the mappings without a word.
+    pub idmapped_mounts: bool,
+}
+
+/// How [`Sources::read`] goes about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceRules {
+    /// For host paths that do not exist.
+    pub missing_host_path: MissingHostPath,
+    /// The request's devices get the user and group of its security context.
+    pub device_ownership: bool,
+}
+
 /// The node's side of one container's mounts and devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
@@ -52,15 +72,6 @@ pub struct Sources {
     pub mounts: Vec<MountSource>,
     /// Every device the container gets; for a privileged one all that the node has.
     pub devices: Vec<HostDevice>,
-}
-
-/// The host path of a mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountSource {
-    /// With every link followed.
-    pub path: PathBuf,
-    /// How the mount that holds the path propagates.
-    pub(crate) propagation: Propagation,
 }
 
 /// A device node of the node, and where the container has it.
@@ -96,6 +107,7 @@ impl Host {
             cgroup_v2,
             swap_limit: has_swap_limit(cgroup_v2),
             oom_score_adj_floor: if can_lower { -1000 } else { own },
+            huge_page_sizes: huge_page_sizes(cgroup_v2),
             recursive_read_only: kernel_at_least(5, 12),
             user_namespaces: kernel_at_least(5, 19) && has_user_namespaces(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
@@ -107,80 +119,48 @@ impl Host {
 impl Sources {
     /// Looks the request's host paths and devices up. Blocks: a path may be on a dead network filesystem.
     ///
-    /// A host path that does not exist is made, as a directory with mode 0755, once everything else was found. The CRI
-    /// would have an error here (api.proto, Mount.host_path); but an untyped hostPath volume of Kubernetes means just
-    /// this, the kubelet leaves it to the runtime, and both peers do it.
+    /// A host path that does not exist is made, if the rules say so, once everything else was found.
     ///
     /// `volumes` are the mounted image volumes, by their place in the request.
-    pub fn read(config: &ContainerConfig, volumes: &BTreeMap<usize, PathBuf>) -> Result<Sources, SpecError> {
+    pub fn read(
+        config: &ContainerConfig,
+        volumes: &BTreeMap<usize, PathBuf>,
+        rules: SourceRules,
+    ) -> Result<(Sources, MadeDirectories), SpecError> {
         let mut devices = match security::is_privileged(config) {
             true => below_dev()?,
             false => Vec::new(),
         };
         for (index, device) in config.devices.iter().enumerate() {
             let field = format!("devices[{index}].host_path");
-            devices.extend(requested_devices(&field, device)?);
+            let mut found = requested_devices(&field, device)?;
+            if rules.device_ownership {
+                found.iter_mut().for_each(|device| give_to_user(device, config));
+            }
+            devices.extend(found);
         }
+        let mut made = MadeDirectories::default();
         let mounts = match config.mounts.is_empty() {
             true => Vec::new(),
-            false => read_mounts(&config.mounts, volumes)?,
+            false => read_mounts(&config.mounts, volumes, rules.missing_host_path, &mut made)?,
         };
-        Ok(Sources { mounts, devices })
+        Ok((Sources { mounts, devices }, made))
     }
 }
 
-fn read_mounts(mounts: &[Mount], volumes: &BTreeMap<usize, PathBuf>) -> Result<Vec<MountSource>, SpecError> {
-    let named = |index: usize| format!("mounts[{index}].host_path");
-    let mut paths = Vec::new();
-    for (index, mount) in mounts.iter().enumerate() {
-        paths.push(match volumes.get(&index) {
-            Some(volume) => Some(volume.clone()),
-            None => existing(&named(index), &mount.host_path)?,
-        });
-    }
-    for (index, mount) in mounts.iter().enumerate() {
-        if paths[index].is_none() {
-            paths[index] = Some(make_directory(&named(index), &mount.host_path)?);
-        }
-    }
-    // Once for all of them, and after the lookups, which may have mounted something (autofs).
-    let table =
-        read_text("/proc/self/mountinfo").map_err(|error| SpecError::failed("mounts", "", format!("{error:#}")))?;
-    let table = mountinfo::parse(&table);
-    let source = |path: PathBuf| MountSource {
-        propagation: mountinfo::propagation(&table, &path),
-        path,
-    };
-    Ok(paths.into_iter().flatten().map(source).collect())
-}
-
-/// `path` with its links followed; none if nothing is there.
-fn existing(field: &str, path: &str) -> Result<Option<PathBuf>, SpecError> {
-    match fs::canonicalize(path) {
-        Ok(path) => Ok(Some(path)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(SpecError::failed(field, path, format!("look the path up: {error}"))),
-    }
-}
-
-/// Makes the directory and those above it; its path with the links followed.
-fn make_directory(field: &str, path: &str) -> Result<PathBuf, SpecError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
-        .and_then(|()| fs::canonicalize(path))
-        .map_err(|error| {
-            let rule = format!("make the missing directory: {error}");
-            SpecError::failed(field, path, rule)
-        })
+/// Ids that are out of range have been refused before.
+fn give_to_user(device: &mut HostDevice, config: &ContainerConfig) {
+    let context = security::context(config);
+    let id = |value: Option<&Int64Value>| value.and_then(|it| u32::try_from(it.value).ok());
+    device.uid = id(context.and_then(|it| it.run_as_user.as_ref())).unwrap_or(device.uid);
+    device.gid = id(context.and_then(|it| it.run_as_group.as_ref())).unwrap_or(device.gid);
 }
 
 /// The devices a request names: one, or all below a directory, each under the container path.
 fn requested_devices(field: &str, device: &Device) -> Result<Vec<HostDevice>, SpecError> {
     let host = fs::canonicalize(&device.host_path)
         .map_err(|error| SpecError::invalid(field, &device.host_path, format!("must exist on the node: {error}")))?;
-    let container = super::clean(&device.container_path);
+    let container = super::clean(super::devices::container_path(device));
     let mut found = Vec::new();
     if host.is_dir() {
         walk(&host, 0, &[], &mut |path| {
@@ -267,6 +247,50 @@ fn has_user_namespaces() -> bool {
     read_text("/proc/sys/user/max_user_namespaces").is_ok_and(|limit| limit.trim() != "0")
 }
 
+/// v1 has files for each size in the controller's root; on v2 the sizes are the kernel's, if the controller is there.
+fn huge_page_sizes(cgroup_v2: bool) -> BTreeSet<String> {
+    let names = |path: &str| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect::<Vec<_>>()
+    };
+    if !cgroup_v2 {
+        let files = names(&format!("{CGROUP_ROOT}/hugetlb"));
+        let size = |name: &String| {
+            Some(
+                name.strip_prefix("hugetlb.")?
+                    .strip_suffix(".limit_in_bytes")?
+                    .to_owned(),
+            )
+        };
+        // `2MB.rsvd` is the other limit of the same pages.
+        return files
+            .iter()
+            .filter_map(size)
+            .filter(|size| !size.contains('.'))
+            .collect();
+    }
+    let controllers = fs::read_to_string(format!("{CGROUP_ROOT}/cgroup.controllers")).unwrap_or_default();
+    if !controllers.split_whitespace().any(|name| name == "hugetlb") {
+        return BTreeSet::new();
+    }
+    let pools = names("/sys/kernel/mm/hugepages");
+    let kib = pools
+        .iter()
+        .filter_map(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok());
+    kib.map(page_size).collect()
+}
+
+/// A page size of so many KiB as cgroup files and the runtime-spec have it.
+fn page_size(kib: u64) -> String {
+    match kib {
+        kib if kib >= 1 << 20 => format!("{}GB", kib >> 20),
+        kib if kib >= 1 << 10 => format!("{}MB", kib >> 10),
+        kib => format!("{kib}KB"),
+    }
+}
+
 /// The running kernel's version is `major.minor` or later.
 /// Whether the kernel is this version or a later one.
 pub(crate) fn kernel_at_least(major: u32, minor: u32) -> bool {
@@ -303,6 +327,7 @@ pub(super) mod tests {
             cgroup_v2: false,
             swap_limit: true,
             oom_score_adj_floor: 0,
+            huge_page_sizes: BTreeSet::new(),
             recursive_read_only: true,
             user_namespaces: true,
             selinux: false,
@@ -319,38 +344,39 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn host_paths_are_followed_and_missing_ones_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let real = dir.path().join("real");
-        fs::create_dir(&real).unwrap();
-        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
-        let new = dir.path().join("a/b");
-        let mount = |path: &Path| Mount {
-            host_path: path.to_str().unwrap().to_owned(),
-            container_path: "/x".into(),
-            ..Default::default()
-        };
-        let config = ContainerConfig {
-            mounts: vec![mount(&dir.path().join("link")), mount(&new)],
-            ..Default::default()
-        };
-        let sources = Sources::read(&config, &BTreeMap::new()).unwrap();
-        let paths: Vec<_> = sources.mounts.iter().map(|mount| mount.path.clone()).collect();
-        assert_eq!(
-            paths,
-            [fs::canonicalize(&real).unwrap(), fs::canonicalize(&new).unwrap()]
-        );
-        assert_eq!(fs::metadata(&new).unwrap().mode() & 0o777, 0o755);
+    fn page_sizes() {
+        for (kib, size) in [(64, "64KB"), (2048, "2MB"), (1 << 20, "1GB"), (16 << 20, "16GB")] {
+            assert_eq!(page_size(kib), size);
+        }
+    }
 
-        fs::write(dir.path().join("file"), "").unwrap();
-        let through = ContainerConfig {
-            mounts: vec![mount(&dir.path().join("file/below"))],
+    #[test]
+    fn devices_belong_to_the_user_where_the_rules_say_so() {
+        use corten_proto::cri::{LinuxContainerConfig, LinuxContainerSecurityContext};
+        let config = |user: Option<i64>| ContainerConfig {
+            devices: vec![Device {
+                host_path: "/dev/null".into(),
+                permissions: "r".into(),
+                ..Default::default()
+            }],
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext {
+                    run_as_user: user.map(|value| Int64Value { value }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
-        assert_eq!(
-            Sources::read(&through, &BTreeMap::new()).unwrap_err().field,
-            "mounts[0].host_path"
-        );
+        for (user, device_ownership, expected) in [(Some(7), true, 7), (Some(7), false, 0), (None, true, 0)] {
+            let rules = SourceRules {
+                device_ownership,
+                ..Default::default()
+            };
+            let (sources, _made) = Sources::read(&config(user), &BTreeMap::new(), rules).unwrap();
+            let device = &sources.devices[0];
+            assert_eq!((device.uid, device.path.as_path()), (expected, Path::new("/dev/null")));
+        }
     }
 
     #[test]

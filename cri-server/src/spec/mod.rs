@@ -13,24 +13,26 @@
 //!
 //! | module | makes |
 //! |---|---|
-//! | `unsupported` | the refusals of what is not built |
 //! | `process` | args, env, cwd |
 //! | `capabilities` `security` | capability sets; privileged, masked paths, SELinux |
 //! | `profile` `seccomp` `confinement` | profiles as asked for; filters and their data; what comes of them on this node |
 //! | `namespaces` `user_namespace` | which namespaces are new, joined or the node's; the pod's ids |
 //! | `mounts` | the mount list and its order |
 //! | `devices` | device nodes and the device cgroup's rules |
-//! | `resources` | cgroup limits, oom_score_adj, the cgroup's path |
-//! | `host` | what the node looks like; with `user` and `confinement` the only modules here that read it |
+//! | `resources` `update` | cgroup limits, oom_score_adj; what an update makes of them |
+//! | `cgroup_path` | where the cgroup is, for both cgroup drivers |
+//! | `host` `host_paths` | what the node looks like; with `user` and `confinement` the only modules here that read it |
 //! | `user` | uid, gid and groups out of the image's files |
 //! | `stop_signal` | CRI's and the image's signal names to numbers |
 
 mod capabilities;
+mod cgroup_path;
 mod confinement;
 mod container;
 mod devices;
 mod error;
 mod host;
+mod host_paths;
 mod mountinfo;
 mod mounts;
 mod namespaces;
@@ -44,7 +46,7 @@ pub mod stop_signal;
 mod sysctl;
 #[cfg(test)]
 mod tests;
-mod unsupported;
+pub mod update;
 pub mod user;
 pub mod user_namespace;
 
@@ -54,13 +56,15 @@ use corten_proto::cri::{ContainerConfig, PodSandboxConfig};
 use corten_proto::id::{ContainerId, SandboxId};
 use oci_spec::image::ImageConfiguration;
 
+pub use cgroup_path::{CgroupDriver, cgroups_path};
 pub use confinement::Confinement;
 pub use container::{check_container, container};
 pub use error::{Kind, SpecError};
 pub(crate) use host::kernel_at_least;
-pub use host::{CapabilityName, Host, HostDevice, MountSource, Sources};
+pub use host::{CapabilityName, Handler, Host, HostDevice, SourceRules, Sources};
+pub use host_paths::{MadeDirectories, MissingHostPath, MountSource};
 pub use namespaces::user_namespace as user_namespace_of;
-pub use resources::cgroups_path;
+pub use resources::updated_oom_score_adj;
 pub use sandbox::{check_sandbox, sandbox};
 pub use user::User;
 
@@ -125,6 +129,8 @@ pub struct ContainerSpecInput<'a> {
     pub confinement: &'a Confinement,
     /// What it gets where the request says nothing.
     pub security: &'a Security,
+    /// What the runtime can do that is to make the container.
+    pub handler: Handler,
     /// The node.
     pub host: &'a Host,
 }

@@ -6,10 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
-use corten_proto::cri::{ContainerConfig, Mount as Requested, MountPropagation, NamespaceMode};
-use oci_spec::runtime::{Mount, MountBuilder};
+use corten_proto::cri::{ContainerConfig, IdMapping, Mount as Requested, MountPropagation, NamespaceMode};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder};
 
-use super::host::MountSource;
+use super::host_paths::MountSource;
 use super::mountinfo::Propagation;
 use super::{ContainerSpecInput, SpecError, namespaces, security};
 
@@ -34,19 +34,8 @@ fn check_one(index: usize, mount: &Requested) -> Result<(), SpecError> {
         }
         None => drop(super::absolute(&field("host_path"), &mount.host_path)?),
     }
-    for (name, count) in [
-        ("uidMappings", mount.uid_mappings.len()),
-        ("gidMappings", mount.gid_mappings.len()),
-    ] {
-        if count > 0 {
-            let rule = "idmapped mounts are not supported yet";
-            return Err(SpecError::unimplemented(field(name), count, rule));
-        }
-    }
-    if let Some(option) = mount.mount_options.first() {
-        let rule = "mount options are not supported yet";
-        return Err(SpecError::unimplemented(field("mount_options"), option, rule));
-    }
+    id_mappings(mount, field)?;
+    restrictions(mount, field)?;
     let propagation = propagation(index, mount)?;
     let alone = mount.readonly && propagation == MountPropagation::PropagationPrivate;
     if mount.recursive_read_only && !alone {
@@ -74,6 +63,66 @@ fn check_image(mount: &Requested, image: &str, field: impl Fn(&str) -> String) -
         return Err(SpecError::invalid(field("image_sub_path"), sub_path, rule));
     }
     Ok(())
+}
+
+/// Options that take something away, and those that would give it back.
+const RESTRICTIONS: [(&str, &str); 3] = [("noexec", "exec"), ("nodev", "dev"), ("nosuid", "suid")];
+
+/// The mount options of the request, each once. One that contradicts another is dropped in favour of the stricter; alone it
+/// is refused: a bind has its source's restrictions, and a request must not lift them.
+fn restrictions(mount: &Requested, field: impl Fn(&str) -> String) -> Result<Vec<&'static str>, SpecError> {
+    let asked = |option: &str| mount.mount_options.iter().any(|it| it == option);
+    let known = |option: &String| {
+        let loosens = RESTRICTIONS.iter().find(|(_, loose)| option == loose);
+        RESTRICTIONS.iter().any(|(strict, _)| option == strict) || loosens.is_some_and(|(strict, _)| asked(strict))
+    };
+    if let Some(option) = mount.mount_options.iter().find(|option| !known(option)) {
+        let rule = "must be noexec, nodev or nosuid";
+        return Err(SpecError::invalid(field("mount_options"), option, rule));
+    }
+    let strict = RESTRICTIONS.iter().map(|(strict, _)| *strict);
+    Ok(strict.filter(|strict| asked(strict)).collect())
+}
+
+/// Mappings of users and of groups, neither of them empty.
+type IdMappings = (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>);
+
+/// The request's mappings of the ids in the files; none for an image volume, whose files have the pod's ids already.
+fn id_mappings(mount: &Requested, field: impl Fn(&str) -> String) -> Result<Option<IdMappings>, SpecError> {
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    if mount.image.is_some() || (uids.is_empty() && gids.is_empty()) {
+        return Ok(None);
+    }
+    for (name, own, other) in [
+        ("uidMappings", uids, "gidMappings"),
+        ("gidMappings", gids, "uidMappings"),
+    ] {
+        if own.is_empty() {
+            let rule = format!("must be there beside {other}");
+            return Err(SpecError::invalid(field(name), "", rule));
+        }
+        let past_the_end = |from: u32, length: u32| from.checked_add(length).is_none();
+        let broken = |it: &&IdMapping| {
+            it.length == 0 || past_the_end(it.host_id, it.length) || past_the_end(it.container_id, it.length)
+        };
+        if let Some(mapping) = own.iter().find(broken) {
+            let rule = "each must have a length, and end below 2^32";
+            return Err(SpecError::invalid(field(name), format!("{mapping:?}"), rule));
+        }
+    }
+    Ok(Some((oci_mappings(uids), oci_mappings(gids))))
+}
+
+fn oci_mappings(mappings: &[IdMapping]) -> Vec<LinuxIdMapping> {
+    let mapping = |it: &IdMapping| {
+        LinuxIdMappingBuilder::default()
+            .host_id(it.host_id)
+            .container_id(it.container_id)
+            .size(it.length)
+            .build()
+            .expect("every field of the builder has a default")
+    };
+    mappings.iter().map(mapping).collect()
 }
 
 fn propagation(index: usize, mount: &Requested) -> Result<MountPropagation, SpecError> {
@@ -135,8 +184,8 @@ fn one(
         return Err(SpecError::unimplemented(field("selinux_relabel"), true, rule));
     }
     let access = match (mount.recursive_read_only, mount.readonly) {
-        (true, _) if !input.host.recursive_read_only => {
-            let rule = "RROUnsupported: needs Linux 5.12";
+        (true, _) if !input.host.recursive_read_only || !input.handler.recursive_read_only => {
+            let rule = "RROUnsupported: needs Linux 5.12, and a runtime that knows the mount option rro";
             return Err(SpecError::unimplemented(field("recursive_read_only"), true, rule));
         }
         (true, _) => "rro",
@@ -144,7 +193,17 @@ fn one(
         (false, false) => "rw",
     };
     let place = super::absolute(&field("container_path"), &mount.container_path)?;
-    Ok(bind(&source.path, &place, &[propagation, access]))
+    let mut options = vec![propagation, access];
+    options.extend(restrictions(mount, field)?);
+    let mut result = bind(&source.path, &place, &options);
+    if let Some((uids, gids)) = id_mappings(mount, field)? {
+        if !input.handler.idmapped_mounts {
+            let rule = "the runtime of the pod's handler does not map the ids of mounts";
+            return Err(SpecError::unimplemented(field("uidMappings"), uids.len(), rule));
+        }
+        result.set_uid_mappings(Some(uids)).set_gid_mappings(Some(gids));
+    }
+    Ok(result)
 }
 
 /// The mount option of a mode, for a source in a mount that propagates so; else the mode's name and its rule.
@@ -267,7 +326,7 @@ fn mount<'a>(typ: &str, source: &Path, place: &Path, options: impl Iterator<Item
 
 #[cfg(test)]
 mod tests {
-    use corten_proto::cri::{IdMapping, ImageSpec};
+    use corten_proto::cri::ImageSpec;
 
     use super::super::Kind;
     use super::*;
@@ -294,15 +353,27 @@ mod tests {
                     ..good.clone()
                 },
                 "uidMappings",
-                Kind::Unimplemented,
+                Kind::Invalid,
             ),
             (
                 Requested {
-                    mount_options: vec!["noexec".into()],
+                    uid_mappings: vec![IdMapping {
+                        host_id: 1,
+                        container_id: 0,
+                        length: 1,
+                    }],
+                    ..good.clone()
+                },
+                "gidMappings",
+                Kind::Invalid,
+            ),
+            (
+                Requested {
+                    mount_options: vec!["noexec".into(), "sync".into()],
                     ..good.clone()
                 },
                 "mount_options",
-                Kind::Unimplemented,
+                Kind::Invalid,
             ),
             (
                 Requested {
@@ -331,6 +402,26 @@ mod tests {
             ..good
         };
         assert_eq!(check_one(0, &rro), Ok(()));
+    }
+
+    #[test]
+    fn options_restrict_and_never_loosen() {
+        for (asked, expected) in [
+            (&[][..], Some(&[][..])),
+            (&["nosuid", "noexec"], Some(&["noexec", "nosuid"])),
+            (&["exec", "noexec", "noexec"], Some(&["noexec"])),
+            (&["nodev", "dev", "suid"], None),
+            (&["exec"], None),
+            (&["ro"], None),
+            (&[""], None),
+        ] {
+            let mount = Requested {
+                mount_options: asked.iter().map(|&option| option.to_owned()).collect(),
+                ..requested("/data", "/data")
+            };
+            let found = restrictions(&mount, str::to_owned).ok();
+            assert_eq!(found.as_deref(), expected, "{asked:?}");
+        }
     }
 
     #[test]

@@ -2,11 +2,8 @@
 //!
 //! In the CRI 0 and "" mean "not specified", never zero (api.proto, LinuxContainerResources).
 
-use std::path::{Component, Path, PathBuf};
-
 use corten_proto::cri::{ContainerConfig, LinuxContainerResources};
-use corten_proto::id::ContainerId;
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use super::{Host, SpecError};
 
@@ -14,33 +11,13 @@ const RESOURCES: &str = "linux.resources";
 /// Asked for by the kubelet and both peers for an infra container: the last to be killed before the kubelet.
 const INFRA_OOM_SCORE_ADJ: i32 = -998;
 
-/// The cgroup of a container: its id, right below the pod's, as the kubelet expects to find and to remove it.
-///
-/// `parent` is the sandbox's `cgroup_parent`, or the configured default; relative ones count from the root.
-pub fn cgroups_path(parent: &str, id: &ContainerId) -> Result<PathBuf, SpecError> {
-    check_parent(parent)?;
-    Ok(Path::new("/").join(parent).join(id.as_str()))
-}
-
-/// Refuses a parent that is not the path of a cgroup.
-pub(super) fn check_parent(parent: &str) -> Result<(), SpecError> {
-    let bad = |component| !matches!(component, Component::Normal(_) | Component::RootDir);
-    if parent.contains('\0') || Path::new(parent).components().any(bad) {
-        let rule = "must be a cgroup's path without . and ..";
-        return Err(SpecError::invalid("linux.cgroup_parent", parent, rule));
-    }
-    if parent.ends_with(".slice") && !parent.contains('/') {
-        let rule = "slices of the systemd cgroup driver are not supported yet; the driver is cgroupfs";
-        return Err(SpecError::unimplemented("linux.cgroup_parent", parent, rule));
-    }
-    Ok(())
-}
-
-/// Refuses limits that break a rule or need what is not built.
+/// Refuses limits that break a rule.
 pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
-    let Some(resources) = of_config(config) else {
-        return Ok(());
-    };
+    of_config(config).map_or(Ok(()), check_limits)
+}
+
+/// The same, of the resources alone.
+pub(super) fn check_limits(resources: &LinuxContainerResources) -> Result<(), SpecError> {
     oom_score(resources)?;
     cpu(resources)?;
     check_hugepages(resources)?;
@@ -56,18 +33,30 @@ pub(super) fn check(config: &ContainerConfig) -> Result<(), SpecError> {
             rule,
         ));
     }
-    limit("memory_limit_in_bytes", resources.memory_limit_in_bytes)?;
-    limit("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes).map(|_| ())
+    let ram = limit("memory_limit_in_bytes", resources.memory_limit_in_bytes)?;
+    let both = limit("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes)?;
+    match (ram, both) {
+        (Some(ram), Some(both)) if both >= 0 && (ram > both || ram < 0) => {
+            let field = format!("{RESOURCES}.memory_swap_limit_in_bytes");
+            let rule = format!("is memory and swap together: must not be less than memory_limit_in_bytes, {ram}");
+            Err(SpecError::invalid(field, both, rule))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The cgroup's limits, without the devices.
 pub(super) fn of(config: &ContainerConfig, host: &Host) -> Result<LinuxResources, SpecError> {
+    of_config(config).map_or_else(|| Ok(LinuxResources::default()), |resources| limits(resources, host))
+}
+
+/// The same, of the resources alone.
+pub(super) fn limits(resources: &LinuxContainerResources, host: &Host) -> Result<LinuxResources, SpecError> {
     let mut result = LinuxResources::default();
-    let Some(resources) = of_config(config) else {
-        return Ok(result);
-    };
     result.set_cpu(cpu(resources)?);
     result.set_memory(memory(resources, host)?);
+    let pages = huge_pages(resources, host)?;
+    result.set_hugepage_limits((!pages.is_empty()).then_some(pages));
     if !resources.unified.is_empty() {
         if !host.cgroup_v2 {
             let names: Vec<_> = resources.unified.keys().map(String::as_str).collect();
@@ -86,7 +75,17 @@ pub(super) fn of(config: &ContainerConfig, host: &Host) -> Result<LinuxResources
 /// every pod of the kubelet wants -997 or -998.
 pub(super) fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<i32, SpecError> {
     let asked = of_config(config).map_or(Ok(0), oom_score)?;
-    Ok(asked.max(host.oom_score_adj_floor))
+    Ok(clamped(asked, host))
+}
+
+/// The same after an update; none where nobody has asked for any.
+pub fn updated_oom_score_adj(resources: &LinuxContainerResources, host: &Host) -> Result<Option<i32>, SpecError> {
+    let asked = oom_score(resources)?;
+    Ok((asked != 0).then(|| clamped(asked, host)))
+}
+
+fn clamped(asked: i32, host: &Host) -> i32 {
+    asked.max(host.oom_score_adj_floor)
 }
 
 /// The infra container's.
@@ -136,15 +135,58 @@ fn memory(resources: &LinuxContainerResources, host: &Host) -> Result<Option<Lin
     Ok((memory != LinuxMemory::default()).then_some(memory))
 }
 
-/// The kubelet sends a limit of 0 for every page size with every container. hugetlb limits are not built; 0 passes
-/// without being enforced, as it does with containerd's default configuration, and anything else is refused.
+/// Each page size once, in the runtime-spec's form, which the kubelet uses too.
 fn check_hugepages(resources: &LinuxContainerResources) -> Result<(), SpecError> {
-    let Some(limit) = resources.hugepage_limits.iter().find(|it| it.limit > 0) else {
-        return Ok(());
-    };
-    let field = format!("{RESOURCES}.hugepage_limits[{:?}]", limit.page_size);
-    let rule = "huge page limits are not supported yet";
-    Err(SpecError::unimplemented(field, limit.limit, rule))
+    let limits = &resources.hugepage_limits;
+    for (index, limit) in limits.iter().enumerate() {
+        let size = &limit.page_size;
+        let field = |name: &str| format!("{RESOURCES}.hugepage_limits[{index}].{name}");
+        if !is_page_size(size) {
+            return Err(SpecError::invalid(
+                field("page_size"),
+                size,
+                "must be a number and KB, MB or GB, as 2MB",
+            ));
+        }
+        if limits[..index].iter().any(|other| other.page_size == *size) {
+            return Err(SpecError::invalid(field("page_size"), size, "must not be named twice"));
+        }
+        if i64::try_from(limit.limit).is_err() {
+            return Err(SpecError::invalid(
+                field("limit"),
+                limit.limit,
+                "must be less than 2^63",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_page_size(text: &str) -> bool {
+    let units = ["KB", "MB", "GB"];
+    let number = units.iter().find_map(|unit| text.strip_suffix(unit));
+    number.is_some_and(|number| number.parse::<u32>().is_ok_and(|n| n > 0) && !number.starts_with(['0', '+']))
+}
+
+/// The kubelet sends a limit of 0 for every page size of the node with every container, whether or not the node can
+/// limit them. What it cannot limit passes with 0, which grants nothing, and is refused with more.
+fn huge_pages(resources: &LinuxContainerResources, host: &Host) -> Result<Vec<LinuxHugepageLimit>, SpecError> {
+    let mut limits = Vec::new();
+    for limit in &resources.hugepage_limits {
+        let can = host.huge_page_sizes.contains(&limit.page_size);
+        if !can && limit.limit > 0 {
+            let field = format!("{RESOURCES}.hugepage_limits[{:?}]", limit.page_size);
+            let rule = "the node has no such pages, or its kernel no hugetlb controller to limit them";
+            return Err(SpecError::invalid(field, limit.limit, rule));
+        }
+        if can {
+            let mut own = LinuxHugepageLimit::default();
+            own.set_page_size(limit.page_size.clone());
+            own.set_limit(i64::try_from(limit.limit).unwrap_or(i64::MAX));
+            limits.push(own);
+        }
+    }
+    Ok(limits)
 }
 
 /// 0: not specified.
@@ -200,24 +242,6 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_paths() {
-        let id: ContainerId = "abc".parse().unwrap();
-        for (parent, expected) in [
-            ("/corten", Some("/corten/abc")),
-            ("kubepods/pod1", Some("/kubepods/pod1/abc")),
-            ("", Some("/abc")),
-            ("/a/../b", None),
-            ("..", None),
-            ("./a", None),
-            ("test.slice", None),
-            ("/a\0", None),
-        ] {
-            let path = cgroups_path(parent, &id).ok();
-            assert_eq!(path.as_deref(), expected.map(Path::new), "{parent}");
-        }
-    }
-
-    #[test]
     fn nothing_asked_is_nothing_set() {
         let resources = of(&config(LinuxContainerResources::default()), &host()).unwrap();
         assert_eq!((resources.cpu(), resources.memory()), (&None, &None));
@@ -259,6 +283,42 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_of_the_node_alone_have_limits() {
+        let limit = |page_size: &str, limit| HugepageLimit {
+            page_size: page_size.into(),
+            limit,
+        };
+        let resources = |limits: &[HugepageLimit]| LinuxContainerResources {
+            hugepage_limits: limits.to_vec(),
+            ..Default::default()
+        };
+        let with = Host {
+            huge_page_sizes: ["2MB".to_owned()].into(),
+            ..host()
+        };
+        let asked = resources(&[limit("2MB", 1 << 21), limit("1GB", 0)]);
+        let limits = limits(&asked, &with).unwrap();
+        let pages = limits.hugepage_limits().as_ref().unwrap();
+        assert_eq!(
+            (pages.len(), pages[0].page_size().as_str(), pages[0].limit()),
+            (1, "2MB", 1 << 21)
+        );
+        assert!(super::limits(&asked, &host()).is_err());
+        let zero = super::limits(&resources(&[limit("2MB", 0)]), &host()).unwrap();
+        assert_eq!(zero.hugepage_limits(), &None);
+        for (size, good) in [
+            ("64KB", true),
+            ("1GB", true),
+            ("2M", false),
+            ("MB", false),
+            ("02MB", false),
+            ("+2MB", false),
+        ] {
+            assert_eq!(is_page_size(size), good, "{size}");
+        }
+    }
+
+    #[test]
     fn memory_and_swap() {
         let no_swap_limit = Host {
             swap_limit: false,
@@ -287,67 +347,56 @@ mod tests {
 
     #[test]
     fn refusals() {
-        let none = LinuxContainerResources::default();
-        let huge = vec![HugepageLimit {
-            page_size: "2MB".into(),
+        let huge = |size: &str| HugepageLimit {
+            page_size: size.into(),
             limit: 1 << 21,
-        }];
-        let unified = |name: &str| [(name.to_owned(), "1".to_owned())].into();
-        for (resources, kind) in [
+        };
+        let with = |change: &dyn Fn(&mut LinuxContainerResources)| {
+            let mut resources = LinuxContainerResources::default();
+            change(&mut resources);
+            config(resources)
+        };
+        for (sent, field) in [
+            (with(&|it| it.oom_score_adj = 1001), "oom_score_adj"),
+            (with(&|it| it.cpu_shares = -1), "cpu_shares"),
+            (with(&|it| it.cpu_quota = -2), "cpu_quota"),
+            (with(&|it| it.cpuset_cpus = "0;1".into()), "cpuset_cpus"),
             (
-                LinuxContainerResources {
-                    oom_score_adj: 1001,
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| it.hugepage_limits = vec![huge("2MB"), huge("2MB")]),
+                "hugepage_limits[1].page_size",
             ),
             (
-                LinuxContainerResources {
-                    cpu_shares: -1,
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| it.hugepage_limits = vec![huge("2 MB")]),
+                "hugepage_limits[0].page_size",
             ),
             (
-                LinuxContainerResources {
-                    cpu_quota: -2,
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| (it.memory_limit_in_bytes, it.memory_swap_limit_in_bytes) = (2, 1)),
+                "memory_swap_limit_in_bytes",
             ),
             (
-                LinuxContainerResources {
-                    cpuset_cpus: "0;1".into(),
-                    ..none.clone()
-                },
-                Kind::Invalid,
-            ),
-            (
-                LinuxContainerResources {
-                    hugepage_limits: huge,
-                    ..none.clone()
-                },
-                Kind::Unimplemented,
-            ),
-            (
-                LinuxContainerResources {
-                    unified: unified("../x.y"),
-                    ..none.clone()
-                },
-                Kind::Invalid,
+                with(&|it| it.unified = [("../x.y".to_owned(), "1".to_owned())].into()),
+                "unified[\"../x.y\"]",
             ),
         ] {
-            assert_eq!(check(&config(resources)).unwrap_err().kind, kind);
+            let error = check(&sent).unwrap_err();
+            assert_eq!(
+                (error.field, error.kind),
+                (format!("{RESOURCES}.{field}"), Kind::Invalid)
+            );
         }
-        let v1 = LinuxContainerResources {
-            unified: unified("memory.high"),
-            ..none
-        };
-        assert!(check(&config(v1.clone())).is_ok() && of(&config(v1.clone()), &host()).is_err());
+    }
+
+    #[test]
+    fn files_of_v2_need_v2() {
+        let sent = config(LinuxContainerResources {
+            unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+            ..Default::default()
+        });
+        assert!(check(&sent).is_ok() && of(&sent, &host()).is_err());
         let v2 = Host {
             cgroup_v2: true,
             ..host()
         };
-        assert!(of(&config(v1), &v2).unwrap().unified().is_some());
+        assert!(of(&sent, &v2).unwrap().unified().is_some());
     }
 }

@@ -10,8 +10,8 @@ use oci_spec::runtime::{Linux, LinuxBuilder, LinuxResources, Process, ProcessBui
 
 use super::container::{oci_user, pod_annotations};
 use super::{
-    OCI_VERSION, SandboxSpecInput, SpecError, User, capabilities, devices, mounts, namespaces, resources, security,
-    sysctl, user, user_namespace,
+    OCI_VERSION, SandboxSpecInput, SpecError, User, capabilities, cgroup_path, devices, mounts, namespaces, resources,
+    security, sysctl, user, user_namespace,
 };
 use crate::network::dns;
 
@@ -26,7 +26,7 @@ pub fn check_sandbox(config: &PodSandboxConfig) -> Result<(), SpecError> {
     namespaces::of_sandbox(config)?;
     sysctl::of_sandbox(config)?;
     infra_user(config)?;
-    resources::check_parent(config.linux.as_ref().map_or("", |it| it.cgroup_parent.as_str()))?;
+    cgroup_path::check_parent(config.linux.as_ref().map_or("", |it| it.cgroup_parent.as_str()))?;
     check_hostname(&config.hostname)?;
     dns::check(config.dns_config.as_ref())?;
     let mut ports = config.port_mappings.iter().enumerate();

@@ -185,4 +185,12 @@ mod tests {
         assert!(effective(0, Some("NOPE")).unwrap_err().to_string().contains("NOPE"));
         assert!(effective(1000, None).is_err());
     }
+
+    /// The numbers on the wire are the alphabet's, not the kernel's.
+    #[test]
+    fn numbers_of_the_wire() {
+        for (wire, kernel) in [(1, 6), (4, 17), (8, 1), (10, 2), (13, 9), (17, 30)] {
+            assert_eq!(effective(wire, None), Ok(kernel), "{wire}");
+        }
+    }
 }

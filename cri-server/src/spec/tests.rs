@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use corten_proto::cri::security_profile::ProfileType;
 use corten_proto::cri::{
-    Capability, ContainerConfig, ContainerMetadata, HugepageLimit, Int64Value, LinuxContainerConfig,
+    Capability, ContainerConfig, ContainerMetadata, HugepageLimit, IdMapping, Int64Value, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
     MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
     UserNamespace,
@@ -118,8 +118,20 @@ fn sandbox_json(config: &PodSandboxConfig) -> Value {
     serde_json::to_value(spec.unwrap()).unwrap()
 }
 
-/// The JSON that lands in a container's bundle, or the refusal.
+/// The JSON that lands in a container's bundle, or the refusal; of a runtime that can do everything.
 fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<Value, SpecError> {
+    let able = Handler {
+        recursive_read_only: true,
+        idmapped_mounts: true,
+    };
+    container_json_by(able, config, sandbox)
+}
+
+fn container_json_by(
+    handler: Handler,
+    config: &ContainerConfig,
+    sandbox: &PodSandboxConfig,
+) -> Result<Value, SpecError> {
     check_container(config, sandbox)?;
     let source = |mount: &Mount| MountSource {
         path: mount.host_path.clone().into(),
@@ -150,6 +162,7 @@ fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Resul
         sources: &sources,
         confinement: &Confinement::of_container(config, &host(), &Security::default())?,
         security: &Security::default(),
+        handler,
         host: &host(),
     })?;
     Ok(serde_json::to_value(spec).unwrap())

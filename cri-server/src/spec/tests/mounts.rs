@@ -59,6 +59,42 @@ fn recursive_read_only() {
     config.mounts[2].recursive_read_only = true;
     let spec = container_json(&config, &sandbox).unwrap();
     assert_eq!(mount_at(&spec, "/e").1, ["rbind", "rprivate", "rro"]);
+    let error = container_json_by(Handler::default(), &config, &sandbox).unwrap_err();
+    assert!(error.rule.starts_with("RROUnsupported"), "{error}");
+    config.mounts[2].mount_options = vec!["nosuid".into(), "noexec".into()];
+    let spec = container_json(&config, &sandbox).unwrap();
+    assert_eq!(
+        mount_at(&spec, "/e").1,
+        ["rbind", "rprivate", "rro", "noexec", "nosuid"]
+    );
+}
+
+#[test]
+fn mapped_ids() {
+    let sandbox = sandbox_config(NamespaceMode::Pod, NamespaceMode::Pod);
+    let mut config = container_config();
+    let mapping = IdMapping {
+        container_id: 0,
+        host_id: 100_000,
+        length: 65_536,
+    };
+    config.mounts[2].uid_mappings = vec![mapping];
+    config.mounts[2].gid_mappings = vec![mapping];
+    let spec = container_json(&config, &sandbox).unwrap();
+    let mounts = spec["mounts"].as_array().unwrap();
+    let mapped: Vec<_> = mounts.iter().filter(|it| !it["uidMappings"].is_null()).collect();
+    let expected = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+    assert_eq!(mapped.len(), 1);
+    assert_eq!(
+        (&mapped[0]["destination"], &mapped[0]["uidMappings"]),
+        (&json!("/e"), &expected)
+    );
+    assert_eq!(mapped[0]["gidMappings"], expected);
+    let error = container_json_by(Handler::default(), &config, &sandbox).unwrap_err();
+    assert_eq!(
+        (error.field.as_str(), error.kind),
+        ("mounts[2].uidMappings", Kind::Unimplemented)
+    );
 }
 
 #[test]

@@ -1,0 +1,207 @@
+//! The cgroup of a container that runs, as an update has to see it: what memory is in use, and which processes there are.
+//!
+//! It is found by the init's own `/proc/PID/cgroup`, up to the part that carries the container's id: what the container
+//! has made below for itself belongs to it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use corten_proto::id::ContainerId;
+
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// The v1 hierarchy that is looked at: the one with the limit that an update is careful about.
+const CONTROLLER: &str = "memory";
+/// How often the processes are listed anew to find those that were forked meanwhile.
+const MAX_PASSES: usize = 20;
+/// Deepest cgroup below the container's that is looked into; a container makes them as it likes.
+const MAX_DEPTH: usize = 32;
+
+/// Where the container's memory is accounted.
+pub(super) struct ContainerCgroup {
+    directory: PathBuf,
+    v2: bool,
+}
+
+impl ContainerCgroup {
+    /// The cgroup of container `id`, whose init has this pid.
+    pub(super) fn of(init: i32, id: &ContainerId) -> Result<ContainerCgroup> {
+        let path = format!("/proc/{init}/cgroup");
+        let table = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let (v2, own) = place(&table, id.as_str())
+            .with_context(|| format!("{path}: init of {id} is in no cgroup of the container: {table:?}"))?;
+        let mount = if v2 {
+            PathBuf::from(CGROUP_ROOT)
+        } else {
+            Path::new(CGROUP_ROOT).join(CONTROLLER)
+        };
+        Ok(ContainerCgroup {
+            directory: mount.join(own),
+            v2,
+        })
+    }
+
+    /// Bytes of memory in use, caches among them: what the kernel holds against the limit.
+    pub(super) fn memory_usage(&self) -> Result<u64> {
+        let name = if self.v2 {
+            "memory.current"
+        } else {
+            "memory.usage_in_bytes"
+        };
+        let path = self.directory.join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("{}: {text:?}", path.display()))
+    }
+
+    /// Gives every process this oom_score_adj. Dropping the result without `keep` gives them back what they had.
+    pub(super) fn adjust_oom_score(&self, score: i32) -> Result<OomScores> {
+        let mut scores = OomScores(Vec::new());
+        let mut seen = BTreeSet::new();
+        for _ in 0..MAX_PASSES {
+            let mut pids = Vec::new();
+            processes(&self.directory, 0, &mut pids)?;
+            pids.retain(|pid| seen.insert(*pid));
+            if pids.is_empty() {
+                return Ok(scores);
+            }
+            for pid in pids {
+                scores.adjust(pid, score)?;
+            }
+        }
+        bail!(
+            "set oom_score_adj: the processes in {} do not stop forking",
+            self.directory.display()
+        )
+    }
+}
+
+/// The oom_score_adj that processes had before an update.
+#[must_use = "dropping it undoes the change"]
+pub(super) struct OomScores(Vec<(i32, String)>);
+
+impl OomScores {
+    /// The new scores stay.
+    pub(super) fn keep(mut self) {
+        self.0.clear();
+    }
+
+    /// One process; one that has ended meanwhile is no error.
+    fn adjust(&mut self, pid: i32, score: i32) -> Result<()> {
+        let path = format!("/proc/{pid}/oom_score_adj");
+        let before = match fs::read_to_string(&path) {
+            Err(error) if has_ended(&error) => return Ok(()),
+            before => before.with_context(|| format!("read {path}"))?,
+        };
+        match fs::write(&path, score.to_string()) {
+            Err(error) if has_ended(&error) => return Ok(()),
+            written => written.with_context(|| format!("write {score} to {path}"))?,
+        }
+        self.0.push((pid, before));
+        Ok(())
+    }
+}
+
+impl Drop for OomScores {
+    fn drop(&mut self) {
+        for (pid, before) in &self.0 {
+            match fs::write(format!("/proc/{pid}/oom_score_adj"), before) {
+                Err(error) if !has_ended(&error) => tracing::warn!(pid, "restore its oom_score_adj: {error}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn has_ended(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+}
+
+/// Whether it is on v2, and the container's path below the mount.
+fn place(table: &str, id: &str) -> Option<(bool, PathBuf)> {
+    let lines = || {
+        table
+            .lines()
+            .filter_map(|line| line.splitn(3, ':').collect::<Vec<_>>().try_into().ok())
+    };
+    let v1 = lines().find(|[_, controllers, _]: &[&str; 3]| controllers.split(',').any(|name| name == CONTROLLER));
+    let v2 = || lines().find(|[number, _, _]| *number == "0");
+    let (v2, path) = match v1 {
+        Some([_, _, path]) => (false, path),
+        None => (true, v2()?[2]),
+    };
+    let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
+    let own = names.iter().position(|name| name.contains(id))?;
+    Some((v2, names[..=own].iter().collect()))
+}
+
+/// The processes of a cgroup and of all below it. One that is removed meanwhile has none.
+fn processes(directory: &Path, depth: usize, pids: &mut Vec<i32>) -> Result<()> {
+    let path = directory.join("cgroup.procs");
+    let gone = |error: &std::io::Error| has_ended(error) || error.raw_os_error() == Some(nix::libc::ENODEV);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if gone(&error) => return Ok(()),
+        // A threaded cgroup: its processes are listed in the one above.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => String::new(),
+        text => text.with_context(|| format!("read {}", path.display()))?,
+    };
+    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    if depth == MAX_DEPTH {
+        return Ok(());
+    }
+    let entries = match fs::read_dir(directory) {
+        Err(error) if gone(&error) => return Ok(()),
+        entries => entries.with_context(|| format!("list {}", directory.display()))?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes(&entry.path(), depth + 1, pids)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_containers_part_of_the_path() {
+        let hybrid = "9:memory:/kubepods/pod1/abc/inner\n2:cpu,cpuacct:/x\n0::/kubepods/pod1/abc\n";
+        for (table, expected) in [
+            (hybrid, Some((false, "kubepods/pod1/abc"))),
+            (
+                "0::/a.slice/corten-abc.scope/init\n",
+                Some((true, "a.slice/corten-abc.scope")),
+            ),
+            ("0::/elsewhere\n", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|(v2, path)| (v2, PathBuf::from(path)));
+            assert_eq!(place(table, "abc"), expected, "{table}");
+        }
+    }
+
+    #[test]
+    fn a_score_is_given_back_unless_kept() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let score = || fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        let before = score();
+        let mut scores = OomScores(Vec::new());
+        scores.adjust(pid, 777).unwrap();
+        assert_eq!(score(), "777\n");
+        drop(scores);
+        assert_eq!(score(), before);
+        let mut scores = OomScores(Vec::new());
+        scores.adjust(pid, 778).unwrap();
+        scores.keep();
+        assert_eq!(score(), "778\n");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        OomScores(Vec::new()).adjust(pid, 1).unwrap();
+    }
+}
