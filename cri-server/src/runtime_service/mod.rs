@@ -9,7 +9,7 @@
 //! | `sandbox_stop` `sandbox_remove` | StopPodSandbox, RemovePodSandbox: the lists that undo it |
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
-//! | `container_exec` | ExecSync |
+//! | `container_exec` | ExecSync; `exec` begins and ends a command, for it and for streams |
 //! | `status` | Version, Status, RuntimeConfig, ReopenContainerLog |
 //!
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
@@ -20,6 +20,7 @@ mod container_remove;
 mod container_start;
 mod container_status;
 mod container_stop;
+pub(crate) mod exec;
 mod image_volumes;
 mod sandbox_remove;
 mod sandbox_run;
