@@ -13,6 +13,7 @@
 
 mod load;
 mod rules;
+mod streaming;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use load::Source;
 pub use load::{Problem, Problems};
+pub use streaming::Streaming;
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
@@ -65,6 +67,8 @@ pub struct Config {
     pub log: Log,
     /// Pod networks.
     pub cni: Cni,
+    /// The server behind the URLs of Exec, Attach and PortForward.
+    pub streaming: Streaming,
     /// OCI runtimes by handler name.
     pub runtimes: BTreeMap<String, Runtime>,
     /// How images are pulled.
@@ -158,6 +162,7 @@ impl Default for Config {
             netns_dir: "/run/netns".into(),
             log: Log::default(),
             cni: Cni::default(),
+            streaming: Streaming::default(),
             runtimes: BTreeMap::new(),
             pull: PullConfig::default(),
             storage: Storage::default(),
@@ -273,6 +278,9 @@ mod tests {
             "# import_dir =",
             "# image_policy =",
             "# shim =",
+            "# tls_cert =",
+            "# tls_key =",
+            "# client_ca =",
             "# [runtimes.",
             "# path =",
             "# [registries.",

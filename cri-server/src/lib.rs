@@ -33,6 +33,7 @@ pub mod server;
 pub mod shim;
 pub mod spec;
 pub mod store;
+pub mod streaming;
 mod supervisor;
 pub mod tasks;
 mod tree;

@@ -27,4 +27,5 @@ mod restart;
 mod sandbox;
 mod service;
 mod stop;
+mod streaming;
 mod unimplemented;

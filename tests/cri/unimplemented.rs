@@ -19,12 +19,6 @@ fn of_containers(cri: &Cri) -> Vec<Answer> {
             "UpdateContainerResources",
             cri.update_container_resources(resources).map(drop),
         ),
-        ("Exec", cri.exec(cri::ExecRequest::default()).map(drop)),
-        ("Attach", cri.attach(cri::AttachRequest::default()).map(drop)),
-        (
-            "PortForward",
-            cri.port_forward(cri::PortForwardRequest::default()).map(drop),
-        ),
         (
             "CheckpointContainer",
             cri.checkpoint_container(cri::CheckpointContainerRequest::default())

@@ -17,6 +17,7 @@ pub mod pod;
 pub mod proxy;
 pub mod registry;
 pub mod shim;
+pub mod stream;
 
 /// Path of a binary of this workspace (`corten`, `corten-shim`, `corten-cri`, `probe`), built in the same profile as
 /// the test that asks: it lies beside the directory of the test binary.

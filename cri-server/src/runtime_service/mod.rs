@@ -10,6 +10,7 @@
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
 //! | `container_exec` | ExecSync; `exec` begins and ends a command, for it and for streams |
+//! | `streams` | Exec, Attach, PortForward: a URL; `crate::streaming` does the rest |
 //! | `status` | Version, Status, RuntimeConfig, ReopenContainerLog |
 //!
 //! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
@@ -28,6 +29,7 @@ mod sandbox_status;
 mod sandbox_stop;
 mod selector;
 mod status;
+mod streams;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -231,19 +233,25 @@ impl Rpc for RuntimeService {
         unimplemented("UpdateContainerResources")
     }
 
-    async fn exec(&self, _request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        unimplemented("Exec")
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.stream_exec(request.into_inner());
+        answer("Exec", started, result.map_err(Status::from))
     }
 
-    async fn attach(&self, _request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        unimplemented("Attach")
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.stream_attach(request.into_inner());
+        answer("Attach", started, result.map_err(Status::from))
     }
 
     async fn port_forward(
         &self,
-        _request: Request<PortForwardRequest>,
+        request: Request<PortForwardRequest>,
     ) -> Result<Response<PortForwardResponse>, Status> {
-        unimplemented("PortForward")
+        let started = Instant::now();
+        let result = self.node.stream_port_forward(request.into_inner());
+        answer("PortForward", started, result.map_err(Status::from))
     }
 
     async fn container_stats(
