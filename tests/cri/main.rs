@@ -28,4 +28,5 @@ mod sandbox;
 mod service;
 mod stop;
 mod streaming;
+mod streaming_crictl;
 mod unimplemented;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use corten_proto::cri::{AttachRequest, ExecRequest, PortForwardRequest};
 use corten_tests::node::Node;
 use corten_tests::pod::{Container, container, is_alive};
-use corten_tests::stream::{ERROR, RESIZE, STDERR, STDIN, STDOUT, Stream, connect, http};
+use corten_tests::stream::{ERROR, RESIZE, STDERR, STDIN, STDOUT, Stream, connect, echo, http};
 use sha2::{Digest, Sha256};
 use tonic::Code;
 
@@ -35,6 +35,25 @@ fn exec(node: &Node, container: &Container<'_>, script: &str, protocol: &str) ->
 fn open(node: &Node, request: ExecRequest, protocol: &str) -> Stream {
     let url = node.cri.exec(request).expect("Exec").url;
     Stream::open(node, &url, protocol).expect("upgrade")
+}
+
+/// How many processes of the machine have this argument.
+fn running(argument: &str) -> usize {
+    let has = |directory: fs::DirEntry| {
+        let command = fs::read(directory.path().join("cmdline")).unwrap_or_default();
+        command.split(|&byte| byte == 0).any(|word| word == argument.as_bytes())
+    };
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .map(has)
+        .filter(|&has| has)
+        .count()
+}
+
+/// An argument of sleep(1) that no other process has.
+fn long_time(digit: u8) -> String {
+    format!("{digit}{:07}.5", std::process::id())
 }
 
 /// Descriptors that the server has open.
@@ -291,18 +310,19 @@ fn clients_that_vanish_leave_nothing() {
     let pod = node.pod("vanish");
     let container = pod.sh("main", "sleep 1000");
     exec(&node, &container, "true", V5).rest();
-    let before = descriptors(&node);
+    let (before, time) = (descriptors(&node), long_time(2));
     for round in 0..20 {
+        let script = format!("trap '' HUP PIPE; echo pid $$; sleep {time} & wait");
         let request = ExecRequest {
             tty: round % 2 == 1,
             stderr: false,
-            ..exec_request(&container, "trap '' HUP PIPE; echo pid $$; sleep 2000 & wait")
+            ..exec_request(&container, &script)
         };
         let mut stream = open(&node, request, V5);
         stream.wait_for(STDOUT, "pid");
         stream.vanish();
     }
-    wait_until(&String::new(), || container.exec_sh("pgrep -f 'sleep 200[0]' || :"));
+    wait_until(&0, || running(&time));
     wait_until(&true, || descriptors(&node) <= before);
     assert_eq!(fs::read_dir(node.dir().join("run/consoles")).unwrap().count(), 0);
 }
@@ -336,10 +356,12 @@ fn attached_clients_come_and_go() {
             stderr: true,
             tty: false,
         };
-        Stream::open(&node, &node.cri.attach(request).expect("Attach").url, V5).expect("upgrade")
+        let mut stream = Stream::open(&node, &node.cri.attach(request).expect("Attach").url, V5).expect("upgrade");
+        // The first message says that it is attached.
+        assert_eq!(stream.next(), Some((STDOUT, vec![])));
+        stream
     };
     let mut watcher = attach(false);
-    watcher.next();
     attach(false).vanish();
     let mut stream = attach(true);
     stream.send(STDIN, b"one\n");
@@ -358,8 +380,7 @@ fn attached_clients_come_and_go() {
 fn ports_of_a_websocket() {
     let node = Node::start();
     let pod = node.pod("ports");
-    let container = pod.sh("main", "nc -lk -p 7777 -e cat");
-    wait_until(&true, || container.exec_sh("netstat -ltn").contains(":7777"));
+    let serving = echo(&node, &pod, 7777, 1).unwrap();
     let request = PortForwardRequest {
         pod_sandbox_id: pod.id.clone(),
         port: vec![],
@@ -378,6 +399,7 @@ fn ports_of_a_websocket() {
     assert_eq!((&ports[1][..], &ports[2][..]), (&b"\x61\x1e"[..], &b"\x62\x1e"[..]));
     assert!(String::from_utf8_lossy(&ports[3][2..]).starts_with("port 7778: "));
     stream.vanish();
+    serving.join().unwrap();
 }
 
 #[test]
@@ -385,7 +407,8 @@ fn a_server_that_ends_takes_its_sessions_along() {
     let node = Node::start();
     let pod = node.pod("ending");
     let container = pod.sh("main", "sleep 1000");
-    let mut stream = exec(&node, &container, "echo ready; sleep 3000", V5);
+    let time = long_time(3);
+    let mut stream = exec(&node, &container, &format!("echo ready; sleep {time}"), V5);
     stream.wait_for(STDOUT, "ready");
     let idle = connect(&node, &node.cri.exec(exec_request(&container, "true")).unwrap().url).unwrap();
     let waiting = thread::spawn(move || stream.rest());
@@ -394,7 +417,7 @@ fn a_server_that_ends_takes_its_sessions_along() {
     assert!(status["message"].as_str().unwrap().contains("ending"), "{status}");
     drop(idle);
     node.launch().unwrap();
-    wait_until(&String::new(), || container.exec_sh("pgrep -f 'sleep 300[0]' || :"));
+    assert_eq!(running(&time), 0);
 }
 
 #[test]

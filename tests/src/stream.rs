@@ -1,16 +1,20 @@
 //! A client of the streaming server by WebSocket: what kubectl and crictl cannot be made to do.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::client::{ClientRequestBuilder, client};
 use tokio_tungstenite::tungstenite::http::Uri;
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket};
 
 use crate::node::Node;
+use crate::pod::Pod;
 
 /// Longest silence of the server.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -78,6 +82,29 @@ pub fn http(node: &Node, url: &str, head: &str) -> Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// Serves so many connections on a port of a pod's loopback: each gets back what it sends, to its end.
+///
+/// # Errors
+/// If the port cannot be had.
+pub fn echo(node: &Node, pod: &Pod<'_>, port: u16, connections: usize) -> Result<JoinHandle<()>> {
+    let namespace = File::open(node.dir().join("run/netns").join(&pod.id))?;
+    // A thread of its own: it stays in the pod's network.
+    let listen = thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        anyhow::Ok(TcpListener::bind(("127.0.0.1", port))?)
+    });
+    let listener = listen.join().expect("it returns its errors")?;
+    Ok(thread::spawn(move || {
+        for peer in listener.incoming().take(connections) {
+            thread::spawn(move || {
+                // A client may leave in the middle.
+                let copied = peer.and_then(|peer| std::io::copy(&mut &peer, &mut &peer));
+                drop(copied);
+            });
+        }
+    }))
 }
 
 impl Stream {

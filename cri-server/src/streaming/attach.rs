@@ -4,13 +4,15 @@
 //! or the writing end of a pipe. The container goes on, whatever the client does; where it was created with stdin_once,
 //! the first client's closing or going is the end of its input.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use corten_proto::shim::Attach;
 use nix::fcntl::OFlag;
 use tokio::sync::watch;
 
-use super::client::Client;
-use super::ends::{Input, Output, Terminal, copies, output_pipe, resize};
+use super::client::{Client, Streams};
+use super::ends::{Ends, Input, Output, Terminal, output_pipe};
 use super::session::{Cut, Wanted};
 use super::status::Ending;
 use crate::container::Container;
@@ -19,71 +21,40 @@ use crate::node::Node;
 
 /// Serves the client until the container ends or the session is cut.
 pub(super) async fn run(node: &Node, container: &str, wanted: Wanted, client: Client, cut: impl Future<Output = Cut>) {
-    let Client {
-        stdin,
-        resize: sizes,
-        stdout,
-        stderr,
-        error: error_stream,
-    } = client;
     let ending = match start(node, container, wanted).await {
-        Err(error) => Ending::Failed(error.to_string()),
         Ok((container, ends)) => {
-            let (ended, ending) = watch::channel(false);
-            let input = ends.stdin.zip(stdin).map(|(input, client)| input.copy(client));
-            let sizes = ends
-                .terminal
-                .zip(sizes)
-                .map(|(terminal, client)| resize(terminal, client));
-            let has_output = ends.stdout.is_some() || ends.stderr.is_some();
-            let copy = |(output, client): (Output, _)| output.copy(client, ending.clone());
-            let outputs = copies(ends.stdout.zip(stdout).map(copy), ends.stderr.zip(stderr).map(copy));
-            let exit = async {
-                container.exit().await;
-                ended.send_replace(true);
-                // With output, its end is the end: what was written last is still to be delivered.
-                if has_output {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let outputs = async {
-                outputs.await;
-                if !has_output {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let inputs = async {
-                tokio::join!(optional(input), optional(sizes));
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = exit => Ending::Success,
-                () = outputs => Ending::Success,
-                () = inputs => Ending::Success,
-                cut = cut => Ending::Failed(cut.to_string()),
-            }
+            client.greet().await;
+            serve(&container, ends, client.streams, cut).await
         }
+        Err(error) => Ending::Failed(error.to_string()),
     };
-    if let Err(error) = error_stream.say(&ending).await {
+    if let Err(error) = client.error.say(&ending).await {
         tracing::debug!(container, "end of an attach {ending:?}: {error:#}");
     }
 }
 
-async fn optional(copy: Option<impl Future<Output = ()>>) {
-    if let Some(copy) = copy {
-        copy.await;
+async fn serve(container: &Container, ends: Ends, streams: Streams, cut: impl Future<Output = Cut>) -> Ending {
+    let (ended, ending) = watch::channel(false);
+    let has_output = ends.stdout.is_some() || ends.stderr.is_some();
+    let (outputs, inputs) = ends.copies(streams, &ending);
+    let exit = async {
+        container.exit().await;
+        ended.send_replace(true);
+        if has_output {
+            // What was written last is still to be delivered.
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        // The end of the output is the container's, or of the shim that copied it.
+        () = outputs, if has_output => Ending::Success,
+        () = exit => Ending::Success,
+        never = inputs => match never {},
+        cut = cut => Ending::Failed(cut.to_string()),
     }
 }
 
-/// The server's ends.
-struct Ends {
-    stdin: Option<Input>,
-    stdout: Option<Output>,
-    stderr: Option<Output>,
-    terminal: Option<Terminal>,
-}
-
-async fn start(node: &Node, id: &str, wanted: Wanted) -> Result<(std::sync::Arc<Container>, Ends), Error> {
+async fn start(node: &Node, id: &str, wanted: Wanted) -> Result<(Arc<Container>, Ends), Error> {
     let container = node.attach_target(id)?;
     let shim = node.shim_of(&container)?;
     // A terminal's one output is stdout, whatever the client believes.
@@ -109,7 +80,7 @@ async fn start(node: &Node, id: &str, wanted: Wanted) -> Result<(std::sync::Arc<
     let (stdin, terminal) = match (attached.terminal, attached.fd) {
         (true, Some(master)) => {
             let terminal = Terminal::new(master)?;
-            (wanted.stdin.then(|| Input::Terminal(terminal.clone())), Some(terminal))
+            (Some(terminal.input()?), Some(terminal))
         }
         (false, Some(fd)) => (Some(Input::pipe(fd)?), None),
         (_, None) => (None, None),

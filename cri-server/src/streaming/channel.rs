@@ -84,18 +84,15 @@ impl Incoming {
     pub(super) async fn next(&mut self) -> Option<Bytes> {
         let piece = self.pieces.recv().await?;
         if let Some(taken) = &mut self.taken {
-            taken.bytes += u32::try_from(piece.len()).unwrap_or(u32::MAX);
-            if taken.bytes >= REPORT_FROM {
-                let delta = std::mem::take(&mut taken.bytes);
-                drop(
-                    taken
-                        .orders
-                        .send(Order::Taken {
-                            stream: taken.stream,
-                            delta,
-                        })
-                        .await,
-                );
+            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            taken.bytes = taken.bytes.saturating_add(length);
+            let order = Order::Taken {
+                stream: taken.stream,
+                delta: taken.bytes,
+            };
+            // Input never waits for output to be written: a report that finds no room goes with the next piece.
+            if taken.bytes >= REPORT_FROM && taken.orders.try_send(order).is_ok() {
+                taken.bytes = 0;
             }
         }
         Some(piece)

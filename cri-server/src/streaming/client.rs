@@ -48,18 +48,38 @@ impl Carrier {
     }
 }
 
-/// The client's streams, those that were asked for.
+/// The client's streams.
 pub(super) struct Client {
-    /// Input of the process.
-    pub(super) stdin: Option<Incoming>,
-    /// Sizes for the terminal.
-    pub(super) resize: Option<Incoming>,
-    /// Output of the process.
-    pub(super) stdout: Option<Outgoing>,
-    /// Error output of the process.
-    pub(super) stderr: Option<Outgoing>,
+    /// Those of the process.
+    pub(super) streams: Streams,
     /// How it ended.
     pub(super) error: ErrorStream,
+    /// It is told when the process is there.
+    greeted: bool,
+}
+
+impl Client {
+    /// Tells a WebSocket's client that the process is there: by a message without bytes, on the first of its streams.
+    pub(super) async fn greet(&self) {
+        let outputs = [&self.streams.stdout, &self.streams.stderr];
+        let first = outputs.into_iter().flatten().next().unwrap_or(&self.error.outgoing);
+        if self.greeted {
+            // A client that has gone shows at the next write.
+            drop(first.write(Bytes::new()).await);
+        }
+    }
+}
+
+/// The streams of the process, those that were asked for.
+pub(super) struct Streams {
+    /// Its input.
+    pub(super) stdin: Option<Incoming>,
+    /// Sizes for its terminal.
+    pub(super) resize: Option<Incoming>,
+    /// Its output.
+    pub(super) stdout: Option<Outgoing>,
+    /// Its error output.
+    pub(super) stderr: Option<Outgoing>,
 }
 
 /// The stream that says how it ended.
@@ -103,9 +123,9 @@ pub(super) async fn open(
 
 /// The streams by their number, as WebSocket has them.
 #[derive(Default)]
-struct Streams([Option<Stream>; 5]);
+struct Opened([Option<Stream>; 5]);
 
-impl Streams {
+impl Opened {
     fn incoming(&mut self, number: u8) -> Option<Incoming> {
         self.0[usize::from(number)].take().map(|stream| stream.incoming)
     }
@@ -119,8 +139,8 @@ impl Streams {
 async fn by_spdy(spdy: &mut Spdy, protocol: &Protocol, wanted: Wanted) -> Result<Client> {
     let resize = wanted.tty && protocol.resize;
     let expected = [wanted.stdin, wanted.stdout, wanted.stderr, true, resize];
-    let mut streams = Streams::default();
-    while (0..5).any(|number| expected[number] && streams.0[number].is_none()) {
+    let mut opened = Opened::default();
+    while (0..5).any(|number| expected[number] && opened.0[number].is_none()) {
         let stream = spdy
             .next_stream()
             .await
@@ -134,22 +154,25 @@ async fn by_spdy(spdy: &mut Spdy, protocol: &Protocol, wanted: Wanted) -> Result
             other => bail!("a stream whose streamType is {other:?}"),
         };
         let number = usize::from(number);
-        if !expected[number] || streams.0[number].is_some() {
+        if !expected[number] || opened.0[number].is_some() {
             stream.refuse().await;
             continue;
         }
         stream.accept().await;
-        streams.0[number] = Some(stream);
+        opened.0[number] = Some(stream);
     }
     Ok(Client {
-        stdin: streams.incoming(STDIN),
-        resize: streams.incoming(RESIZE),
-        stdout: streams.outgoing(STDOUT),
-        stderr: streams.outgoing(STDERR),
+        streams: Streams {
+            stdin: opened.incoming(STDIN),
+            resize: opened.incoming(RESIZE),
+            stdout: opened.outgoing(STDOUT),
+            stderr: opened.outgoing(STDERR),
+        },
         error: ErrorStream {
-            outgoing: streams.outgoing(ERROR).context("it was waited for")?,
+            outgoing: opened.outgoing(ERROR).context("it was waited for")?,
             json: protocol.json,
         },
+        greeted: false,
     })
 }
 
@@ -164,21 +187,17 @@ async fn by_websocket(
         .filter_map(|(channel, wanted)| wanted.then_some(channel));
     let mut socket = WebSocket::new(io, protocol, readable).await;
     let client = Client {
-        stdin: socket.incoming(STDIN),
-        resize: socket.incoming(RESIZE),
-        stdout: wanted.stdout.then(|| socket.outgoing(STDOUT)),
-        stderr: wanted.stderr.then(|| socket.outgoing(STDERR)),
+        streams: Streams {
+            stdin: socket.incoming(STDIN),
+            resize: socket.incoming(RESIZE),
+            stdout: wanted.stdout.then(|| socket.outgoing(STDOUT)),
+            stderr: wanted.stderr.then(|| socket.outgoing(STDERR)),
+        },
         error: ErrorStream {
             outgoing: socket.outgoing(ERROR),
             json: protocol.json,
         },
+        greeted: true,
     };
-    // Tells clients that wait for it that the streams are there.
-    let first = client
-        .stdout
-        .as_ref()
-        .or(client.stderr.as_ref())
-        .unwrap_or(&client.error.outgoing);
-    first.write(Bytes::new()).await?;
     Ok((socket, client))
 }

@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::BytesMut;
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde::Deserialize;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::watch;
 
 use super::channel::{Incoming, Outgoing};
+use super::client::Streams;
 
 /// Bytes that are read at once.
 const PIECE: usize = 32 << 10;
@@ -29,71 +28,50 @@ const DRAIN_BYTES: usize = 1 << 20;
 /// Longest sizes that may wait to be understood.
 const MAX_SIZES: usize = 4096;
 
-/// The master of a terminal; its last holder hangs it up.
+/// The master of a terminal. It is hung up when this, its copies, its input and its output have gone.
 #[derive(Clone)]
-pub(super) struct Terminal(Arc<AsyncFd<OwnedFd>>);
+pub(super) struct Terminal(Arc<OwnedFd>);
 
 impl Terminal {
     /// Takes the master.
     pub(super) fn new(master: OwnedFd) -> Result<Self> {
         rustix::io::ioctl_fionbio(&master, true).context("make a terminal's master non-blocking")?;
-        let master = AsyncFd::register(master).context("watch a terminal's master")?;
         Ok(Terminal(Arc::new(master)))
     }
 
-    async fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self
-            .0
-            .async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?));
-        match read.await {
-            // How a terminal says that its last user has gone.
-            Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Ok(0),
-            other => other,
-        }
+    /// What is written to the terminal.
+    pub(super) fn output(&self) -> Result<Output> {
+        // Tokio's pipe reads and writes any descriptor that can be polled; it has no type for terminals.
+        let read = Receiver::from_owned_fd_unchecked(self.copy()?).context("watch a terminal")?;
+        Ok(Output(read))
     }
 
-    async fn write_all(&self, mut bytes: &[u8]) -> std::io::Result<()> {
-        while !bytes.is_empty() {
-            let write = self
-                .0
-                .async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?));
-            bytes = &bytes[write.await?..];
-        }
-        Ok(())
+    /// What is typed at the terminal.
+    pub(super) fn input(&self) -> Result<Input> {
+        let write = Sender::from_owned_fd_unchecked(self.copy()?).context("watch a terminal")?;
+        Ok(Input(write))
+    }
+
+    fn copy(&self) -> Result<OwnedFd> {
+        self.0.try_clone().context("duplicate a terminal's master")
     }
 }
 
-/// Where a process writes.
-pub(super) enum Output {
-    /// Into a pipe.
-    Pipe(Receiver),
-    /// To its terminal.
-    Terminal(Terminal),
-}
+/// Where a process writes: a pipe, or its terminal.
+pub(super) struct Output(Receiver);
 
 impl Output {
-    async fn read(&mut self, buffer: &mut BytesMut) -> std::io::Result<usize> {
-        match self {
-            Output::Pipe(pipe) => pipe.read_buf(buffer).await,
-            Output::Terminal(terminal) => {
-                let mut bytes = [0; 4096];
-                let count = terminal.read(&mut bytes).await?;
-                buffer.extend_from_slice(&bytes[..count]);
-                Ok(count)
-            }
-        }
-    }
-
-    /// Hands everything to the client and closes its stream. Once the process has `ended`, what lies there is still
-    /// taken: up to the end, to [`DRAIN_BYTES`], or until nothing has come for [`DRAIN`].
-    pub(super) async fn copy(mut self, client: Outgoing, mut ended: watch::Receiver<bool>) -> Result<()> {
+    /// Hands everything to the client and closes its stream; without a client it is thrown away. Once the process has
+    /// `ended`, what lies there is still taken: up to the end, to [`DRAIN_BYTES`], or until nothing has come for
+    /// [`DRAIN`].
+    pub(super) async fn copy(mut self, client: Option<Outgoing>, mut ended: watch::Receiver<bool>) -> Result<()> {
         let mut drained = 0;
         while drained < DRAIN_BYTES {
             let mut buffer = BytesMut::with_capacity(PIECE);
             let count = tokio::select! {
                 biased;
-                // An error ends an output as its closing does: there is nothing more to read.
-                count = self.read(&mut buffer) => count.unwrap_or(0),
+                // An error ends an output as its closing does; a terminal says EIO when its last user has gone.
+                count = self.0.read_buf(&mut buffer) => count.unwrap_or(0),
                 () = silence(&mut ended) => 0,
             };
             if count == 0 {
@@ -102,9 +80,14 @@ impl Output {
             if *ended.borrow() {
                 drained += count;
             }
-            client.write(buffer.freeze()).await?;
+            if let Some(client) = &client {
+                client.write(buffer.freeze()).await?;
+            }
         }
-        client.finish().await
+        match client {
+            Some(client) => client.finish().await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -115,31 +98,20 @@ async fn silence(ended: &mut watch::Receiver<bool>) {
     tokio::time::sleep(DRAIN).await;
 }
 
-/// Where a process reads.
-pub(super) enum Input {
-    /// From a pipe. Dropped, it is the end of the input.
-    Pipe(Sender),
-    /// From its terminal, which has no end but its hanging up.
-    Terminal(Terminal),
-}
+/// Where a process reads: a pipe, whose end this is when it is dropped, or its terminal, which has none.
+pub(super) struct Input(Sender);
 
 impl Input {
     /// A pipe's writing end.
     pub(super) fn pipe(fd: OwnedFd) -> Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true).context("make a process's input non-blocking")?;
-        Ok(Input::Pipe(
-            Sender::from_owned_fd(fd).context("watch a process's input")?,
-        ))
+        Ok(Input(Sender::from_owned_fd(fd).context("watch a process's input")?))
     }
 
     /// Hands on what the client sends, up to its end or the process's.
     pub(super) async fn copy(mut self, mut client: Incoming) {
         while let Some(piece) = client.next().await {
-            let written = match &mut self {
-                Input::Pipe(pipe) => pipe.write_all(&piece).await,
-                Input::Terminal(terminal) => terminal.write_all(&piece).await,
-            };
-            if let Err(error) = written {
+            if let Err(error) = self.0.write_all(&piece).await {
                 // EPIPE: the process does not read. What else comes is dropped with `client`.
                 tracing::trace!("write to a process's input: {error}");
                 return;
@@ -148,12 +120,74 @@ impl Input {
     }
 }
 
+/// The server's ends of a process's standard IO, those that are needed.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// Where it reads.
+    pub(super) stdin: Option<Input>,
+    /// Where it writes; with a terminal all of it.
+    pub(super) stdout: Option<Output>,
+    /// Where it writes errors.
+    pub(super) stderr: Option<Output>,
+    /// Its terminal.
+    pub(super) terminal: Option<Terminal>,
+}
+
+impl Ends {
+    /// The ends of a process with a terminal. Its output is read in any case: a terminal that nobody reads stops the
+    /// process.
+    pub(super) fn of_terminal(terminal: Terminal) -> Result<Self> {
+        Ok(Ends {
+            stdin: Some(terminal.input()?),
+            stdout: Some(terminal.output()?),
+            stderr: None,
+            terminal: Some(terminal),
+        })
+    }
+
+    /// Copies between a process and its client: the outputs to their end, and beside them the input and the sizes, which
+    /// never end. Dropping both closes every end.
+    pub(super) fn copies(
+        self,
+        client: Streams,
+        ended: &watch::Receiver<bool>,
+    ) -> (impl Future<Output = ()> + use<>, impl Future<Output = Never> + use<>) {
+        let stdin = self.stdin.zip(client.stdin).map(|(input, client)| input.copy(client));
+        let sizes = self.terminal.zip(client.resize);
+        let sizes = sizes.map(|(terminal, client)| resize(terminal, client));
+        let stdout = self.stdout.map(|output| output.copy(client.stdout, ended.clone()));
+        let stderr = self.stderr.map(|output| output.copy(client.stderr, ended.clone()));
+        let outputs = async move {
+            for copied in <[Result<()>; 2]>::from(tokio::join!(optional(stdout, Ok(())), optional(stderr, Ok(())))) {
+                if let Err(error) = copied {
+                    tracing::trace!("output of a process: {error:#}");
+                }
+            }
+        };
+        let inputs = async move {
+            tokio::join!(optional(stdin, ()), optional(sizes, ()));
+            std::future::pending().await
+        };
+        (outputs, inputs)
+    }
+}
+
+/// What a future that never ends would give.
+pub(super) enum Never {}
+
+async fn optional<T>(work: Option<impl Future<Output = T>>, otherwise: T) -> T {
+    match work {
+        Some(work) => work.await,
+        None => otherwise,
+    }
+}
+
 /// A pipe's end for a process, and its non-blocking reading end for the server.
 pub(super) fn output_pipe(flags: OFlag) -> Result<(Output, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC | flags).context("make a pipe")?;
     rustix::io::ioctl_fionbio(&read, true).context("make a pipe's end non-blocking")?;
     let read = Receiver::from_owned_fd(read).context("watch a process's output")?;
-    Ok((Output::Pipe(read), write))
+    Ok((Output(read), write))
 }
 
 /// A pipe's end for a process, and its writing end for the server.
@@ -190,7 +224,7 @@ fn last_size(text: &mut BytesMut) -> std::io::Result<Option<Size>> {
 }
 
 /// Gives a terminal the sizes that the client sends. A stream of something else is not read on.
-pub(super) async fn resize(terminal: Terminal, mut client: Incoming) {
+async fn resize(terminal: Terminal, mut client: Incoming) {
     let mut text = BytesMut::new();
     while let Some(piece) = client.next().await {
         text.extend_from_slice(&piece);
@@ -212,22 +246,7 @@ fn set_size(terminal: &Terminal, size: &Size) -> std::io::Result<()> {
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    Ok(tcsetwinsize(terminal.0.get_ref(), size)?)
-}
-
-/// Waits for both, where they are there.
-pub(super) async fn copies(
-    stdout: Option<impl Future<Output = Result<()>>>,
-    stderr: Option<impl Future<Output = Result<()>>>,
-) {
-    async fn copy(output: Option<impl Future<Output = Result<()>>>) {
-        if let Some(output) = output
-            && let Err(error) = output.await
-        {
-            tracing::trace!("output of a process: {error:#}");
-        }
-    }
-    tokio::join!(copy(stdout), copy(stderr));
+    Ok(tcsetwinsize(&*terminal.0, size)?)
 }
 
 #[cfg(test)]
@@ -271,7 +290,7 @@ mod tests {
         let (orders, mut written) = tokio::sync::mpsc::channel(8);
         let (ended, ending) = watch::channel(false);
         nix::unistd::write(&held, b"last words").unwrap();
-        let copying = tokio::spawn(output.copy(Outgoing::new(1, orders), ending));
+        let copying = tokio::spawn(output.copy(Some(Outgoing::new(1, orders)), ending));
         ended.send_replace(true);
         copying.await.unwrap().unwrap();
         let Some(Order::Data { piece, .. }) = written.recv().await else {

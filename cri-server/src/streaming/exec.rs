@@ -16,9 +16,9 @@ use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use tokio::sync::watch;
 
-use super::client::Client;
+use super::client::{Client, Streams};
 use super::console::Console;
-use super::ends::{Input, Output, Terminal, copies, input_pipe, output_pipe, resize};
+use super::ends::{Ends, Output, input_pipe, output_pipe};
 use super::session::{Cut, Wanted};
 use super::status::Ending;
 use crate::error::Error;
@@ -37,36 +37,16 @@ pub(super) async fn run(
     client: Client,
     cut: impl Future<Output = Cut>,
 ) {
-    let error_stream = client.error;
-    let streams = Streams {
-        stdin: client.stdin,
-        stdout: client.stdout,
-        stderr: client.stderr,
-        resize: client.resize,
-    };
     let ending = match start(node, container, cmd, wanted).await {
-        Ok((exec, ends)) => serve(exec, ends, streams, cut).await,
+        Ok((exec, ends)) => {
+            client.greet().await;
+            serve(exec, ends, client.streams, cut).await
+        }
         Err(error) => Ending::Failed(error.to_string()),
     };
-    if let Err(error) = error_stream.say(&ending).await {
+    if let Err(error) = client.error.say(&ending).await {
         tracing::debug!(container, "end of an exec {ending:?}: {error:#}");
     }
-}
-
-/// The client's streams but the last.
-struct Streams {
-    stdin: Option<super::channel::Incoming>,
-    stdout: Option<super::channel::Outgoing>,
-    stderr: Option<super::channel::Outgoing>,
-    resize: Option<super::channel::Incoming>,
-}
-
-/// The server's ends.
-struct Ends {
-    stdin: Option<Input>,
-    stdout: Option<Output>,
-    stderr: Option<Output>,
-    terminal: Option<Terminal>,
 }
 
 async fn start(node: &Node, container: &str, cmd: Vec<String>, wanted: Wanted) -> Result<(Exec, Ends), Error> {
@@ -75,14 +55,7 @@ async fn start(node: &Node, container: &str, cmd: Vec<String>, wanted: Wanted) -
         let console = Console::listen(&node.paths.consoles())?;
         let stdio = Stdio::Terminal(console.path().to_owned());
         let exec = node.exec(&container, cmd, stdio).await?;
-        let terminal = console.terminal().await?;
-        let ends = Ends {
-            stdin: Some(Input::Terminal(terminal.clone())),
-            stdout: Some(Output::Terminal(terminal.clone())),
-            stderr: None,
-            terminal: Some(terminal),
-        };
-        return Ok((exec, ends));
+        return Ok((exec, Ends::of_terminal(console.terminal().await?)?));
     }
     let (stdin, stdin_end) = match wanted.stdin {
         true => input_pipe().map(|(own, end)| (Some(own), end))?,
@@ -92,13 +65,14 @@ async fn start(node: &Node, container: &str, cmd: Vec<String>, wanted: Wanted) -
     let (stderr, stderr_end) = output(wanted.stderr)?;
     let stdio = Stdio::Pipes([stdin_end, stdout_end, stderr_end]);
     let exec = node.exec(&container, cmd, stdio).await?;
+    let terminal = None;
     Ok((
         exec,
         Ends {
             stdin,
             stdout,
             stderr,
-            terminal: None,
+            terminal,
         },
     ))
 }
@@ -118,16 +92,7 @@ fn null() -> Result<OwnedFd> {
 async fn serve(mut exec: Exec, ends: Ends, streams: Streams, cut: impl Future<Output = Cut>) -> Ending {
     let hangs_up = ends.terminal.is_some();
     let (ended, ending) = watch::channel(false);
-    let input = ends.stdin.zip(streams.stdin).map(|(input, client)| input.copy(client));
-    let sizes = ends
-        .terminal
-        .zip(streams.resize)
-        .map(|(terminal, client)| resize(terminal, client));
-    let copy = |(output, client): (Output, _)| output.copy(client, ending.clone());
-    let outputs = copies(
-        ends.stdout.zip(streams.stdout).map(copy),
-        ends.stderr.zip(streams.stderr).map(copy),
-    );
+    let (outputs, inputs) = ends.copies(streams, &ending);
     // The exit and all output, in whatever order they end.
     let work = async {
         let exit = async {
@@ -137,13 +102,9 @@ async fn serve(mut exec: Exec, ends: Ends, streams: Streams, cut: impl Future<Ou
         };
         tokio::join!(exit, outputs).0
     };
-    let inputs = async {
-        tokio::join!(optional(input), optional(sizes));
-        std::future::pending().await
-    };
     let done = tokio::select! {
         exit = work => Ok(exit),
-        () = inputs => unreachable!("it is never done"),
+        never = inputs => match never {},
         cut = cut => Err(cut),
     };
     match done {
@@ -155,12 +116,6 @@ async fn serve(mut exec: Exec, ends: Ends, streams: Streams, cut: impl Future<Ou
             end(exec, hangs_up).await;
             Ending::Failed(cut.to_string())
         }
-    }
-}
-
-async fn optional(copy: Option<impl Future<Output = ()>>) {
-    if let Some(copy) = copy {
-        copy.await;
     }
 }
 
