@@ -159,6 +159,9 @@ impl Refusal {
     pub(super) fn response(&self) -> Response<()> {
         let mut response = Response::new(());
         *response.status_mut() = self.status;
+        // One request a connection: it has spent its token.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
         for name in &self.accepted {
             response.headers_mut().append(ACCEPTED, HeaderValue::from_static(name));
         }

@@ -165,7 +165,6 @@ async fn http(
         .header_read_timeout(HEAD_LIMIT)
         .max_buf_size(HEAD_BYTES)
         .max_headers(MAX_HEADERS)
-        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer)
         .with_upgrades();
     let mut stopping = limits.stopping.clone();

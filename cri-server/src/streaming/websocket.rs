@@ -245,11 +245,9 @@ async fn unpack<I: AsyncRead + AsyncWrite + Unpin>(
     mut to: WriteHalf<DuplexStream>,
 ) {
     while let Some(Ok(message)) = stream.next().await {
-        if let Message::Binary(bytes) = message
-            && to.write_all(&bytes).await.is_err()
-        {
-            // The connection inside is over; what comes yet is read so that the client sees its own end.
-            continue;
+        if let Message::Binary(bytes) = message {
+            // Where the connection inside is over, the rest is read so that the client sees its own end.
+            drop(to.write_all(&bytes).await);
         }
     }
     drop(to.shutdown().await);
