@@ -358,7 +358,7 @@ fn attached_clients_come_and_go() {
         };
         let mut stream = Stream::open(&node, &node.cri.attach(request).expect("Attach").url, V5).expect("upgrade");
         // The first message says that it is attached.
-        assert_eq!(stream.next(), Some((STDOUT, vec![])));
+        assert_eq!(stream.receive(), Some((STDOUT, vec![])));
         stream
     };
     let mut watcher = attach(false);
@@ -392,7 +392,7 @@ fn ports_of_a_websocket() {
     let mut ports = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     stream.send(0, b"hello");
     while ports[0].len() < 7 || !String::from_utf8_lossy(&ports[3]).contains("refused") {
-        let (channel, bytes) = stream.next().expect("still open");
+        let (channel, bytes) = stream.receive().expect("still open");
         ports[usize::from(channel)].extend_from_slice(&bytes);
     }
     assert_eq!(ports[0], b"\x61\x1ehello");

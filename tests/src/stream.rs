@@ -146,7 +146,7 @@ impl Stream {
     ///
     /// # Panics
     /// If the connection breaks, or nothing comes for a minute.
-    pub fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+    pub fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             match self.socket.read() {
                 Ok(Message::Binary(bytes)) => return Some((bytes[0], bytes[1..].to_vec())),
@@ -166,7 +166,7 @@ impl Stream {
     pub fn wait_for(&mut self, channel: u8, text: &str) -> String {
         let mut said = String::new();
         while !said.contains(text) {
-            let (from, bytes) = self.next().unwrap_or_else(|| panic!("closed after {said:?}"));
+            let (from, bytes) = self.receive().unwrap_or_else(|| panic!("closed after {said:?}"));
             if from == channel {
                 said.push_str(&String::from_utf8_lossy(&bytes));
             }
@@ -177,7 +177,7 @@ impl Stream {
     /// All there is until the server closes.
     pub fn rest(mut self) -> Received {
         let mut received = Received::default();
-        while let Some((channel, bytes)) = self.next() {
+        while let Some((channel, bytes)) = self.receive() {
             received.channels[usize::from(channel)].extend_from_slice(&bytes);
         }
         received

@@ -283,83 +283,60 @@ mod tests {
     const TO_SPDY: [(&str, &str); 2] = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
     const TO_WEBSOCKET: [(&str, &str); 2] = [("connection", "keep-alive, upgrade"), ("upgrade", "WebSocket")];
 
-    #[test]
-    fn versions() {
-        let spdy = "x-stream-protocol-version";
-        let websocket = "sec-websocket-protocol";
-        type Case = (
-            Session,
-            [(&'static str, &'static str); 2],
-            &'static str,
-            &'static str,
-            Result<&'static str, u16>,
-        );
-        let table: [Case; 14] = [
-            (
-                exec(),
-                TO_SPDY,
-                spdy,
-                "v5.channel.k8s.io, v4.channel.k8s.io,channel.k8s.io",
-                Ok("v4.channel.k8s.io"),
-            ),
-            (
-                exec(),
-                TO_SPDY,
-                spdy,
-                "v2.channel.k8s.io,v4.channel.k8s.io",
-                Ok("v2.channel.k8s.io"),
-            ),
-            (exec(), TO_SPDY, spdy, "channel.k8s.io", Ok("channel.k8s.io")),
-            (exec(), TO_SPDY, spdy, "v9", Err(403)),
-            (exec(), TO_SPDY, "x-other", "", Err(403)),
-            (forward(), TO_SPDY, spdy, "portforward.k8s.io", Ok("portforward.k8s.io")),
-            (forward(), TO_SPDY, spdy, "v4.channel.k8s.io", Err(403)),
-            (
-                exec(),
-                TO_WEBSOCKET,
-                websocket,
-                "v5.channel.k8s.io",
-                Ok("v5.channel.k8s.io"),
-            ),
-            (
-                exec(),
-                TO_WEBSOCKET,
-                websocket,
-                "v4.base64.channel.k8s.io",
-                Ok("v4.base64.channel.k8s.io"),
-            ),
-            (exec(), TO_WEBSOCKET, "x-other", "", Ok("")),
-            (exec(), TO_WEBSOCKET, websocket, "SPDY/3.1+portforward.k8s.io", Err(403)),
-            (
-                forward(),
-                TO_WEBSOCKET,
-                websocket,
-                "SPDY/3.1+portforward.k8s.io",
-                Ok("SPDY/3.1+portforward.k8s.io"),
-            ),
-            (
-                forward(),
-                TO_WEBSOCKET,
-                websocket,
-                "v5.channel.k8s.io,v4.channel.k8s.io",
-                Ok("v4.channel.k8s.io"),
-            ),
-            (
-                forward(),
-                [("connection", "close"), ("upgrade", "SPDY/3.1")],
-                spdy,
-                "portforward.k8s.io",
-                Err(400),
-            ),
-        ];
-        for (session, upgrade, name, value, expected) in table {
-            let lines = [upgrade[0], upgrade[1], (name, value)];
-            let found = match negotiate(&headers(&lines), &session) {
+    const OFFERED: &str = "x-stream-protocol-version";
+    const SUBPROTOCOL: &str = "sec-websocket-protocol";
+
+    /// How it upgrades, a header and its value; the protocol that is chosen, or HTTP's code.
+    type Case = (
+        [(&'static str, &'static str); 2],
+        &'static str,
+        &'static str,
+        Result<&'static str, u16>,
+    );
+
+    fn check(session: &Session, cases: &[Case]) {
+        for (upgrade, name, value, expected) in cases {
+            let lines = [upgrade[0], upgrade[1], (*name, *value)];
+            let found = match negotiate(&headers(&lines), session) {
                 Ok(Upgrade::Spdy(protocol) | Upgrade::WebSocket(protocol)) => Ok(protocol.name),
                 Err(refusal) => Err(refusal.status.as_u16()),
             };
-            assert_eq!(found, expected, "{lines:?}");
+            assert_eq!(found, *expected, "{lines:?}");
         }
+    }
+
+    #[test]
+    fn versions_of_commands() {
+        let many = "v5.channel.k8s.io, v4.channel.k8s.io,channel.k8s.io";
+        let old_first = "v2.channel.k8s.io,v4.channel.k8s.io";
+        let (v5, base64) = ("v5.channel.k8s.io", "v4.base64.channel.k8s.io");
+        let table = [
+            (TO_SPDY, OFFERED, many, Ok("v4.channel.k8s.io")),
+            (TO_SPDY, OFFERED, old_first, Ok("v2.channel.k8s.io")),
+            (TO_SPDY, OFFERED, "channel.k8s.io", Ok("channel.k8s.io")),
+            (TO_SPDY, OFFERED, "v9", Err(403)),
+            (TO_SPDY, "x-other", "", Err(403)),
+            (TO_WEBSOCKET, SUBPROTOCOL, v5, Ok(v5)),
+            (TO_WEBSOCKET, SUBPROTOCOL, base64, Ok(base64)),
+            (TO_WEBSOCKET, "x-other", "", Ok("")),
+            (TO_WEBSOCKET, SUBPROTOCOL, "SPDY/3.1+portforward.k8s.io", Err(403)),
+        ];
+        check(&exec(), &table);
+    }
+
+    #[test]
+    fn versions_of_forwards() {
+        let (own, tunnel) = ("portforward.k8s.io", "SPDY/3.1+portforward.k8s.io");
+        let several = "v5.channel.k8s.io,v4.channel.k8s.io";
+        let no_upgrade = [("connection", "close"), ("upgrade", "SPDY/3.1")];
+        let table = [
+            (TO_SPDY, OFFERED, own, Ok(own)),
+            (TO_SPDY, OFFERED, "v4.channel.k8s.io", Err(403)),
+            (TO_WEBSOCKET, SUBPROTOCOL, tunnel, Ok(tunnel)),
+            (TO_WEBSOCKET, SUBPROTOCOL, several, Ok("v4.channel.k8s.io")),
+            (no_upgrade, OFFERED, own, Err(400)),
+        ];
+        check(&forward(), &table);
     }
 
     #[test]

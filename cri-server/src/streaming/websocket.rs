@@ -283,8 +283,9 @@ mod tests {
 
     #[test]
     fn messages() {
+        type Decoded<'a> = Result<Option<(u8, &'a [u8])>, &'a str>;
         let binary = |bytes: &'static [u8]| Message::Binary(Bytes::from_static(bytes));
-        let table: [(Message, &Protocol, Result<Option<(u8, &[u8])>, &str>); 9] = [
+        let table: [(Message, &Protocol, Decoded<'_>); 9] = [
             (binary(b"\x00ab"), &RAW, Ok(Some((0, b"ab")))),
             (binary(b"\x04"), &RAW, Ok(Some((4, b"")))),
             (binary(b"\xff\x00"), &RAW, Ok(Some((255, b"\0")))),

@@ -219,7 +219,7 @@ impl<I: AsyncRead> Reading<I> {
 
     async fn open(&mut self, stream: u32, fin: bool, headers: Headers) {
         // A client's numbers are odd and only grow.
-        if stream % 2 == 0 || stream <= self.newest {
+        if stream.is_multiple_of(2) || stream <= self.newest {
             return self.reset(stream, Reset::Protocol).await;
         }
         self.newest = stream;
