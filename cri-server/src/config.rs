@@ -13,6 +13,7 @@
 
 mod load;
 mod rules;
+mod streaming;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use load::Source;
 pub use load::{Problem, Problems};
+pub use streaming::Streaming;
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
@@ -77,6 +79,8 @@ pub struct Config {
     pub security: Security,
     /// Pod networks.
     pub cni: Cni,
+    /// The server behind the URLs of Exec, Attach and PortForward.
+    pub streaming: Streaming,
     /// OCI runtimes by handler name.
     pub runtimes: BTreeMap<String, Runtime>,
     /// How images are pulled.
@@ -223,6 +227,7 @@ impl Default for Config {
             log: Log::default(),
             security: Security::default(),
             cni: Cni::default(),
+            streaming: Streaming::default(),
             runtimes: BTreeMap::new(),
             pull: PullConfig::default(),
             storage: Storage::default(),
@@ -340,6 +345,9 @@ mod tests {
             "# import_dir =",
             "# image_policy =",
             "# shim =",
+            "# tls_cert =",
+            "# tls_key =",
+            "# client_ca =",
             "# [runtimes.",
             "# path =",
             "# [registries.",

@@ -338,6 +338,7 @@ mod tests {
             signal: 0,
             finished_at: 50,
             oom_killed,
+            ..Default::default()
         }
     }
 
@@ -414,6 +415,7 @@ mod tests {
             pid: 7,
             started_at: 20,
             exit,
+            output_lost: 0,
         };
         let (running, ended) = (shim::container::State::Running, shim::container::State::Exited);
         assert_eq!(CREATED.connected(&held(running, None)), RUNNING);
@@ -434,7 +436,7 @@ mod tests {
             signal: 0,
             started_at: 20,
             finished_at: 50,
-            oom_killed: false,
+            ..Default::default()
         };
         assert_eq!(CREATED.recorded(&record), exited(3, Reason::Error, 20));
         assert!(matches!(RUNNING.lost("gone", 60), Status::Exited(e) if e.code == 255 && e.started_at == 20));

@@ -26,6 +26,8 @@ pub enum Error {
     State(String),
     /// An object with this metadata exists.
     Exists(String),
+    /// Too much of it is under way.
+    Busy(String),
     /// Not in time.
     Deadline(String),
     /// The node could not do its part.
@@ -49,6 +51,7 @@ impl Error {
             Error::NotFound { .. } => Code::NotFound,
             Error::State(_) => Code::FailedPrecondition,
             Error::Exists(_) => Code::AlreadyExists,
+            Error::Busy(_) => Code::ResourceExhausted,
             Error::Deadline(_) => Code::DeadlineExceeded,
             Error::Failed(_) => Code::Internal,
         }
@@ -60,7 +63,7 @@ impl fmt::Display for Error {
         match self {
             Error::Request(error) => error.fmt(f),
             Error::NotFound { what, id } => write!(f, "{what} {id:?}: no such {what}"),
-            Error::State(text) | Error::Exists(text) | Error::Deadline(text) => f.write_str(text),
+            Error::State(text) | Error::Exists(text) | Error::Busy(text) | Error::Deadline(text) => f.write_str(text),
             Error::Failed(error) => write!(f, "{error:#}"),
         }
     }

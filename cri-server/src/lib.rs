@@ -41,6 +41,7 @@ pub mod spec;
 mod stage;
 mod stats;
 pub mod store;
+pub mod streaming;
 mod supervisor;
 pub mod tasks;
 mod tree;

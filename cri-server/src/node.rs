@@ -27,6 +27,7 @@ use crate::record::{self, Record};
 use crate::sandbox::{self, Sandbox};
 use crate::spec::Host;
 use crate::store::{Lookup, Store};
+use crate::streaming::Tokens;
 use crate::tasks::{Adoption, Tasks};
 
 /// Most looks at host paths at once: half of the threads there are for blocking work.
@@ -54,6 +55,8 @@ pub struct Node {
     pub snapshots: Arc<Snapshots>,
     /// The pod networks.
     pub cni: Cni,
+    /// Execs, attaches and port-forwards that were asked for and have not begun.
+    pub tokens: Tokens,
     /// RunPodSandbox calls in flight.
     pub sandbox_runs: Adoption<SandboxKey>,
     /// CreateContainer calls in flight.
@@ -88,6 +91,7 @@ impl Node {
             images,
             snapshots,
             cni,
+            tokens: Tokens::default(),
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),

@@ -6,6 +6,7 @@
 //!   pause/                       root filesystem of every infra container, made by the shims
 //!   runtime/                     --root of the default runtime (runtime-NAME for the others)
 //!   sandboxes/ID/                infra bundle, shim.sock, shim.log, resolv.conf, hostname, shm, exit.json
+//!   consoles/                    sockets for the terminals of execs, while they begin
 //!   containers/ID/               a container's bundle: config.json, rootfs
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
@@ -69,6 +70,11 @@ impl Paths {
     /// One sandbox's state directory, which is its infra container's bundle too.
     pub fn sandbox(&self, id: &SandboxId) -> PathBuf {
         self.sandboxes().join(id.as_str())
+    }
+
+    /// Sockets at which runtimes hand over terminals of execs.
+    pub fn consoles(&self) -> PathBuf {
+        self.state.join("consoles")
     }
 
     /// Records of all sandboxes.

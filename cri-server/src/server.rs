@@ -36,6 +36,7 @@ use crate::node::{Node, remove_file};
 use crate::paths::Paths;
 use crate::recover::recover;
 use crate::runtime_service::RuntimeService;
+use crate::streaming;
 
 /// Largest message either way: what the kubelet's client takes.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -75,12 +76,20 @@ pub async fn serve(config: Config) -> Result<()> {
     teardown::resume(&node).await?;
     // Only now does every container hold its layers.
     images.sweep();
+    let streams = streaming::Server::listen(&node.config.streaming).await?;
     let listener = Endpoint::open(&endpoint)?;
+    tracing::info!(url = streams.url(), "serving streams");
+    let (stop_streams, stopping) = tokio::sync::watch::channel(false);
+    let streams = tokio::spawn(streams.serve(node.clone(), stopping));
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     // Beside the calls: what lies there may be many gigabytes.
     let importing = tokio::spawn(drop_in::import_all(images.clone(), import_dir));
     let served = serve_on(&listener, &node).await;
     importing.abort();
+    stop_streams.send_replace(true);
+    if tokio::time::timeout(FINISH_LIMIT, streams).await.is_err() {
+        tracing::warn!("ending with streams under way");
+    }
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
     served
@@ -188,6 +197,7 @@ fn make_directories(paths: &Paths) -> Result<()> {
         paths.networks(),
         paths.sandboxes(),
         paths.bundles(),
+        paths.consoles(),
     ];
     all.iter().try_for_each(|directory| private_directory(directory))?;
     // The root directory of processes with any user, in any user namespace; what is above it is private.

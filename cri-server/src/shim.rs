@@ -128,12 +128,25 @@ pub struct Shim {
     link: Mutex<Link>,
 }
 
+/// The answer to a call, with the descriptor it may carry.
+type Answer = (reply::Result, Option<OwnedFd>);
+
+/// What an attached client holds of a container.
+#[derive(Debug)]
+pub struct Attached {
+    /// The container has a terminal.
+    pub terminal: bool,
+    /// The terminal's master where there is one, which takes input and sizes; else the writing end of standard input
+    /// where it was asked for.
+    pub fd: Option<OwnedFd>,
+}
+
 /// The connection, if there is one, and who waits for what.
 #[derive(Default)]
 struct Link {
     socket: Option<Arc<Socket>>,
     last_seq: u64,
-    calls: HashMap<u64, oneshot::Sender<reply::Result>>,
+    calls: HashMap<u64, oneshot::Sender<Answer>>,
     execs: HashMap<(String, String), oneshot::Sender<Exit>>,
 }
 
@@ -168,7 +181,7 @@ impl Shim {
                 call: Some(call),
             };
             socket.send(&request.encode_to_vec(), &[]).await?;
-            let packet = socket.receive().await?;
+            let (packet, _none) = socket.receive().await?;
             std::io::Result::Ok(packet)
         };
         let packet = match tokio::time::timeout(PROMPT_LIMIT, handshake).await {
@@ -193,8 +206,8 @@ impl Shim {
     /// is handed to whoever waits for it.
     pub async fn next_event(&self, incoming: &Incoming) -> Option<Event> {
         loop {
-            let packet = match incoming.0.receive().await {
-                Ok(packet) if !packet.is_empty() => packet,
+            let (packet, fd) = match incoming.0.receive().await {
+                Ok((packet, fd)) if !packet.is_empty() => (packet, fd),
                 Ok(_) => return self.broken("the shim closed the connection"),
                 Err(error) => return self.broken(&error.to_string()),
             };
@@ -202,7 +215,7 @@ impl Shim {
                 return self.broken("the shim sent a packet that is no message");
             };
             match message.kind {
-                Some(message::Kind::Reply(reply)) => self.answer(reply),
+                Some(message::Kind::Reply(reply)) => self.answer(reply, fd),
                 Some(message::Kind::Event(event)) => match event.kind {
                     Some(event::Kind::ContainerExited(exited)) => {
                         return Some(Event::Exited(exited));
@@ -228,10 +241,11 @@ impl Shim {
         None
     }
 
-    fn answer(&self, reply: proto::Reply) {
+    /// Hands a reply over. Where nobody waits any more, its descriptor is closed here.
+    fn answer(&self, reply: proto::Reply, fd: Option<OwnedFd>) {
         let waiting = self.link().calls.remove(&reply.seq);
         if let (Some(waiting), Some(result)) = (waiting, reply.result) {
-            deliver(waiting, result);
+            deliver(waiting, (result, fd));
         }
     }
 
@@ -242,14 +256,21 @@ impl Shim {
         }
     }
 
+    /// One call without descriptors.
+    async fn call(&self, name: &'static str, limit: Duration, call: request::Call) -> Result<reply::Result, Error> {
+        self.call_with(name, limit, call, &[])
+            .await
+            .map(|(result, _none)| result)
+    }
+
     /// One call: sends it, with descriptors where it takes some, and waits for the answer.
-    async fn call(
+    async fn call_with(
         &self,
         name: &'static str,
         limit: Duration,
         call: request::Call,
         fds: &[OwnedFd],
-    ) -> Result<reply::Result, Error> {
+    ) -> Result<Answer, Error> {
         let _stage = stage(|| format!("the shim's answer to {name}"));
         let (sender, receiver) = oneshot::channel();
         let (socket, seq) = {
@@ -278,7 +299,7 @@ impl Shim {
             })
         };
         match tokio::time::timeout(limit, exchange).await {
-            Ok(Ok(reply::Result::Error(error))) => Err(Error::Refused {
+            Ok(Ok((reply::Result::Error(error), _))) => Err(Error::Refused {
                 code: error.code(),
                 message: error.message,
             }),
@@ -290,7 +311,7 @@ impl Shim {
     /// Runs `RUNTIME create`; the init's host pid.
     pub async fn create(&self, create: proto::Create) -> Result<i32, Error> {
         let call = request::Call::Create(create);
-        match self.call("create", RUNTIME_LIMIT, call, &[]).await? {
+        match self.call("create", RUNTIME_LIMIT, call).await? {
             reply::Result::Created(created) => Ok(created.pid),
             other => Err(unexpected("create", &other)),
         }
@@ -299,7 +320,7 @@ impl Shim {
     /// Runs `RUNTIME start`; when the container started, nanoseconds since the epoch.
     pub async fn start(&self, id: &ContainerId) -> Result<i64, Error> {
         let call = request::Call::Start(proto::Start { id: id.to_string() });
-        match self.call("start", RUNTIME_LIMIT, call, &[]).await? {
+        match self.call("start", RUNTIME_LIMIT, call).await? {
             reply::Result::Started(started) => Ok(started.started_at),
             other => Err(unexpected("start", &other)),
         }
@@ -324,16 +345,19 @@ impl Shim {
         }
     }
 
-    /// Starts an exec whose standard IO is `fds`; resolves to the receiver of its exit, which fails if the
-    /// connection breaks first.
-    pub async fn exec(&self, exec: proto::Exec, fds: [OwnedFd; 3]) -> Result<oneshot::Receiver<Exit>, Error> {
+    /// Starts an exec: with `stdio` as its standard IO, or without, with a terminal that the runtime sends to the exec's
+    /// console socket before this resolves. It resolves to the receiver of the exit, which fails if the connection
+    /// breaks first.
+    pub async fn exec(&self, exec: proto::Exec, stdio: Option<[OwnedFd; 3]>) -> Result<oneshot::Receiver<Exit>, Error> {
         let key = (exec.container_id.clone(), exec.exec_id.clone());
         let (sender, receiver) = oneshot::channel();
         // Before the call: the exit may come in before the answer is read.
         self.link().execs.insert(key.clone(), sender);
-        match self.call("exec", RUNTIME_LIMIT, request::Call::Exec(exec), &fds).await {
-            Ok(reply::Result::ExecStarted(_)) => Ok(receiver),
-            Ok(other) => Err(unexpected("exec", &other)),
+        let fds = stdio.as_ref().map_or(&[][..], |stdio| &stdio[..]);
+        let call = request::Call::Exec(exec);
+        match self.call_with("exec", RUNTIME_LIMIT, call, fds).await {
+            Ok((reply::Result::ExecStarted(_), _)) => Ok(receiver),
+            Ok((other, _)) => Err(unexpected("exec", &other)),
             Err(error) => {
                 self.link().execs.remove(&key);
                 Err(error)
@@ -350,6 +374,19 @@ impl Shim {
         self.done("kill_exec", PROMPT_LIMIT, call).await
     }
 
+    /// Joins a client to a container's standard IO. `outputs` are the writing ends of non-blocking pipes for what is
+    /// asked for, stdout before stderr.
+    pub async fn attach(&self, attach: proto::Attach, outputs: &[OwnedFd]) -> Result<Attached, Error> {
+        let call = request::Call::Attach(attach);
+        match self.call_with("attach", PROMPT_LIMIT, call, outputs).await? {
+            (reply::Result::Attached(attached), fd) => Ok(Attached {
+                terminal: attached.terminal,
+                fd,
+            }),
+            (other, _) => Err(unexpected("attach", &other)),
+        }
+    }
+
     /// Opens the container's log anew.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         let call = request::Call::ReopenLog(proto::ReopenLog { id: id.to_string() });
@@ -359,7 +396,7 @@ impl Shim {
     /// The containers the shim holds now, the infra container among them.
     pub async fn held(&self) -> Result<Vec<ContainerId>, Error> {
         let call = request::Call::Connect(proto::Connect {});
-        match self.call("connect", PROMPT_LIMIT, call, &[]).await? {
+        match self.call("connect", PROMPT_LIMIT, call).await? {
             reply::Result::Connected(connected) => Ok(ids(&connected)),
             other => Err(unexpected("connect", &other)),
         }
@@ -377,7 +414,7 @@ impl Shim {
     }
 
     async fn done(&self, name: &'static str, limit: Duration, call: request::Call) -> Result<(), Error> {
-        match self.call(name, limit, call, &[]).await? {
+        match self.call(name, limit, call).await? {
             reply::Result::Done(_) => Ok(()),
             other => Err(unexpected(name, &other)),
         }

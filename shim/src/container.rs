@@ -21,7 +21,7 @@ use corten_proto::shim::container::State as Reported;
 use crate::events::Requester;
 use crate::io::{Io, Layout};
 use crate::log::Location;
-use crate::oom;
+use crate::oom::{self, Oom};
 use crate::process::Ended;
 
 /// Where a container is in its life.
@@ -72,7 +72,7 @@ impl State {
     }
 
     /// Init has ended. A second end changes nothing.
-    pub(crate) fn ended(self, ended: Ended, oom_killed: bool, at_ns: i64, until: Instant) -> State {
+    pub(crate) fn ended(self, ended: Ended, oom: Oom, at_ns: i64, until: Instant) -> State {
         let (pid, started_at) = match self {
             State::Created { pid } => (pid, 0),
             State::Running { pid, started_at } => (pid, started_at),
@@ -84,15 +84,19 @@ impl State {
             signal: ended.signal,
             started_at,
             finished_at: at_ns,
-            oom_killed,
+            oom_killed: oom.killed,
+            oom_kills: oom.kills,
+            output_lost: 0,
         };
         State::Draining { record, until }
     }
 
-    /// All output has been read, or waited for long enough.
-    pub(crate) fn drained(self) -> State {
+    /// All output has been read, or waited for long enough. So many bytes of it are missing in the log.
+    pub(crate) fn drained(self, output_lost: u64) -> State {
         match self {
-            State::Draining { record, .. } => State::Exited { record },
+            State::Draining { record, .. } => State::Exited {
+                record: ExitRecord { output_lost, ..record },
+            },
             other => other,
         }
     }
@@ -113,6 +117,7 @@ impl State {
             pid,
             started_at,
             exit,
+            output_lost: 0,
         }
     }
 
@@ -241,6 +246,7 @@ mod tests {
     use super::*;
 
     const ENDED: Ended = Ended { code: 137, signal: 9 };
+    const OOM: Oom = Oom { killed: true, kills: 2 };
 
     fn record(started_at: i64) -> ExitRecord {
         ExitRecord {
@@ -250,6 +256,8 @@ mod tests {
             started_at,
             finished_at: 50,
             oom_killed: true,
+            oom_kills: 2,
+            output_lost: 0,
         }
     }
 
@@ -265,7 +273,7 @@ mod tests {
         let exited = |started_at| State::Exited {
             record: record(started_at),
         };
-        let end = |state: State| state.ended(ENDED, true, 50, until);
+        let end = |state: State| state.ended(ENDED, OOM, 50, until);
         for (what, actual, expected) in [
             ("create", State::Creating.created(7), created()),
             ("create again", running().created(8), running()),
@@ -275,13 +283,13 @@ mod tests {
             ("end of a created one", end(created()), draining(0)),
             (
                 "second end",
-                draining(5).ended(Ended { code: 0, signal: 0 }, false, 60, until),
+                draining(5).ended(Ended { code: 0, signal: 0 }, Oom::default(), 60, until),
                 draining(5),
             ),
             ("end known before the start", draining(0).started(40), draining(40)),
             ("start known after the end", draining(0).started(60), draining(50)),
-            ("drained", draining(5).drained(), exited(5)),
-            ("drained while running", running().drained(), running()),
+            ("drained", draining(5).drained(0), exited(5)),
+            ("drained while running", running().drained(9), running()),
             ("start after the exit", exited(0).started(60), exited(0)),
         ] {
             assert_eq!(actual, expected, "{what}");
@@ -299,15 +307,16 @@ mod tests {
         assert_eq!(state(&State::Creating), (Reported::Creating, 0, 0));
         assert_eq!(state(&State::Created { pid: 7 }), (Reported::Created, 7, 0));
         // An exit is not reported before its record is on disk.
-        let draining = State::Running { pid: 7, started_at: 5 }.ended(ENDED, true, 50, until);
+        let draining = State::Running { pid: 7, started_at: 5 }.ended(ENDED, OOM, 50, until);
         assert_eq!(state(&draining), (Reported::Running, 7, 5));
-        let exited = draining.drained();
+        let exited = draining.drained(9);
         assert_eq!(state(&exited), (Reported::Exited, 7, 5));
         let exit = exited.report(&id).exit.expect("an exited container has an exit");
         assert_eq!(
             (exit.code, exit.signal, exit.finished_at, exit.oom_killed),
             (137, 9, 50, true)
         );
+        assert_eq!((exit.oom_kills, exit.output_lost), (2, 9));
     }
 
     #[test]

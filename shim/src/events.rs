@@ -27,7 +27,7 @@ const MAX_CLIENTS: usize = 16;
 const MAX_QUEUED: usize = 512 * 1024;
 
 /// Most descriptors a packet may carry: the three of an exec.
-pub(crate) const MAX_FDS: usize = 3;
+const MAX_FDS: usize = 3;
 
 /// Who waits for an answer, and to what.
 #[derive(Clone, Copy, Debug)]

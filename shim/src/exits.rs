@@ -14,6 +14,7 @@ use corten_proto::shim::{self, event, reply};
 
 use crate::clock;
 use crate::container::{Removal, State, write_exit_record};
+use crate::oom::Oom;
 use crate::process::Ended;
 use crate::reaper::{ExecId, Operation};
 use crate::report::report;
@@ -28,9 +29,10 @@ impl Service {
             return;
         };
         // Now, while the cgroup is still there.
-        let oom_killed = container.oom.as_ref().is_some_and(|watch| watch.verdict(ended));
+        let oom = container.oom.as_ref();
+        let oom = oom.map_or_else(Oom::default, |watch| watch.verdict(ended));
         let until = Instant::now() + DRAIN;
-        container.transition(|state| state.ended(ended, oom_killed, clock::now_ns(), until));
+        container.transition(|state| state.ended(ended, oom, clock::now_ns(), until));
         self.settle(id);
     }
 
@@ -39,7 +41,7 @@ impl Service {
             code: ended.code,
             signal: ended.signal,
             finished_at: clock::now_ns(),
-            oom_killed: false,
+            ..shim::Exit::default()
         };
         let exited = shim::ExecExited {
             container_id: id.container.into(),
@@ -61,7 +63,7 @@ impl Service {
             State::Draining { until, .. } if container.io.is_drained() || *until <= Instant::now() => {}
             _ => return,
         }
-        container.transition(State::drained);
+        container.transition(|state| state.drained(0));
         let State::Exited { record } = &container.state else {
             return;
         };

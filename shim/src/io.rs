@@ -66,10 +66,6 @@ impl Io {
     /// Opens the log and makes the pipes, or the socket for the terminal.
     pub(crate) fn open(layout: Layout) -> Result<(Io, ContainerEnds)> {
         let log = layout.log.map(Log::open).transpose()?;
-        let null = || -> Result<OwnedFd> {
-            let file = OpenOptions::new().read(true).write(true).open("/dev/null");
-            Ok(file.context("open(/dev/null, O_RDWR)")?.into())
-        };
         let mut io = Io {
             log,
             outputs: Vec::new(),
@@ -233,6 +229,12 @@ impl Output {
         }
         Pumped::More
     }
+}
+
+/// The null device, for reading and writing.
+pub(crate) fn null() -> Result<OwnedFd> {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/null");
+    Ok(file.context("open(/dev/null, O_RDWR)")?.into())
 }
 
 /// A pipe, closed on exec: (read end, write end).

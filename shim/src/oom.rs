@@ -10,6 +10,15 @@ use rustix::process::Signal;
 
 use crate::process::Ended;
 
+/// What the OOM killer did to a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Oom {
+    /// It ended init.
+    pub(crate) killed: bool,
+    /// How many processes it ended.
+    pub(crate) kills: u64,
+}
+
 /// The OOM count of one container's cgroup. By path, not by descriptor: a pod with many containers would keep a great
 /// many directories open for a count that is read twice.
 pub(crate) struct Watch {
@@ -28,9 +37,18 @@ impl Watch {
         Ok(Watch { memory, kills_before })
     }
 
-    /// Whether the OOM killer ended the init that ended so. A cgroup that cannot be read tells of none.
-    pub(crate) fn verdict(&self, ended: Ended) -> bool {
-        let kills = || Cgroup::open(self.memory.clone()).oom_kills();
-        ended.signal == Signal::KILL.as_raw() && kills().is_ok_and(|kills| kills > self.kills_before)
+    /// What the OOM killer did to the container whose init ended so.
+    pub(crate) fn verdict(&self, ended: Ended) -> Oom {
+        let kills = self.kills();
+        Oom {
+            killed: ended.signal == Signal::KILL.as_raw() && kills > 0,
+            kills,
+        }
+    }
+
+    /// How many processes of the container the OOM killer has ended. A cgroup that cannot be read tells of none.
+    pub(crate) fn kills(&self) -> u64 {
+        let kills = Cgroup::open(self.memory.clone()).oom_kills();
+        kills.map_or(0, |kills| kills.saturating_sub(self.kills_before))
     }
 }

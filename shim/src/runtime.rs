@@ -46,6 +46,7 @@ pub(crate) enum Verb<'a> {
     Delete,
     Exec {
         process: &'a Path,
+        console_socket: Option<&'a Path>,
         stdio: [std::os::fd::BorrowedFd<'a>; 3],
     },
 }
@@ -139,8 +140,16 @@ impl Runtime {
                 args.extend([id.into(), signal.to_string()]);
             }
             Verb::Delete => args.extend(["--force".into(), id.into()]),
-            Verb::Exec { process, .. } => {
-                args.extend(["--process".into(), text(process), "--detach".into(), id.into()]);
+            Verb::Exec {
+                process,
+                console_socket,
+                ..
+            } => {
+                args.extend(["--process".into(), text(process), "--detach".into()]);
+                if let Some(socket) = console_socket {
+                    args.extend(["--console-socket".into(), text(socket)]);
+                }
+                args.push(id.into());
             }
         }
         args.into_iter()

@@ -17,6 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -27,8 +28,8 @@ use nix::sys::signalfd::SignalFd;
 use prost::Message as _;
 
 use crate::container::{Container, Pending, Plan, State, Task, absolute};
-use crate::events::{Clients, MAX_FDS, Outcome, Received, Requester};
-use crate::io::Io;
+use crate::events::{Clients, Outcome, Received, Requester};
+use crate::io::{self, Io};
 use crate::poll::{Poll, Source};
 use crate::process::kill_tree;
 use crate::reaper::{self, Children, ExecId, Operation};
@@ -44,6 +45,9 @@ const MAX_EXECS: usize = 256;
 
 /// Most requests that wait for their turn at one container.
 const MAX_PENDING: usize = 64;
+
+/// The descriptors of an exec without a terminal.
+const EXEC_FDS: usize = 3;
 
 /// Longest id of an exec, in bytes.
 const MAX_EXEC_ID: usize = 255;
@@ -206,6 +210,7 @@ impl Service {
             Call::Exec(exec) => self.exec(from, exec, fds),
             Call::KillExec(kill) => self.kill_exec(kill),
             Call::ReopenLog(reopen) => self.reopen_log(&reopen.id),
+            Call::Attach(_) => Err(error(Code::Failed, "attach: not served")),
             Call::Shutdown(shim::Shutdown {}) => self.shutdown(),
         }
     }
@@ -273,12 +278,7 @@ impl Service {
 
     fn exec(&mut self, from: Requester, request: shim::Exec, fds: Vec<OwnedFd>) -> Answer {
         let process = absolute("process", request.process).map_err(invalid)?;
-        let [stdin, stdout, stderr] = <[OwnedFd; MAX_FDS]>::try_from(fds).map_err(|fds| {
-            error(
-                Code::Invalid,
-                format!("{} descriptors: exec takes {MAX_FDS}", fds.len()),
-            )
-        })?;
+        let (console, stdio) = exec_stdio(request.console_socket, fds)?;
         if !(1..=MAX_EXEC_ID).contains(&request.exec_id.len()) {
             return Err(error(
                 Code::Invalid,
@@ -301,10 +301,10 @@ impl Service {
                 format!("container {} has {MAX_EXECS} execs already", id.container),
             ));
         }
-        let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let verb = Verb::Exec {
             process: &process,
-            stdio,
+            console_socket: console.as_deref(),
+            stdio: stdio.each_ref().map(AsFd::as_fd),
         };
         let operation = Operation::Exec {
             exec_id: id.exec_id,
@@ -409,6 +409,24 @@ impl Service {
 #[allow(clippy::unnecessary_wraps)] // it is an `Answer`
 fn done() -> Answer {
     Ok(Some(reply::Result::Done(shim::Done {})))
+}
+
+/// What an exec's standard IO is to be: the descriptors that came with the request, or a terminal, whose console socket is
+/// the caller's; then the runtime itself has none.
+fn exec_stdio(console_socket: String, fds: Vec<OwnedFd>) -> Result<(Option<PathBuf>, [OwnedFd; 3]), shim::Error> {
+    let terminal = !console_socket.is_empty();
+    let (count, expected) = (fds.len(), if terminal { 0 } else { EXEC_FDS });
+    if count != expected {
+        let rule = "exec takes 3, or none with a console_socket";
+        return Err(error(Code::Invalid, format!("{count} descriptors: {rule}")));
+    }
+    if !terminal {
+        let stdio = <[OwnedFd; EXEC_FDS]>::try_from(fds).expect("counted above");
+        return Ok((None, stdio));
+    }
+    let console = absolute("console_socket", console_socket).map_err(invalid)?;
+    let null = || io::null().map_err(failed);
+    Ok((Some(console), [null()?, null()?, null()?]))
 }
 
 pub(crate) fn error(code: Code, message: impl ToString) -> shim::Error {

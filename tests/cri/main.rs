@@ -42,6 +42,8 @@ mod service;
 mod stats;
 mod status;
 mod stop;
+mod streaming;
+mod streaming_crictl;
 mod streams;
 mod unimplemented;
 mod update;

@@ -32,6 +32,7 @@ fn request(bundle: &Bundle, exec_id: &str, process: &std::path::Path) -> Call {
         container_id: bundle.id.clone(),
         exec_id: exec_id.into(),
         process: process.display().to_string(),
+        ..Default::default()
     })
 }
 

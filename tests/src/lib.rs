@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod random;
 pub mod registry;
 pub mod shim;
+pub mod stream;
 pub mod table;
 
 /// Path of a binary of this workspace (`corten`, `corten-shim`, `corten-cri`, `probe`), built in the same profile as

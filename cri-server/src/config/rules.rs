@@ -25,6 +25,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.cdi(config);
     rules.runtimes(config);
     rules.cni(config);
+    rules.streaming(config);
     rules.layers(config);
     rules.pull(config);
     rules.registries(config);
@@ -108,6 +109,38 @@ impl Rules {
             &["cni", "stop_patience_s"],
             "must be 0 to 3600",
         );
+    }
+
+    fn streaming(&mut self, config: &Config) {
+        let streaming = &config.streaming;
+        let files = [
+            ("tls_cert", &streaming.tls_cert),
+            ("tls_key", &streaming.tls_key),
+            ("client_ca", &streaming.client_ca),
+        ];
+        for (name, file) in files {
+            let plain = file.as_deref().is_none_or(is_plain_absolute);
+            self.check(plain, &["streaming", name], PLAIN);
+        }
+        let (certificate, key) = (streaming.tls_cert.is_some(), streaming.tls_key.is_some());
+        self.check(
+            certificate || !key,
+            &["streaming", "tls_key"],
+            "must have tls_cert beside it",
+        );
+        self.check(
+            key || !certificate,
+            &["streaming", "tls_cert"],
+            "must have tls_key beside it",
+        );
+        let has_ca = streaming.client_ca.is_some();
+        let rule = "must have tls_cert and tls_key beside it";
+        self.check(certificate || !has_ca, &["streaming", "client_ca"], rule);
+        let safe = streaming.address.is_loopback() || certificate;
+        let rule = "must be a loopback address, or tls_cert must be set: URLs are secrets";
+        self.check(safe, &["streaming", "address"], rule);
+        let idle = (1..=604_800).contains(&streaming.idle_timeout_s);
+        self.check(idle, &["streaming", "idle_timeout_s"], "must be 1 to 604800");
     }
 
     fn layers(&mut self, config: &Config) {
@@ -243,6 +276,14 @@ mod tests {
         (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
         (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
         (|c| c.cni.stop_patience_s = 3601, "cni.stop_patience_s"),
+        (|c| c.streaming.tls_cert = Some("/c".into()), "streaming.tls_cert"),
+        (|c| c.streaming.tls_key = Some("/k".into()), "streaming.tls_key"),
+        (|c| c.streaming.client_ca = Some("/ca".into()), "streaming.client_ca"),
+        (
+            |c| c.streaming.address = std::net::Ipv4Addr::UNSPECIFIED.into(),
+            "streaming.address",
+        ),
+        (|c| c.streaming.idle_timeout_s = 0, "streaming.idle_timeout_s"),
         (|c| c.shim = Some("shim".into()), "shim"),
         (
             |c| {

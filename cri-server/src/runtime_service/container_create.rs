@@ -361,6 +361,8 @@ impl Node {
             bundle: self.paths.bundle(&plan.id).to_string_lossy().into_owned(),
             terminal: plan.config.tty,
             stdin: plan.config.stdin,
+            stdin_once: plan.config.stdin_once,
+            max_log_line: 0,
             log_path: if logs {
                 plan.config.log_path.clone()
             } else {

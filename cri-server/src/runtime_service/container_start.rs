@@ -48,7 +48,7 @@ impl Node {
     }
 
     /// The client of a container's shim.
-    pub(super) fn shim_of(&self, container: &Container) -> Result<Arc<Shim>, Error> {
+    pub(crate) fn shim_of(&self, container: &Container) -> Result<Arc<Shim>, Error> {
         let sandbox = self.sandbox_of(container)?;
         sandbox
             .shim()

@@ -10,7 +10,8 @@
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
 //! | `container_update` `container_cgroup` `sandbox_update` | UpdateContainerResources, UpdatePodSandboxResources |
-//! | `container_exec` | ExecSync |
+//! | `container_exec` | ExecSync; `exec` begins and ends a command, for it and for streams |
+//! | `streams` | Exec, Attach, PortForward: a URL; `crate::streaming` does the rest |
 //! | `container_events` | GetContainerEvents |
 //! | `status` `runtime_config` | Version, Status, ReopenContainerLog; RuntimeConfig, UpdateRuntimeConfig |
 //! | `info` | what the verbose status calls have in common |
@@ -28,6 +29,7 @@ mod container_start;
 mod container_status;
 mod container_stop;
 mod container_update;
+pub(crate) mod exec;
 mod image_volumes;
 mod info;
 mod metrics;
@@ -41,6 +43,7 @@ mod selector;
 mod stats;
 mod status;
 mod stop_grace;
+mod streams;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -250,19 +253,25 @@ impl Rpc for RuntimeService {
         .await
     }
 
-    async fn exec(&self, _request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        unimplemented("Exec")
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.stream_exec(request.into_inner());
+        answer("Exec", started, result.map_err(Status::from))
     }
 
-    async fn attach(&self, _request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        unimplemented("Attach")
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let started = Instant::now();
+        let result = self.node.stream_attach(request.into_inner());
+        answer("Attach", started, result.map_err(Status::from))
     }
 
     async fn port_forward(
         &self,
-        _request: Request<PortForwardRequest>,
+        request: Request<PortForwardRequest>,
     ) -> Result<Response<PortForwardResponse>, Status> {
-        unimplemented("PortForward")
+        let started = Instant::now();
+        let result = self.node.stream_port_forward(request.into_inner());
+        answer("PortForward", started, result.map_err(Status::from))
     }
 
     async fn container_stats(

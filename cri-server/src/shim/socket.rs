@@ -1,6 +1,7 @@
 //! A `SOCK_SEQPACKET` connection to a shim: whole packets, descriptors riding on them.
 
-use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use nix::sys::socket::{
     sendmsg, socket,
 };
 use nix::sys::stat::Mode;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
@@ -51,8 +53,8 @@ impl Socket {
         self.0.async_io(Interest::WRITABLE, send).await.map(drop)
     }
 
-    /// Receives one packet; an empty one at the end of the connection.
-    pub(super) async fn receive(&self) -> Result<Vec<u8>> {
+    /// Receives one packet, with the one descriptor it may carry; an empty one at the end of the connection.
+    pub(super) async fn receive(&self) -> Result<(Vec<u8>, Option<OwnedFd>)> {
         let fd = self.0.as_raw_fd();
         // First its length: packets are a few dozen bytes, and one task per pod waits here.
         let peek = || {
@@ -65,11 +67,29 @@ impl Socket {
             return Err(Error::new(ErrorKind::InvalidData, text));
         }
         let mut packet = vec![0; length];
-        let take = || Ok(recv(fd, &mut packet, MsgFlags::MSG_DONTWAIT)?);
-        let received = self.0.async_io(Interest::READABLE, take).await?;
+        let take = || take(&self.0, &mut packet);
+        let (received, rights) = self.0.async_io(Interest::READABLE, take).await?;
         packet.truncate(received);
-        Ok(packet)
+        Ok((packet, rights))
     }
+}
+
+/// Takes one packet without waiting: its length and the first descriptor on it. The kernel installs no more than there is
+/// room for, and what is left over of that is closed here.
+fn take(socket: &UnixDatagram, packet: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(packet)], &mut ancillary, flags)?;
+    let mut first = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            for right in rights {
+                first.get_or_insert(right);
+            }
+        }
+    }
+    Ok((received.bytes, first))
 }
 
 /// The listening socket that a new shim inherits, mode 0600.

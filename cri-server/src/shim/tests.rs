@@ -190,10 +190,10 @@ async fn an_exec_passes_descriptors_and_its_exit_may_overtake_the_answer() {
     let exec = proto::Exec {
         container_id: "c".to_owned(),
         exec_id: "e".to_owned(),
-        process: String::new(),
+        ..Default::default()
     };
     let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-    let exit = shim.exec(exec, [null(), null(), null()]).await.unwrap();
+    let exit = shim.exec(exec, Some([null(), null(), null()])).await.unwrap();
     assert_eq!(exit.await.unwrap().code, 7);
     thread.join().unwrap();
     exits.await.unwrap();

@@ -1,0 +1,253 @@
+//! What a session sees of its client, whatever carries it: streams of bytes in, streams of bytes out.
+//!
+//! A transport (`spdy`, `websocket`) has one task that reads the connection and one that writes it. The reading task
+//! gives each stream's bytes to its [`Incoming`] through a queue of a few pieces; a full one stops the reading, and TCP
+//! the client. All [`Outgoing`] share one queue to the writing task, which is as short.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// Pieces that may wait to be written, all streams together.
+pub(super) const WRITE_QUEUE: usize = 16;
+
+/// The client's bytes on one stream.
+pub(super) struct Incoming {
+    pieces: mpsc::Receiver<Bytes>,
+    reset: Arc<AtomicBool>,
+    taken: Option<Taken>,
+}
+
+/// Tells the client how much of a stream has been taken.
+struct Taken {
+    stream: u32,
+    bytes: u32,
+    orders: mpsc::Sender<Order>,
+}
+
+/// Taken bytes are reported from here on: half of a window.
+const REPORT_FROM: u32 = 32 << 10;
+
+/// The end of an [`Incoming`] that the reading task has.
+pub(super) struct Feed {
+    pieces: mpsc::Sender<Bytes>,
+    reset: Arc<AtomicBool>,
+}
+
+/// A stream of the client's bytes, `queue` pieces of which may wait.
+pub(super) fn incoming(queue: usize) -> (Feed, Incoming) {
+    let (sender, pieces) = mpsc::channel(queue);
+    let reset = Arc::new(AtomicBool::new(false));
+    let feed = Feed {
+        pieces: sender,
+        reset: reset.clone(),
+    };
+    (
+        feed,
+        Incoming {
+            pieces,
+            reset,
+            taken: None,
+        },
+    )
+}
+
+impl Feed {
+    /// Waits for room. What nobody takes any more is dropped.
+    pub(super) async fn push(&self, piece: Bytes) {
+        drop(self.pieces.send(piece).await);
+    }
+
+    /// The client has given up the stream in both directions.
+    pub(super) fn reset(self) {
+        self.reset.store(true, Ordering::Release);
+    }
+}
+
+impl Incoming {
+    /// Reports what is taken to the client, as SPDY's flow control has it.
+    pub(super) fn reporting(mut self, stream: u32, orders: mpsc::Sender<Order>) -> Self {
+        self.taken = Some(Taken {
+            stream,
+            bytes: 0,
+            orders,
+        });
+        self
+    }
+
+    /// The next piece; none once the client has closed the stream, or has gone.
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.recv().await?;
+        if let Some(taken) = &mut self.taken {
+            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            taken.bytes = taken.bytes.saturating_add(length);
+            let order = Order::Taken {
+                stream: taken.stream,
+                delta: taken.bytes,
+            };
+            // Input never waits for output to be written: a report that finds no room goes with the next piece.
+            if taken.bytes >= REPORT_FROM && taken.orders.try_send(order).is_ok() {
+                taken.bytes = 0;
+            }
+        }
+        Some(piece)
+    }
+
+    /// Whether the stream was given up in both directions, not only closed. Known once [`next`](Self::next) gives none.
+    pub(super) fn is_reset(&self) -> bool {
+        self.reset.load(Ordering::Acquire)
+    }
+}
+
+/// What the writing task is to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Write a piece of a stream.
+    Data { stream: u32, piece: Bytes },
+    /// There is no more of this stream.
+    Finish { stream: u32 },
+    /// So many bytes of a stream have been taken.
+    Taken { stream: u32, delta: u32 },
+    /// The transport's own: a frame as it stands.
+    Frame(Bytes),
+    /// Accept a stream of the client's.
+    Accept { stream: u32 },
+    /// Write what waits, then close.
+    Close,
+}
+
+/// One stream to the client.
+pub(super) struct Outgoing {
+    stream: u32,
+    orders: mpsc::Sender<Order>,
+}
+
+impl Outgoing {
+    pub(super) fn new(stream: u32, orders: mpsc::Sender<Order>) -> Self {
+        Outgoing { stream, orders }
+    }
+
+    /// Hands a piece to the writing task; waits while it has enough.
+    pub(super) async fn write(&self, piece: Bytes) -> Result<()> {
+        self.order(Order::Data {
+            stream: self.stream,
+            piece,
+        })
+        .await
+    }
+
+    /// Closes the stream, which may be told again.
+    pub(super) async fn end(&self) -> Result<()> {
+        self.order(Order::Finish { stream: self.stream }).await
+    }
+
+    /// Closes the stream.
+    pub(super) async fn finish(self) -> Result<()> {
+        self.order(Order::Finish { stream: self.stream }).await
+    }
+
+    async fn order(&self, order: Order) -> Result<()> {
+        self.orders
+            .send(order)
+            .await
+            .map_err(|_closed| anyhow!("the client has gone"))
+    }
+}
+
+/// When bytes last moved on a connection, and whether its client is still there.
+#[derive(Clone)]
+pub(super) struct Pulse {
+    moved: Arc<watch::Sender<Instant>>,
+    gone: Arc<watch::Sender<bool>>,
+}
+
+impl Pulse {
+    pub(super) fn new() -> Self {
+        Pulse {
+            moved: Arc::new(watch::Sender::new(Instant::now())),
+            gone: Arc::new(watch::Sender::new(false)),
+        }
+    }
+
+    /// Bytes of a stream have moved, or one was opened. Pings do not count: a client that sends nothing else is idle.
+    pub(super) fn moved(&self) {
+        self.moved.send_replace(Instant::now());
+    }
+
+    /// The reading task has come to its end.
+    pub(super) fn leave(&self) {
+        self.gone.send_replace(true);
+    }
+
+    /// Waits until the client has gone.
+    pub(super) async fn gone(&self) {
+        let mut gone = self.gone.subscribe();
+        // The sender is a field of this: it cannot go first.
+        drop(gone.wait_for(|gone| *gone).await);
+    }
+
+    /// Waits until nothing has moved for `limit`.
+    pub(super) async fn idle(&self, limit: Duration) {
+        loop {
+            let until = *self.moved.borrow() + limit;
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_ends_closed_or_reset() {
+        for reset in [false, true] {
+            let (feed, mut incoming) = incoming(2);
+            feed.push(Bytes::from_static(b"a")).await;
+            match reset {
+                true => feed.reset(),
+                false => drop(feed),
+            }
+            assert_eq!(incoming.next().await.as_deref(), Some(&b"a"[..]));
+            assert_eq!(incoming.next().await, None);
+            assert_eq!(incoming.is_reset(), reset);
+        }
+    }
+
+    #[tokio::test]
+    async fn taken_bytes_are_reported_by_half_windows() {
+        let (orders, mut written) = mpsc::channel(4);
+        let (feed, incoming) = incoming(4);
+        let mut incoming = incoming.reporting(7, orders);
+        for length in [REPORT_FROM - 1, 2] {
+            feed.push(vec![0; length as usize].into()).await;
+            incoming.next().await.unwrap();
+        }
+        let order = written.recv().await.unwrap();
+        assert!(
+            matches!(order, Order::Taken { stream: 7, delta } if delta == REPORT_FROM + 1),
+            "{order:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_idle_when_nothing_moves() {
+        let pulse = Pulse::new();
+        let (limit, pause) = (Duration::from_millis(100), Duration::from_millis(60));
+        let begun = Instant::now();
+        let moving = async {
+            tokio::time::sleep(pause).await;
+            pulse.moved();
+        };
+        tokio::join!(moving, pulse.idle(limit));
+        assert!(begun.elapsed() >= limit + pause, "{:?}", begun.elapsed());
+    }
+}
