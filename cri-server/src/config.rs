@@ -61,6 +61,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// Where the pods' network namespaces are bound.
     pub netns_dir: PathBuf,
+    /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
+    pub container_log_max_line_bytes: u32,
     /// The server's own log, on stderr.
     pub log: Log,
     /// Pod networks.
@@ -156,6 +158,7 @@ impl Default for Config {
             default_runtime: OWN_RUNTIME.into(),
             cgroup_parent: "/corten".into(),
             netns_dir: "/run/netns".into(),
+            container_log_max_line_bytes: 16 * 1024,
             log: Log::default(),
             cni: Cni::default(),
             runtimes: BTreeMap::new(),

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
+use crate::cage::takes_cages;
 use crate::process::{self, Ended, Process};
 use crate::report::report;
 
@@ -26,7 +27,9 @@ const MAX_ERROR: usize = 4096;
 pub(crate) struct Runtime {
     path: PathBuf,
     root: PathBuf,
-    /// Numbers the invocations.
+    /// It can put an exec into a cgroup.
+    pub(crate) takes_cages: bool,
+    /// Numbers the invocations, and the execs' cgroups.
     next: u64,
 }
 
@@ -44,6 +47,8 @@ pub(crate) enum Verb<'a> {
     Delete,
     Exec {
         process: &'a Path,
+        /// The exec's cgroup, as the option has it.
+        cgroup: Option<String>,
         console_socket: Option<&'a Path>,
         stdio: [std::os::fd::BorrowedFd<'a>; 3],
     },
@@ -73,13 +78,24 @@ pub(crate) struct Invocation {
 
 impl Runtime {
     pub(crate) fn new(path: PathBuf, root: PathBuf) -> Runtime {
-        Runtime { path, root, next: 1 }
+        Runtime {
+            takes_cages: takes_cages(&path),
+            path,
+            root,
+            next: 1,
+        }
+    }
+
+    /// A number that is used once.
+    pub(crate) fn number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
     }
 
     /// Starts one call for the container `id`.
     pub(crate) fn spawn(&mut self, verb: &Verb<'_>, bundle: &Path, id: &str) -> Result<(Process, Invocation)> {
-        let number = self.next;
-        self.next += 1;
+        let number = self.number();
         let mut invocation = Invocation {
             verb: verb.name(),
             log: bundle.join(format!("runtime-{number}.log")),
@@ -134,10 +150,14 @@ impl Runtime {
             Verb::Delete => args.extend(["--force".into(), id.into()]),
             Verb::Exec {
                 process,
+                cgroup,
                 console_socket,
                 ..
             } => {
                 args.extend(["--process".into(), text(process), "--detach".into()]);
+                if let Some(cgroup) = cgroup {
+                    args.extend(["--cgroup".into(), cgroup.clone()]);
+                }
                 if let Some(socket) = console_socket {
                     args.extend(["--console-socket".into(), text(socket)]);
                 }
