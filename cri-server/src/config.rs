@@ -73,6 +73,8 @@ pub struct Config {
     pub cdi_spec_dirs: Vec<PathBuf>,
     /// Where the pods' network namespaces are bound.
     pub netns_dir: PathBuf,
+    /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
+    pub container_log_max_line_bytes: u32,
     /// The server's own log, on stderr.
     pub log: Log,
     /// What a request gets that leaves its security out.
@@ -224,6 +226,7 @@ impl Default for Config {
             device_ownership_from_security_context: false,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             netns_dir: "/run/netns".into(),
+            container_log_max_line_bytes: 16 * 1024,
             log: Log::default(),
             security: Security::default(),
             cni: Cni::default(),

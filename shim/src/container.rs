@@ -18,9 +18,10 @@ use corten_proto::id::ContainerId;
 use corten_proto::shim;
 use corten_proto::shim::container::State as Reported;
 
+use crate::cage::Site;
 use crate::events::Requester;
-use crate::io::{Io, Layout};
-use crate::log::Location;
+use crate::io::{Io, Layout, Stdin};
+use crate::log::{DEFAULT_LINE, Location};
 use crate::oom::{self, Oom};
 use crate::process::Ended;
 
@@ -101,8 +102,8 @@ impl State {
         }
     }
 
-    /// The container as the protocol reports it.
-    pub(crate) fn report(&self, id: &ContainerId) -> shim::Container {
+    /// What the state says in the protocol's report of its container.
+    fn report(&self, id: &ContainerId) -> shim::Container {
         let (state, pid, started_at, exit) = match self {
             State::Creating => (Reported::Creating, 0, 0, None),
             State::Created { pid } => (Reported::Created, *pid, 0, None),
@@ -164,6 +165,8 @@ pub(crate) struct Container {
     pub(crate) io: Io,
     /// Missing where the cgroup could not be read: then no exit is an OOM kill.
     pub(crate) oom: Option<oom::Watch>,
+    /// Where its execs get cgroups.
+    pub(crate) site: Option<Site>,
     pub(crate) queue: VecDeque<Pending>,
     pub(crate) removal: Removal,
     /// Who waits for the removal.
@@ -189,12 +192,27 @@ impl Plan {
             exit_record: absolute("exit_record", request.exit_record)?,
             layout: Layout {
                 console,
-                stdin: request.stdin,
+                stdin: match (request.stdin, request.stdin_once) {
+                    (false, _) => Stdin::Empty,
+                    (true, false) => Stdin::Open,
+                    (true, true) => Stdin::Once,
+                },
                 log: Location::parse(&request.log_directory, &request.log_path)?,
+                max_line: max_line(request.max_log_line)?,
             },
             bundle,
         })
     }
+}
+
+/// The longest piece of a line in a log, as a request has it.
+fn max_line(value: u32) -> Result<usize> {
+    let rule = "must be 256 to 1048576, or 0 for 16384";
+    ensure!(
+        value == 0 || (256..=1024 * 1024).contains(&value),
+        "max_log_line {value}: {rule}"
+    );
+    Ok(if value == 0 { DEFAULT_LINE } else { value as usize })
 }
 
 /// A path from a request, which must be absolute: the shim's working directory is `/` and means nothing.
@@ -217,9 +235,25 @@ impl Container {
             state: State::Creating,
             io,
             oom: None,
+            site: None,
             queue: VecDeque::new(),
             removal: Removal::NotTried,
             waiters: Vec::new(),
+        }
+    }
+
+    /// The container as the protocol reports it.
+    pub(crate) fn report(&self, id: &ContainerId) -> shim::Container {
+        shim::Container {
+            output_lost: self.io.lost(),
+            ..self.state.report(id)
+        }
+    }
+
+    /// Takes the OOM kills there have been by now as others', if init is well.
+    pub(crate) fn look_for_oom(&mut self) {
+        if let (Some(oom), State::Created { pid } | State::Running { pid, .. }) = (&mut self.oom, &self.state) {
+            oom.look(*pid);
         }
     }
 
@@ -329,7 +363,25 @@ mod tests {
         };
         assert!(Plan::parse(good()).is_ok());
         let refused = |request: shim::Create| Plan::parse(request).err().expect("refused").to_string();
+        for max_log_line in [256, 1024 * 1024] {
+            let request = shim::Create { max_log_line, ..good() };
+            assert!(Plan::parse(request).is_ok(), "{max_log_line}");
+        }
         for (request, field) in [
+            (
+                shim::Create {
+                    max_log_line: 255,
+                    ..good()
+                },
+                "max_log_line",
+            ),
+            (
+                shim::Create {
+                    max_log_line: 1024 * 1024 + 1,
+                    ..good()
+                },
+                "max_log_line",
+            ),
             (
                 shim::Create {
                     id: "../c".into(),

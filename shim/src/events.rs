@@ -4,7 +4,7 @@
 //! not read until then is dropped. It loses nothing by that: it connects again, and `connect` gives it every state.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,7 +14,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use prost::Message as _;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags, accept_with,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, accept_with, sendmsg,
 };
 
 use crate::poll::{Poll, Source, Token};
@@ -50,10 +51,13 @@ pub(crate) enum Received {
     Gone,
 }
 
+/// A packet that waits to be sent, and the descriptor on it.
+type Outgoing = (Vec<u8>, Option<OwnedFd>);
+
 struct Client {
     socket: OwnedFd,
     token: Token,
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Outgoing>,
     /// Bytes in `queue`.
     queued: usize,
     /// The loop waits for room to send.
@@ -151,6 +155,11 @@ impl Clients {
 
     /// Answers a request. The client may have gone; then nobody waits any more.
     pub(crate) fn reply(&mut self, to: Requester, outcome: Outcome, poll: &mut Poll) {
+        self.reply_with(to, outcome, None, poll);
+    }
+
+    /// The same with a descriptor, which is closed here once it is sent.
+    pub(crate) fn reply_with(&mut self, to: Requester, outcome: Outcome, fd: Option<OwnedFd>, poll: &mut Poll) {
         let result = outcome.unwrap_or_else(reply::Result::Error);
         let reply = Reply {
             seq: to.seq,
@@ -159,7 +168,7 @@ impl Clients {
         let message = Message {
             kind: Some(message::Kind::Reply(reply)),
         };
-        self.send(to.client, message.encode_to_vec(), poll);
+        self.send(to.client, message.encode_to_vec(), fd, poll);
     }
 
     /// Sends an event to everyone who has subscribed.
@@ -170,16 +179,16 @@ impl Clients {
         let packet = message.encode_to_vec();
         let subscribers = self.by_id.iter().filter(|(_, client)| client.subscribed);
         for id in subscribers.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.send(id, packet.clone(), poll);
+            self.send(id, packet.clone(), None, poll);
         }
     }
 
-    fn send(&mut self, id: u64, packet: Vec<u8>, poll: &mut Poll) {
+    fn send(&mut self, id: u64, packet: Vec<u8>, fd: Option<OwnedFd>, poll: &mut Poll) {
         let Some(client) = self.by_id.get_mut(&id) else {
             return;
         };
         client.queued += packet.len();
-        client.queue.push_back(packet);
+        client.queue.push_back((packet, fd));
         self.flush(id, poll);
     }
 
@@ -225,8 +234,8 @@ impl Client {
     }
 
     fn flush(&mut self) -> Result<()> {
-        while let Some(packet) = self.queue.front() {
-            match rustix::net::send(&self.socket, packet, SendFlags::NOSIGNAL) {
+        while let Some((packet, fd)) = self.queue.front() {
+            match send(&self.socket, packet, fd.as_ref()) {
                 Ok(_) => {
                     self.queued -= packet.len();
                     self.queue.pop_front();
@@ -243,6 +252,18 @@ impl Client {
 fn reserve() -> Result<OwnedFd> {
     let file = std::fs::File::open("/dev/null").context("open(/dev/null)")?;
     Ok(file.into())
+}
+
+/// Sends one packet, with a descriptor or without.
+fn send(socket: &OwnedFd, packet: &[u8], fd: Option<&OwnedFd>) -> Result<usize, rustix::io::Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let rights = fd.map(AsFd::as_fd);
+    if !rights.as_slice().is_empty() {
+        let fits = ancillary.push(SendAncillaryMessage::ScmRights(rights.as_slice()));
+        assert!(fits, "there is room for one descriptor");
+    }
+    sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL)
 }
 
 /// Receives one packet. Its length is asked for first, so that memory is taken for what came and not for the limit.

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::container::{Removal, State, write_exit_record};
 use crate::oom::Oom;
 use crate::process::Ended;
-use crate::reaper::{ExecId, Operation};
+use crate::reaper::{Exec, Operation};
 use crate::report::report;
 use crate::service::{Service, error};
 
@@ -36,11 +36,23 @@ impl Service {
         self.settle(id);
     }
 
-    pub(crate) fn exec_ended(&mut self, id: ExecId, ended: Ended) {
+    pub(crate) fn exec_ended(&mut self, exec: Exec, ended: Ended) {
+        let Exec { id, cage, .. } = exec;
+        drop(cage);
+        let container = self.containers.get_mut(&id.container);
+        let oom = container.map_or_else(Oom::default, |container| {
+            let oom = container
+                .oom
+                .as_ref()
+                .map_or_else(Oom::default, |watch| watch.verdict(ended));
+            container.look_for_oom();
+            oom
+        });
         let exit = shim::Exit {
             code: ended.code,
             signal: ended.signal,
             finished_at: clock::now_ns(),
+            oom_killed: oom.killed,
             ..shim::Exit::default()
         };
         let exited = shim::ExecExited {
@@ -63,7 +75,9 @@ impl Service {
             State::Draining { until, .. } if container.io.is_drained() || *until <= Instant::now() => {}
             _ => return,
         }
-        container.transition(|state| state.drained(0));
+        let lost = container.io.lost();
+        container.transition(|state| state.drained(lost));
+        container.io.audience.end(Instant::now(), &mut self.poll);
         let State::Exited { record } = &container.state else {
             return;
         };

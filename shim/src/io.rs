@@ -1,8 +1,10 @@
-//! A container's standard IO: the shim's ends of its pipes or of its terminal, and the log they flow into.
+//! A container's standard IO: the shim's ends of its pipes or of its terminal, and the log and the attached clients
+//! (`audience.rs`) that they flow into.
 //!
 //! Output is always drained, with a log or without one, and with or without a connected server: a container must never
 //! stall on a full pipe because of us.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,6 +14,7 @@ use corten_proto::id::ContainerId;
 use nix::errno::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::audience::Audience;
 use crate::console::Console;
 use crate::log::{Lines, Location, Log, Stream};
 use crate::poll::{Poll, Source, Token};
@@ -23,13 +26,25 @@ const CHUNK: usize = 16 * 1024;
 /// Read from one stream before the others get their turn, in bytes.
 const TURN: usize = 8 * CHUNK;
 
+/// What a container without a terminal reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stdin {
+    /// Nothing.
+    Empty,
+    /// What attached clients write, for as long as it runs.
+    Open,
+    /// What the first attached client writes.
+    Once,
+}
+
 /// How a container's standard IO is set up.
 pub(crate) struct Layout {
     /// A terminal instead of pipes; the socket's path is where the runtime sends it.
     pub(crate) console: Option<PathBuf>,
-    /// Standard input stays open, with nothing to read, instead of being empty.
-    pub(crate) stdin: bool,
+    pub(crate) stdin: Stdin,
     pub(crate) log: Option<Location>,
+    /// Longest piece of a line in the log, in bytes.
+    pub(crate) max_line: usize,
 }
 
 /// The container's ends, which the runtime inherits and the shim then closes.
@@ -50,8 +65,42 @@ pub(crate) struct Io {
     log: Option<Log>,
     outputs: Vec<Output>,
     console: Option<Console>,
-    /// Held so that a read of it waits instead of ending.
-    _stdin: Option<OwnedFd>,
+    terminal: bool,
+    input: Input,
+    pub(crate) audience: Audience,
+}
+
+/// Why a client gets no standard input.
+#[derive(Debug)]
+pub(crate) enum NoInput {
+    /// The container was created without.
+    Closed,
+    /// It was for the first client that asked.
+    Given,
+    /// The descriptor could not be duplicated.
+    Failed(std::io::Error),
+}
+
+impl fmt::Display for NoInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoInput::Closed => f.write_str("the container was created without"),
+            NoInput::Given => f.write_str("the container was created with stdin_once, and an earlier client had it"),
+            NoInput::Failed(error) => write!(f, "fcntl(F_DUPFD_CLOEXEC): {error}"),
+        }
+    }
+}
+
+/// The writing side of a container's standard input, where it has no terminal.
+enum Input {
+    /// It is empty.
+    Closed,
+    /// Held, so that a read waits instead of ending; clients get a duplicate.
+    Open(OwnedFd),
+    /// The first client gets the only one.
+    Once(OwnedFd),
+    /// It has.
+    Given,
 }
 
 /// One stream the container writes to.
@@ -65,12 +114,17 @@ struct Output {
 impl Io {
     /// Opens the log and makes the pipes, or the socket for the terminal.
     pub(crate) fn open(layout: Layout) -> Result<(Io, ContainerEnds)> {
-        let log = layout.log.map(Log::open).transpose()?;
+        let log = layout
+            .log
+            .map(|location| Log::open(location, layout.max_line))
+            .transpose()?;
         let mut io = Io {
             log,
             outputs: Vec::new(),
             console: None,
-            _stdin: None,
+            terminal: false,
+            input: Input::Closed,
+            audience: Audience::default(),
         };
         if let Some(path) = layout.console {
             // Standard IO of the container is the terminal; the runtime itself needs none.
@@ -82,16 +136,55 @@ impl Io {
             };
             return Ok((io, ends));
         }
-        let stdin = if layout.stdin {
-            let (read, write) = pipe()?;
-            io._stdin = Some(write);
-            read
-        } else {
-            null()?
-        };
+        let stdin = io.input_for(layout.stdin)?;
         let stdout = io.pipe_for(Stream::Stdout)?;
         let stderr = io.pipe_for(Stream::Stderr)?;
         Ok((io, ContainerEnds { stdin, stdout, stderr }))
+    }
+
+    /// Makes the pipe of standard input, where there is to be one, and returns the container's end. The other end does not
+    /// block, for the clients that get it: no pipe is worth a thread to wait at.
+    fn input_for(&mut self, stdin: Stdin) -> Result<OwnedFd> {
+        if stdin == Stdin::Empty {
+            return null();
+        }
+        let (read, write) = pipe()?;
+        rustix::io::ioctl_fionbio(&write, true).context("ioctl(pipe, FIONBIO)")?;
+        self.input = match stdin {
+            Stdin::Once => Input::Once(write),
+            _ => Input::Open(write),
+        };
+        Ok(read)
+    }
+
+    /// The container has a terminal, which has arrived.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// The descriptor of a client that attaches: the terminal's master, or the writing side of standard input if asked.
+    pub(crate) fn input(&mut self, asked: bool) -> Result<Option<OwnedFd>, NoInput> {
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(NoInput::Failed);
+        if self.terminal {
+            // Without its one output, the container has closed it and is about to end.
+            return self.outputs.first().map(|output| copy(&output.fd)).transpose();
+        }
+        if !asked {
+            return Ok(None);
+        }
+        match std::mem::replace(&mut self.input, Input::Given) {
+            Input::Closed => {
+                self.input = Input::Closed;
+                Err(NoInput::Closed)
+            }
+            Input::Open(fd) => {
+                let copy = copy(&fd);
+                self.input = Input::Open(fd);
+                copy.map(Some)
+            }
+            Input::Once(fd) => Ok(Some(fd)),
+            Input::Given => Err(NoInput::Given),
+        }
     }
 
     /// Makes the pipe of one stream and returns the container's end. Only the shim's end is non-blocking: the flag
@@ -115,6 +208,7 @@ impl Io {
     pub(crate) fn begin(&mut self, id: &ContainerId, poll: &mut Poll) -> Result<()> {
         if let Some(console) = self.console.take() {
             self.outputs.push(Output::new(Stream::Stdout, console.master()?));
+            self.terminal = true;
         }
         for output in &mut self.outputs {
             let source = Source::Output(id.clone(), output.stream);
@@ -143,7 +237,8 @@ impl Io {
         let Some(index) = self.outputs.iter().position(|output| output.stream == stream) else {
             return;
         };
-        if self.outputs[index].pump(self.log.as_mut()) == Pumped::Ended {
+        let audience = &mut self.audience;
+        if self.outputs[index].pump(self.log.as_mut(), audience, poll) == Pumped::Ended {
             self.close(index, poll);
         }
     }
@@ -158,15 +253,22 @@ impl Io {
         // A pipe holds 1 MiB at most (fs.pipe-max-size), so this reads all unless somebody still writes.
         const TURNS: usize = 1024 * 1024 / TURN + 1;
         while let Some(output) = self.outputs.first_mut() {
-            let more = |_: &usize| output.pump(self.log.as_mut()) == Pumped::More;
+            let audience = &mut self.audience;
+            let more = |_: &usize| output.pump(self.log.as_mut(), audience, poll) == Pumped::More;
             let _turns = (0..TURNS).take_while(more).count();
             self.close(0, poll);
         }
+        self.audience.close(poll);
     }
 
     /// Opens the log's path anew; without a log there is nothing to do.
     pub(crate) fn reopen_log(&mut self) -> Result<()> {
         self.log.as_mut().map_or(Ok(()), Log::reopen)
+    }
+
+    /// Bytes of output that are not in the log though they should be.
+    pub(crate) fn lost(&self) -> u64 {
+        self.log.as_ref().map_or(0, Log::lost)
     }
 
     fn close(&mut self, index: usize, poll: &mut Poll) {
@@ -201,7 +303,7 @@ impl Output {
     }
 
     /// Reads one turn at most.
-    fn pump(&mut self, mut log: Option<&mut Log>) -> Pumped {
+    fn pump(&mut self, mut log: Option<&mut Log>, audience: &mut Audience, poll: &mut Poll) -> Pumped {
         let mut buffer = vec![0; CHUNK];
         let mut taken = 0;
         while taken < TURN {
@@ -212,6 +314,7 @@ impl Output {
                     if let Some(log) = &mut log {
                         log.append(self.stream, &mut self.lines, &buffer[..count]);
                     }
+                    audience.write(self.stream, &buffer[..count], poll);
                     // A short read has emptied the pipe: asking again would cost a call a line.
                     if count < CHUNK {
                         return Pumped::Empty;

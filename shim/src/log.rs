@@ -27,8 +27,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use crate::clock;
 use crate::report::report;
 
-/// Most content of one record, in bytes; the limit the kubelet's reader is built for.
-const MAX_CONTENT: usize = 16 * 1024;
+/// Most content of one record, in bytes, unless the container has a limit of its own; what the kubelet's reader is built
+/// for.
+pub(crate) const DEFAULT_LINE: usize = 16 * 1024;
 
 /// Output is cut into pieces of this size before it is made into records. A record has up to 41 bytes for one byte of
 /// content, so this bounds the batch that is written at once.
@@ -83,12 +84,12 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Appends the records that `data` completes to `batch`.
-    fn feed(&mut self, stream: Stream, now_ns: i64, mut data: &[u8], batch: &mut Batch) {
+    /// Appends the records that `data` completes to `batch`, each with `max_line` bytes of content at most.
+    fn feed(&mut self, stream: Stream, now_ns: i64, mut data: &[u8], max_line: usize, batch: &mut Batch) {
         while !data.is_empty() {
             let newline = data.iter().position(|b| *b == b'\n');
             let line = &data[..newline.unwrap_or(data.len())];
-            let room = MAX_CONTENT - self.pending.len();
+            let room = max_line - self.pending.len();
             if line.len() > room {
                 batch.push(stream, now_ns, false, &[&self.pending, &line[..room]]);
                 self.pending.clear();
@@ -226,26 +227,37 @@ pub(crate) struct Log {
     file: File,
     /// The file was made for a container that does not exist yet; it goes if that one never will.
     provisional: bool,
-    lost: Option<Lost>,
+    /// Longest content of a record.
+    max_line: usize,
+    gap: Option<Gap>,
+    /// Bytes of output lost in all gaps before this one.
+    lost: u64,
 }
 
 /// Output that could not be written, since the last write that succeeded.
 #[derive(Debug)]
-struct Lost {
-    bytes: usize,
+struct Gap {
+    bytes: u64,
     cause: Errno,
 }
 
 impl Log {
     /// Opens the log of a container about to be created; dropped without [`keep`](Log::keep) it removes what it made.
-    pub(crate) fn open(location: Location) -> Result<Log> {
+    pub(crate) fn open(location: Location, max_line: usize) -> Result<Log> {
         let (file, provisional) = location.open()?;
         Ok(Log {
             location,
             file,
             provisional,
-            lost: None,
+            max_line,
+            gap: None,
+            lost: 0,
         })
+    }
+
+    /// Bytes of output that could not be written, told in the log or not yet.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost + self.gap.as_ref().map_or(0, |gap| gap.bytes)
     }
 
     /// The container exists: its log stays.
@@ -264,7 +276,7 @@ impl Log {
         let now_ns = clock::now_ns();
         let mut batch = Batch::default();
         for piece in data.chunks(PIECE) {
-            lines.feed(stream, now_ns, piece, &mut batch);
+            lines.feed(stream, now_ns, piece, self.max_line, &mut batch);
             if batch.records.len() > BATCH {
                 self.write(&std::mem::take(&mut batch));
             }
@@ -285,27 +297,30 @@ impl Log {
         if batch.records.is_empty() {
             return;
         }
-        let written = match &self.lost {
+        let written = match &self.gap {
             None => write_whole(&mut self.file, &batch.records),
             // Notice and records at once: a notice alone would fit where records do not, again and again.
-            Some(lost) => write_whole(&mut self.file, &[lost.notice(), batch.records.clone()].concat()),
+            Some(gap) => write_whole(&mut self.file, &[gap.notice(), batch.records.clone()].concat()),
         };
-        match (written, self.lost.take()) {
+        match (written, self.gap.take()) {
             (Ok(()), None) => {}
-            (Ok(()), Some(lost)) => report!("write({}): works again, {} bytes lost", self.location, lost.bytes),
-            (Err(cause), lost) => {
-                let mut lost = lost.unwrap_or_else(|| {
+            (Ok(()), Some(gap)) => {
+                self.lost += gap.bytes;
+                report!("write({}): works again, {} bytes lost", self.location, gap.bytes);
+            }
+            (Err(cause), gap) => {
+                let mut gap = gap.unwrap_or_else(|| {
                     report!("write({}): {cause}; output is dropped", self.location);
-                    Lost { bytes: 0, cause }
+                    Gap { bytes: 0, cause }
                 });
-                lost.bytes += batch.output;
-                self.lost = Some(lost);
+                gap.bytes += batch.output as u64;
+                self.gap = Some(gap);
             }
         }
     }
 }
 
-impl Lost {
+impl Gap {
     /// Tells the log's reader of the gap.
     fn notice(&self) -> Vec<u8> {
         let mut batch = Batch::default();
@@ -364,7 +379,7 @@ mod tests {
     fn records(pieces: &[&[u8]]) -> Vec<(char, Vec<u8>)> {
         let (mut lines, mut out) = (Lines::default(), Batch::default());
         for piece in pieces {
-            lines.feed(Stream::Stdout, 0, piece, &mut out);
+            lines.feed(Stream::Stdout, 0, piece, DEFAULT_LINE, &mut out);
         }
         lines.finish(Stream::Stdout, 0, &mut out);
         let header = b"1970-01-01T00:00:00.000000000Z stdout ".len();
@@ -384,7 +399,7 @@ mod tests {
     fn lines_become_records() {
         let f = |text: &str| ('F', text.as_bytes().to_vec());
         let p = |text: &str| ('P', text.as_bytes().to_vec());
-        let long = "x".repeat(MAX_CONTENT);
+        let long = "x".repeat(DEFAULT_LINE);
         type Case<'a> = (&'a [&'a str], Vec<(char, Vec<u8>)>);
         let cases: &[Case<'_>] = &[
             (&[], vec![]),

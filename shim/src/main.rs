@@ -18,6 +18,9 @@ use crate::report::report;
 use crate::runtime::Runtime;
 use crate::service::{Service, Timeouts};
 
+mod attach;
+mod audience;
+mod cage;
 mod clock;
 mod console;
 mod container;

@@ -1,14 +1,19 @@
-//! Whether the kernel's OOM killer ended a container.
+//! What the kernel's OOM killer did to a container.
 //!
-//! The verdict is taken while the cgroup still exists: the count of OOM kills has gone up since the container was
-//! created, and its init died of SIGKILL. A container that survives the killing of one of its processes, or whose init
-//! exits by itself after that, has not been OOM-killed; that its memory ran out shows in the cgroup's own counters.
+//! The kernel counts its kills by cgroup and does not say whom it has killed. The verdict on init, taken while the cgroup
+//! still exists: it died of SIGKILL, and there is a kill that was not seen to be another's. Others' are the kills that are
+//! counted at a moment when init is well: such a look is taken whenever an exec ends, and before init gets a signal
+//! through the shim. So neither an exec that ran out of memory nor a later SIGKILL from the kubelet makes an OOM kill of
+//! the container's own end.
+//!
+//! What stays unsure: a child of init's own is killed, nothing is looked at afterwards, and somebody on the host kills
+//! init past the shim.
 
 use anyhow::Result;
 use corten_runtime::cgroup::{Cgroup, CgroupPaths};
 use rustix::process::Signal;
 
-use crate::process::Ended;
+use crate::process::{Ended, is_dying};
 
 /// What the OOM killer did to a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,34 +25,48 @@ pub(crate) struct Oom {
 }
 
 /// The OOM count of one container's cgroup. By path, not by descriptor: a pod with many containers would keep a great
-/// many directories open for a count that is read twice.
+/// many directories open for a count that is rarely read.
 pub(crate) struct Watch {
     memory: CgroupPaths,
     kills_before: u64,
+    /// Kills since then that were not init's.
+    others: u64,
 }
 
 impl Watch {
-    /// Begins with the process's cgroup as it is now. Taken once the runtime has placed the process.
-    pub(crate) fn begin(pid: i32) -> Result<Watch> {
-        let mut memory = Cgroup::of_process(pid)?.paths().clone();
+    /// Begins with the cgroups of a process as they are now. Taken once the runtime has placed the process.
+    pub(crate) fn begin(mut memory: CgroupPaths) -> Result<Watch> {
         if let CgroupPaths::V1(hierarchies) = &mut memory {
             hierarchies.retain(|name, _| name.split(',').any(|controller| controller == "memory"));
         }
         let kills_before = Cgroup::open(memory.clone()).oom_kills()?;
-        Ok(Watch { memory, kills_before })
+        Ok(Watch {
+            memory,
+            kills_before,
+            others: 0,
+        })
     }
 
-    /// What the OOM killer did to the container whose init ended so.
+    /// Takes what has been counted by now as others', if `init` is well. The count is read first: the kernel counts, then
+    /// kills at once.
+    pub(crate) fn look(&mut self, init: i32) {
+        let kills = self.kills();
+        if kills > self.others && !is_dying(init) {
+            self.others = kills;
+        }
+    }
+
+    /// What the OOM killer did, if a process that was watched ended so.
     pub(crate) fn verdict(&self, ended: Ended) -> Oom {
         let kills = self.kills();
         Oom {
-            killed: ended.signal == Signal::KILL.as_raw() && kills > 0,
+            killed: ended.signal == Signal::KILL.as_raw() && kills > self.others,
             kills,
         }
     }
 
     /// How many processes of the container the OOM killer has ended. A cgroup that cannot be read tells of none.
-    pub(crate) fn kills(&self) -> u64 {
+    fn kills(&self) -> u64 {
         let kills = Cgroup::open(self.memory.clone()).oom_kills();
         kills.map_or(0, |kills| kills.saturating_sub(self.kills_before))
     }

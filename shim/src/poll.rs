@@ -27,6 +27,8 @@ pub(crate) enum Source {
     Child(i32),
     /// A container wrote something, or closed its end.
     Output(ContainerId, Stream),
+    /// An attached client's pipe of this number has room again, or its reader has gone.
+    Attached(ContainerId, u32),
 }
 
 /// Names one registration.

@@ -124,7 +124,7 @@ pub(crate) fn kill_child(pid: i32) {
 ///
 /// The tree is stopped before it is killed, from the root down and until nothing new turns up, so that it cannot grow
 /// out of reach meanwhile. What had detached from it before (a double fork whose middle process has ended) is not
-/// found: such a process is the container's by then, and ends with it.
+/// found: the exec's cgroup has it (`cage.rs`).
 pub(crate) fn kill_tree(leader: &Process) -> Result<()> {
     /// A tree that still grows after this many looks is killed as far as it is known.
     const LOOKS: usize = 16;
@@ -182,6 +182,24 @@ fn parent(pid: i32) -> Option<i32> {
     parse_parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Whether a process has ended, or has been given its end and is on its way there.
+pub(crate) fn is_dying(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.ok().as_deref().and_then(parse_dying).unwrap_or(true)
+}
+
+/// From the fields 3, 9 and 31 of /proc/PID/stat: state, flags and pending signals. A fatal signal is pending in every
+/// thread; once it is taken up, the flags say so (PF_EXITING, PF_SIGNALED of linux/sched.h).
+fn parse_dying(stat: &str) -> Option<bool> {
+    const FLAGS: u64 = 0x4 | 0x400;
+    const SIGKILL: u64 = 1 << 8;
+    let (_, rest) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    let ended = ["Z", "X", "x"].contains(fields.first()?);
+    Some(ended || number(9)? & FLAGS != 0 || number(31)? & SIGKILL != 0)
+}
+
 /// The fourth field of /proc/PID/stat. The second is the command in parentheses and may hold anything.
 fn parse_parent(stat: &str) -> Option<i32> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -202,6 +220,27 @@ mod tests {
         ] {
             assert_eq!(parse_parent(stat), expected, "{stat}");
         }
+    }
+
+    #[test]
+    fn the_dying() {
+        let stat = |state: &str, flags: u64, pending: u64| {
+            let between = "0 ".repeat(21);
+            format!("7 (a b) {state} 1 7 7 0 -1 {flags} {between}{pending} 0 0")
+        };
+        for (stat, expected) in [
+            (stat("S", 0x40_0100, 0), Some(false)),
+            (stat("S", 0x40_0100, 1 << 14), Some(false)),
+            (stat("S", 0x40_0100, 1 << 8), Some(true)),
+            (stat("R", 0x40_0104, 0), Some(true)),
+            (stat("R", 0x40_0500, 0), Some(true)),
+            (stat("Z", 0x40_0100, 0), Some(true)),
+            ("7 (sh) S 1".to_owned(), None),
+        ] {
+            assert_eq!(parse_dying(&stat), expected, "{stat}");
+        }
+        assert!(!is_dying(std::process::id().cast_signed()));
+        assert!(is_dying(i32::MAX));
     }
 
     #[test]

@@ -15,9 +15,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::WaitOptions;
 
+use crate::cage::Cage;
 use crate::events::Requester;
 use crate::poll::{Poll, Source, Token};
-use crate::process::{Ended, Process};
+use crate::process::{Ended, Process, kill_tree};
 use crate::runtime::Invocation;
 
 /// What a known child is to the shim.
@@ -27,8 +28,8 @@ pub(crate) enum Role {
     Call(Call),
     /// The init of a container.
     Init(ContainerId),
-    /// The first process of an exec, and the client it is run for.
-    Exec(ExecId, u64),
+    /// The first process of an exec.
+    Exec(Exec),
 }
 
 /// A call of the runtime in flight.
@@ -58,6 +59,7 @@ pub(crate) enum Operation {
         exec_id: String,
         /// Killed before it was known what there is to kill.
         killed: bool,
+        cage: Option<Cage>,
     },
 }
 
@@ -66,6 +68,24 @@ pub(crate) enum Operation {
 pub(crate) struct ExecId {
     pub(crate) container: ContainerId,
     pub(crate) exec_id: String,
+}
+
+/// An exec that has begun.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) id: ExecId,
+    /// The client it is run for.
+    pub(crate) client: u64,
+    /// Its cgroup, where the runtime knows to put it into one.
+    pub(crate) cage: Option<Cage>,
+}
+
+impl Exec {
+    /// SIGKILL to its first process, which is `leader`, and to all that it has started.
+    pub(crate) fn kill(&self, leader: &Process) -> Result<()> {
+        kill_tree(leader)?;
+        self.cage.as_ref().map_or(Ok(()), Cage::kill)
+    }
 }
 
 /// A known child.
@@ -153,26 +173,23 @@ impl Children {
         })
     }
 
-    /// The first process of an exec that has one.
-    pub(crate) fn exec(&self, id: &ExecId) -> Option<&Process> {
-        self.by_pid.values().find_map(|child| match &child.role {
-            Role::Exec(exec, _) if exec == id => Some(&child.process),
+    /// The execs that have begun, with their first processes.
+    pub(crate) fn execs(&self) -> impl Iterator<Item = (&Process, &Exec)> {
+        self.by_pid.values().filter_map(|child| match &child.role {
+            Role::Exec(exec) => Some((&child.process, exec)),
             _ => None,
         })
     }
 
-    /// The execs of a client: first processes of those that have begun.
-    pub(crate) fn execs_of(&self, client: u64) -> impl Iterator<Item = &Process> {
-        self.by_pid.values().filter_map(move |child| match &child.role {
-            Role::Exec(_, of) if *of == client => Some(&child.process),
-            _ => None,
-        })
+    /// The exec of this id, if it has begun.
+    pub(crate) fn exec(&self, id: &ExecId) -> Option<(&Process, &Exec)> {
+        self.execs().find(|(_, exec)| exec.id == *id)
     }
 
     /// How many execs a container has, those not yet started included.
     pub(crate) fn exec_count(&self, id: &ContainerId) -> usize {
         let of_container = |child: &&Child| match &child.role {
-            Role::Exec(exec, _) => exec.container == *id,
+            Role::Exec(exec) => exec.id.container == *id,
             Role::Call(call) => call.container == *id && matches!(call.operation, Operation::Exec { .. }),
             Role::Init(_) => false,
         };

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
+use crate::cage::takes_cages;
 use crate::process::{self, Ended, Process};
 use crate::report::report;
 
@@ -28,7 +29,9 @@ pub(crate) struct Runtime {
     root: PathBuf,
     /// Has it have systemd make the cgroups.
     systemd_cgroup: bool,
-    /// Numbers the invocations.
+    /// It can put an exec into a cgroup.
+    pub(crate) takes_cages: bool,
+    /// Numbers the invocations, and the execs' cgroups.
     next: u64,
 }
 
@@ -46,6 +49,8 @@ pub(crate) enum Verb<'a> {
     Delete,
     Exec {
         process: &'a Path,
+        /// The exec's cgroup, as the option has it.
+        cgroup: Option<String>,
         console_socket: Option<&'a Path>,
         stdio: [std::os::fd::BorrowedFd<'a>; 3],
     },
@@ -76,6 +81,7 @@ pub(crate) struct Invocation {
 impl Runtime {
     pub(crate) fn new(path: PathBuf, root: PathBuf, systemd_cgroup: bool) -> Runtime {
         Runtime {
+            takes_cages: takes_cages(&path),
             path,
             root,
             systemd_cgroup,
@@ -83,10 +89,16 @@ impl Runtime {
         }
     }
 
-    /// Starts one call for the container `id`.
-    pub(crate) fn spawn(&mut self, verb: &Verb<'_>, bundle: &Path, id: &str) -> Result<(Process, Invocation)> {
+    /// A number that is used once.
+    pub(crate) fn number(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
+        number
+    }
+
+    /// Starts one call for the container `id`.
+    pub(crate) fn spawn(&mut self, verb: &Verb<'_>, bundle: &Path, id: &str) -> Result<(Process, Invocation)> {
+        let number = self.number();
         let mut invocation = Invocation {
             verb: verb.name(),
             log: bundle.join(format!("runtime-{number}.log")),
@@ -142,10 +154,14 @@ impl Runtime {
             Verb::Delete => args.extend(["--force".into(), id.into()]),
             Verb::Exec {
                 process,
+                cgroup,
                 console_socket,
                 ..
             } => {
                 args.extend(["--process".into(), text(process), "--detach".into()]);
+                if let Some(cgroup) = cgroup {
+                    args.extend(["--cgroup".into(), cgroup.clone()]);
+                }
                 if let Some(socket) = console_socket {
                     args.extend(["--console-socket".into(), text(socket)]);
                 }

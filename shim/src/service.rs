@@ -5,7 +5,8 @@
 //!   client     a request                       the calls below; those that run the runtime go on in tasks.rs
 //!   child      a call of the runtime ended     tasks.rs: its answer, then the container's next task
 //!              an init or an exec ended        exits.rs: log complete, record on disk, event, removal
-//!   output     a container wrote               io.rs, log.rs
+//!   output     a container wrote               io.rs, log.rs, audience.rs
+//!   attached   a client has read, or has gone  audience.rs
 //!   signals    SIGCHLD: an orphan ended        reaper.rs
 //! ```
 //! Invariants: nothing here waits but the loop itself (a file system's own delays apart). The calls that change one
@@ -27,11 +28,11 @@ use corten_proto::shim::{self, Request, reply, request::Call};
 use nix::sys::signalfd::SignalFd;
 use prost::Message as _;
 
+use crate::cage::{Cage, Site};
 use crate::container::{Container, Pending, Plan, State, Task, absolute};
 use crate::events::{Clients, Outcome, Received, Requester};
 use crate::io::{self, Io};
 use crate::poll::{Poll, Source};
-use crate::process::kill_tree;
 use crate::reaper::{self, Children, ExecId, Operation};
 use crate::report::report;
 use crate::runtime::{Runtime, Verb};
@@ -53,7 +54,7 @@ const EXEC_FDS: usize = 3;
 const MAX_EXEC_ID: usize = 255;
 
 /// A call's answer: now, later (`None`), or an error.
-type Answer = Result<Option<reply::Result>, shim::Error>;
+pub(crate) type Answer = Result<Option<reply::Result>, shim::Error>;
 
 /// What the shim waits for no longer than this.
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +154,11 @@ impl Service {
                     self.settle(&id);
                 }
             }
+            Source::Attached(id, number) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.io.audience.ready(number, &mut self.poll);
+                }
+            }
         }
         Ok(())
     }
@@ -160,8 +166,8 @@ impl Service {
     /// Kills the execs of clients that have gone: nobody keeps their time or reads their output any more.
     fn end_abandoned_execs(&mut self) {
         for client in self.clients.take_gone() {
-            for leader in self.children.execs_of(client) {
-                if let Err(error) = kill_tree(leader) {
+            for (leader, exec) in self.children.execs().filter(|(_, exec)| exec.client == client) {
+                if let Err(error) = exec.kill(leader) {
                     report!("end an exec whose client has gone: {error:#}");
                 }
             }
@@ -198,7 +204,7 @@ impl Service {
     }
 
     fn call(&mut self, from: Requester, call: Call, fds: Vec<OwnedFd>) -> Answer {
-        if !fds.is_empty() && !matches!(call, Call::Exec(_)) {
+        if !fds.is_empty() && !matches!(call, Call::Exec(_) | Call::Attach(_)) {
             return Err(error(Code::Invalid, "descriptors with a call that takes none"));
         }
         match call {
@@ -210,7 +216,7 @@ impl Service {
             Call::Exec(exec) => self.exec(from, exec, fds),
             Call::KillExec(kill) => self.kill_exec(kill),
             Call::ReopenLog(reopen) => self.reopen_log(&reopen.id),
-            Call::Attach(_) => Err(error(Code::Failed, "attach: not served")),
+            Call::Attach(attach) => self.attach(from, &attach, fds),
             Call::Shutdown(shim::Shutdown {}) => self.shutdown(),
         }
     }
@@ -220,7 +226,7 @@ impl Service {
         let containers = self.containers.iter();
         reply::Result::Connected(shim::Connected {
             shim_pid: std::process::id().cast_signed(),
-            containers: containers.map(|(id, container)| container.state.report(id)).collect(),
+            containers: containers.map(|(id, container)| container.report(id)).collect(),
         })
     }
 
@@ -289,7 +295,7 @@ impl Service {
         if !matches!(held.state, State::Running { .. }) {
             return Err(wrong_state("exec in", &container, &held.state));
         }
-        let bundle = held.bundle.clone();
+        let (bundle, site) = (held.bundle.clone(), held.site.clone());
         let exec_id = request.exec_id;
         let id = ExecId { container, exec_id };
         if self.children.exec(&id).is_some() || self.exec_call(&id).is_some() {
@@ -301,25 +307,36 @@ impl Service {
                 format!("container {} has {MAX_EXECS} execs already", id.container),
             ));
         }
+        let cage = self.cage(site.as_ref());
         let verb = Verb::Exec {
             process: &process,
+            cgroup: cage.as_ref().map(|cage| cage.option.clone()),
             console_socket: console.as_deref(),
             stdio: stdio.each_ref().map(AsFd::as_fd),
         };
         let operation = Operation::Exec {
             exec_id: id.exec_id,
             killed: false,
+            cage,
         };
         self.begin_call(&verb, &bundle, &id.container, operation, Some(from))?;
         Ok(None)
+    }
+
+    /// A cgroup for an exec. Without one it runs all the same: then what detaches itself from it is not found by a kill.
+    fn cage(&mut self, site: Option<&Site>) -> Option<Cage> {
+        let site = site.filter(|_| self.runtime.takes_cages)?;
+        let made = site.make(self.runtime.number());
+        made.inspect_err(|cause| report!("an exec without a cgroup of its own: {cause:#}"))
+            .ok()
     }
 
     fn kill_exec(&mut self, request: shim::KillExec) -> Answer {
         let (container, _) = self.container(&request.container_id)?;
         let exec_id = request.exec_id;
         let id = ExecId { container, exec_id };
-        if let Some(leader) = self.children.exec(&id) {
-            kill_tree(leader).map_err(failed)?;
+        if let Some((leader, exec)) = self.children.exec(&id) {
+            exec.kill(leader).map_err(failed)?;
         } else if let Some(killed) = self.exec_call(&id) {
             *killed = true;
         }
@@ -342,7 +359,7 @@ impl Service {
     }
 
     /// The container of a request's id.
-    fn container(&mut self, id: &str) -> Result<(ContainerId, &mut Container), shim::Error> {
+    pub(crate) fn container(&mut self, id: &str) -> Result<(ContainerId, &mut Container), shim::Error> {
         let id: ContainerId = id.parse().map_err(|cause| error(Code::Invalid, cause))?;
         match self.containers.get_mut(&id) {
             Some(container) => Ok((id, container)),
@@ -355,7 +372,7 @@ impl Service {
         self.children
             .calls_mut()
             .find_map(|(_, call)| match &mut call.operation {
-                Operation::Exec { exec_id, killed } if *exec_id == id.exec_id && call.container == id.container => {
+                Operation::Exec { exec_id, killed, .. } if *exec_id == id.exec_id && call.container == id.container => {
                     Some(killed)
                 }
                 _ => None,
@@ -382,7 +399,8 @@ impl Service {
         let calls = self.children.calls().filter(|(_, call)| !call.overdue);
         let calls = calls.map(|(_, call)| call.deadline);
         let idle = self.idle_since.map(|since| since + self.timeouts.idle);
-        calls.chain(self.draining_until()).chain(idle).min()
+        let audiences = self.containers.values().filter_map(|c| c.io.audience.until());
+        calls.chain(self.draining_until()).chain(audiences).chain(idle).min()
     }
 
     /// Does what has come due.
@@ -397,6 +415,11 @@ impl Service {
             }
         }
         self.settle_due(now);
+        for container in self.containers.values_mut() {
+            if container.io.audience.until().is_some_and(|until| until <= now) {
+                container.io.audience.close(&mut self.poll);
+            }
+        }
         let idle = self.clients.is_empty() && self.containers.is_empty();
         self.idle_since = self.idle_since.or(Some(now)).filter(|_| idle);
         if self.idle_since.is_some_and(|since| since + self.timeouts.idle <= now) {
@@ -442,7 +465,7 @@ pub(crate) fn failed(cause: anyhow::Error) -> shim::Error {
 }
 
 #[allow(clippy::needless_pass_by_value)] // for `map_err`
-fn invalid(cause: anyhow::Error) -> shim::Error {
+pub(crate) fn invalid(cause: anyhow::Error) -> shim::Error {
     error(Code::Invalid, format!("{cause:#}"))
 }
 

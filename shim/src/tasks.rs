@@ -10,14 +10,16 @@ use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
 use corten_proto::shim::error::Code;
 use corten_proto::shim::{self, event, reply};
+use corten_runtime::cgroup::Cgroup;
 use rustix::process::Signal;
 
+use crate::cage::{Cage, Site};
 use crate::clock;
 use crate::container::{Pending, Removal, State, Task};
 use crate::events::{Outcome, Requester};
 use crate::oom;
-use crate::process::{Ended, Process, kill_child, kill_tree};
-use crate::reaper::{Call, Child, ExecId, Operation, Role};
+use crate::process::{Ended, Process, kill_child};
+use crate::reaper::{Call, Child, Exec, ExecId, Operation, Role};
 use crate::report::report;
 use crate::runtime::Verb;
 use crate::service::{Service, error, failed, wrong_state};
@@ -86,6 +88,8 @@ impl Service {
         let Some(container) = self.containers.get_mut(id) else {
             return Err(error(Code::NotFound, format!("no container {id}")));
         };
+        // Before any signal: what the OOM killer has done by now to others is not to be mistaken for its work on init.
+        container.look_for_oom();
         let gone = matches!(container.state, State::Draining { .. } | State::Exited { .. });
         let (verb, operation) = match task {
             Task::Start if matches!(container.state, State::Created { .. }) => (Verb::Start, Operation::Start),
@@ -112,7 +116,7 @@ impl Service {
         match child.role {
             Role::Call(call) => self.call_ended(call, ended),
             Role::Init(id) => self.init_ended(&id, ended),
-            Role::Exec(id, _) => self.exec_ended(id, ended),
+            Role::Exec(exec) => self.exec_ended(exec, ended),
         }
     }
 
@@ -130,8 +134,11 @@ impl Service {
         let result = invocation.finish(ended, &self.last_words(&id, &operation));
         let result = if overdue {
             // The call was killed; what it had let go by then runs on. A `create` is undone as a whole.
-            if let (Operation::Exec { .. }, Some(pid)) = (&operation, named) {
+            if let (Operation::Exec { cage, .. }, Some(pid)) = (&operation, named) {
                 kill_child(pid);
+                if let Some(Err(cause)) = cage.as_ref().map(Cage::kill) {
+                    report!("end an exec of {id}: {cause:#}");
+                }
             }
             Err(format!(
                 "runtime: no answer for {} s; killed",
@@ -150,13 +157,14 @@ impl Service {
             Operation::Start => Some(self.start_ended(&id, done)),
             Operation::Kill => Some(self.kill_ended(&id, done)),
             Operation::Delete => self.delete_ended(&id, done, requester),
-            Operation::Exec { exec_id, killed } => {
-                let id = ExecId {
-                    container: id.clone(),
-                    exec_id,
+            Operation::Exec { exec_id, killed, cage } => {
+                let container = id.clone();
+                let exec = Exec {
+                    id: ExecId { container, exec_id },
+                    client: requester.map_or(0, |requester| requester.client),
+                    cage,
                 };
-                let client = requester.map_or(0, |requester| requester.client);
-                Some(self.exec_begun(id, client, killed, result))
+                Some(self.exec_begun(exec, killed, result))
             }
         };
         if let (Some(outcome), Some(requester)) = (outcome, requester) {
@@ -209,9 +217,15 @@ impl Service {
             .get_mut(id)
             .context("a container being created is held")?;
         container.io.begin(id, &mut self.poll)?;
-        container.oom = oom::Watch::begin(pid)
-            .inspect_err(|cause| report!("OOM kills of {id} will not be seen: {cause:#}"))
-            .ok();
+        match Cgroup::of_process(pid).map(|cgroup| cgroup.paths().clone()) {
+            Ok(cgroups) => {
+                container.site = Site::of(id, &cgroups);
+                container.oom = oom::Watch::begin(cgroups)
+                    .inspect_err(|cause| report!("OOM kills of {id} will not be seen: {cause:#}"))
+                    .ok();
+            }
+            Err(cause) => report!("the cgroup of {id} is not known: {cause:#}"),
+        }
         self.children.adopt(process, Role::Init(id.clone()), &mut self.poll)?;
         container.io.keep_log();
         container.transition(|state| state.created(pid));
@@ -282,20 +296,20 @@ impl Service {
         }
     }
 
-    fn exec_begun(&mut self, id: ExecId, client: u64, killed: bool, result: Result<Option<i32>, String>) -> Outcome {
+    fn exec_begun(&mut self, exec: Exec, killed: bool, result: Result<Option<i32>, String>) -> Outcome {
         let pid = result.map_err(|cause| error(Code::Failed, cause))?;
         let pid = pid.ok_or_else(|| error(Code::Failed, "exec names no pid"))?;
-        self.adopt_exec(id, client, pid, killed)
+        self.adopt_exec(exec, pid, killed)
             .inspect_err(|_| kill_child(pid))
             .map_err(failed)
     }
 
-    fn adopt_exec(&mut self, id: ExecId, client: u64, pid: i32, killed: bool) -> Result<reply::Result> {
+    fn adopt_exec(&mut self, exec: Exec, pid: i32, killed: bool) -> Result<reply::Result> {
         let process = Process::open(pid)?;
         if killed {
-            kill_tree(&process)?;
+            exec.kill(&process)?;
         }
-        self.children.adopt(process, Role::Exec(id, client), &mut self.poll)?;
+        self.children.adopt(process, Role::Exec(exec), &mut self.poll)?;
         Ok(reply::Result::ExecStarted(shim::ExecStarted { pid }))
     }
 }

@@ -1,23 +1,12 @@
 //! ExecSync: output, exit codes, deadlines, and processes that outlive the command.
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use corten_tests::node::Node;
 use corten_tests::pod::container;
+use corten_tests::shim::processes_with;
 use tonic::Code;
-
-/// Host pids of processes with this argument.
-fn processes_with(argument: &str) -> Vec<i32> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
-    pids.filter(|pid| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        command.split(|&byte| byte == 0).any(|word| word == argument.as_bytes())
-    })
-    .collect()
-}
 
 #[test]
 fn output_and_exit_code() {
@@ -85,6 +74,23 @@ fn a_deadline_ends_the_command_and_all_it_started() {
         assert!(Instant::now() < deadline, "still there: {:?}", processes_with(&marker));
         thread::sleep(Duration::from_millis(10));
     }
+    assert_eq!(container.exec_sh("echo alive"), "alive\n");
+}
+
+/// A helper that has detached itself by a double fork, in a session of its own, belongs to the command all the same.
+#[test]
+fn a_deadline_ends_what_has_detached_itself() {
+    let node = Node::start();
+    let pod = node.pod("detached");
+    let container = pod.sh("main", "sleep 1000");
+    let marker = format!("6{}.5", std::process::id());
+    let script = format!("(setsid sleep {marker} </dev/null >/dev/null 2>&1 &); sleep 1000");
+    let request = container.exec_request(&["sh", "-c", &script], 2);
+    let error = node.cri.exec_sync(request).unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    corten_tests::shim::eventually("nothing of it is left", || {
+        processes_with(&marker).is_empty().then_some(())
+    });
     assert_eq!(container.exec_sh("echo alive"), "alive\n");
 }
 

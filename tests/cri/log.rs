@@ -70,6 +70,45 @@ fn a_long_line_is_split() {
 }
 
 #[test]
+fn the_longest_line_is_configured() {
+    let node = Node::with(|config| {
+        config.insert("container_log_max_line_bytes".to_owned(), 256.into());
+    });
+    let pod = node.pod("short");
+    let container = pod.sh("main", "head -c 600 /dev/zero | tr '\\0' x; echo");
+    container.wait_exit();
+    let lengths: Vec<_> = container.log_lines().iter().map(|line| line.content.len()).collect();
+    assert_eq!(lengths, [256, 256, 88]);
+}
+
+/// The shim writes, not the server: a log is whole though the server was killed again and again meanwhile.
+#[test]
+fn a_log_is_whole_after_the_server_was_killed() {
+    let node = Node::start();
+    let pod = node.pod("survives");
+    let script = "i=0; while [ ! -e /stop ]; do echo $i; echo $i >&2; i=$((i+1)); done; echo $i";
+    let container = pod.sh("main", script);
+    for _ in 0..5 {
+        node.kill_server();
+        thread::sleep(Duration::from_millis(50));
+        node.launch().unwrap();
+    }
+    container.exec_sh("touch /stop");
+    container.wait_exit();
+    let of = |stream: &str| -> Vec<u64> {
+        let output = container.output(stream);
+        output.lines().map(|line| line.parse().unwrap()).collect()
+    };
+    let (stdout, stderr) = (of("stdout"), of("stderr"));
+    let last = u64::try_from(stdout.len()).unwrap() - 1;
+    assert!(
+        last > 0 && stdout.into_iter().eq(0..=last),
+        "every line once and in order"
+    );
+    assert!(stderr.into_iter().eq(0..last), "every line once and in order");
+}
+
+#[test]
 fn without_a_log_path_nothing_is_logged() {
     let node = Node::start();
     let pod = node.pod("silent");
@@ -91,8 +130,8 @@ fn rotation_loses_and_tears_no_line() {
     let pod = node.pod("rotation");
     let container = pod.sh("main", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done");
     let mut files = Vec::new();
-    for round in 0..5 {
-        thread::sleep(Duration::from_millis(30));
+    for round in 0..50 {
+        thread::sleep(Duration::from_millis(5));
         if container.status().state() != cri::ContainerState::ContainerRunning {
             break;
         }

@@ -75,88 +75,74 @@ fn wait_until<T: PartialEq + std::fmt::Debug>(wanted: &T, found: impl Fn() -> T)
     }
 }
 
-#[test]
-fn what_an_rpc_refuses() {
-    let node = Node::start();
-    let pod = node.pod("refused");
-    let container = pod.sh("main", "sleep 1000");
-    let created = pod.create(corten_tests::pod::container("created", &["true"]));
-    let good = || exec_request(&container, "true");
-    let attach = |stdin, id: &str| AttachRequest {
-        container_id: id.to_owned(),
-        stdin,
-        stdout: true,
-        ..Default::default()
-    };
-    let forward = |id: &str, port: &[i32]| PortForwardRequest {
-        pod_sandbox_id: id.to_owned(),
-        port: port.to_vec(),
-    };
-    let exec = |request: ExecRequest| node.cri.exec(request).map(drop);
-    let nothing = ExecRequest {
-        stdin: false,
-        stdout: false,
-        stderr: false,
-        ..good()
-    };
-    let table = [
-        (
-            exec(ExecRequest { cmd: vec![], ..good() }),
-            Code::InvalidArgument,
-            "cmd",
-        ),
-        (exec(nothing), Code::InvalidArgument, "stdout"),
-        (
-            exec(ExecRequest { tty: true, ..good() }),
-            Code::InvalidArgument,
-            "stderr",
-        ),
-        (
-            exec(ExecRequest {
-                container_id: "none".into(),
-                ..good()
-            }),
-            Code::NotFound,
-            "none",
-        ),
-        (
-            exec(ExecRequest {
-                container_id: created.id.clone(),
-                ..good()
-            }),
-            Code::FailedPrecondition,
-            "CREATED",
-        ),
-        (
-            node.cri.attach(attach(true, &container.id)).map(drop),
-            Code::InvalidArgument,
-            "stdin",
-        ),
-        (
-            node.cri.attach(attach(false, &created.id)).map(drop),
-            Code::FailedPrecondition,
-            "CREATED",
-        ),
-        (node.cri.attach(attach(false, "none")).map(drop), Code::NotFound, "none"),
-        (
-            node.cri.port_forward(forward("none", &[])).map(drop),
-            Code::NotFound,
-            "none",
-        ),
-        (
-            node.cri.port_forward(forward(&pod.id, &[70000])).map(drop),
-            Code::InvalidArgument,
-            "port",
-        ),
-    ];
+/// Each refusal's code, and what its message holds.
+fn assert_refused(table: impl IntoIterator<Item = (Result<(), tonic::Status>, Code, &'static str)>) {
     for (answer, code, text) in table {
         let status = answer.expect_err(text);
         assert_eq!(status.code(), code, "{status}");
         assert!(status.message().contains(text), "{status}");
     }
+}
+
+#[test]
+fn an_exec_that_cannot_be_is_refused() {
+    let node = Node::start();
+    let pod = node.pod("refused");
+    let container = pod.sh("main", "sleep 1000");
+    let created = pod.create(corten_tests::pod::container("created", &["true"]));
+    let exec = |change: &dyn Fn(&mut ExecRequest)| {
+        let mut request = exec_request(&container, "true");
+        change(&mut request);
+        node.cri.exec(request).map(drop)
+    };
+    assert_refused([
+        (exec(&|it| it.cmd.clear()), Code::InvalidArgument, "cmd"),
+        (
+            exec(&|it| (it.stdin, it.stdout, it.stderr) = (false, false, false)),
+            Code::InvalidArgument,
+            "stdout",
+        ),
+        (exec(&|it| it.tty = true), Code::InvalidArgument, "stderr"),
+        (exec(&|it| it.container_id = "none".into()), Code::NotFound, "none"),
+        (
+            exec(&|it| it.container_id.clone_from(&created.id)),
+            Code::FailedPrecondition,
+            "CREATED",
+        ),
+    ]);
+}
+
+#[test]
+fn an_attach_or_a_forward_that_cannot_be_is_refused() {
+    let node = Node::start();
+    let pod = node.pod("refused");
+    let container = pod.sh("main", "sleep 1000");
+    let created = pod.create(corten_tests::pod::container("created", &["true"]));
+    let attach = |stdin, id: &str| {
+        let request = AttachRequest {
+            container_id: id.to_owned(),
+            stdin,
+            stdout: true,
+            ..Default::default()
+        };
+        node.cri.attach(request).map(drop)
+    };
+    let forward = |id: &str, port: &[i32]| {
+        let request = PortForwardRequest {
+            pod_sandbox_id: id.to_owned(),
+            port: port.to_vec(),
+        };
+        node.cri.port_forward(request).map(drop)
+    };
+    assert_refused([
+        (attach(true, &container.id), Code::InvalidArgument, "stdin"),
+        (attach(false, &created.id), Code::FailedPrecondition, "CREATED"),
+        (attach(false, "none"), Code::NotFound, "none"),
+        (forward("none", &[]), Code::NotFound, "none"),
+        (forward(&pod.id, &[70000]), Code::InvalidArgument, "port"),
+    ]);
     pod.stop();
-    let status = node.cri.port_forward(forward(&pod.id, &[])).unwrap_err();
-    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert_refused([(forward(&pod.id, &[]), Code::FailedPrecondition, "not ready")]);
 }
 
 #[test]

@@ -37,7 +37,13 @@ fn request(bundle: &Bundle, exec_id: &str, process: &std::path::Path) -> Call {
 }
 
 /// Runs an exec with its output in files, up to its answer.
-fn begin(shim: &Shim, client: &mut Client, bundle: &Bundle, exec_id: &str, script: &str) -> (i32, File, File) {
+pub(crate) fn begin(
+    shim: &Shim,
+    client: &mut Client,
+    bundle: &Bundle,
+    exec_id: &str,
+    script: &str,
+) -> (i32, File, File) {
     let process = process(shim, script);
     let null = File::open("/dev/null").expect("null");
     let files = [tempfile::tempfile(), tempfile::tempfile()].map(|file| file.expect("temporary file"));
@@ -68,7 +74,7 @@ fn an_exec_ends_with_its_client() {
     });
 }
 
-fn exit(client: &mut Client, exec_id: &str) -> Exit {
+pub(crate) fn exit(client: &mut Client, exec_id: &str) -> Exit {
     match client.event(PATIENCE).expect("an exit in time") {
         event::Kind::ExecExited(exited) => {
             assert_eq!(exited.exec_id, exec_id);
@@ -135,11 +141,59 @@ fn an_exec_is_killed_with_its_descendants() {
         assert_eq!(exit(client, "e").signal, 9);
         client.call(kill()).expect("it is over, which is no error");
         let path = cgroup::membership(memberships.lines(), "pids").expect("a pids cgroup");
-        let cgroup = cgroup::directory("pids", path);
+        // The exec has a cgroup of its own, below the container's.
+        let cage = cgroup::directory("pids", path);
+        let cgroup = cage.parent().expect("it is below another");
         eventually("init alone is left", || {
-            (cgroup::processes(&cgroup).len() == 1).then_some(())
+            (cgroup::processes(cgroup).len() == 1).then_some(())
         });
     });
+}
+
+/// What has detached itself by a double fork, in a session of its own, has init for its parent and belongs to the exec
+/// all the same.
+#[test]
+fn an_exec_is_killed_with_what_has_detached_itself() {
+    with_container(|shim, client, bundle| {
+        let marker = format!("8{}.25", std::process::id());
+        let script = format!("(setsid sleep {marker} </dev/null >/dev/null 2>&1 &); echo started; sleep 1000");
+        let (pid, mut stdout, _) = begin(shim, client, bundle, "e", &script);
+        eventually("it has begun", || (read_back(&mut stdout) == "started\n").then_some(()));
+        let detached = eventually("it has detached", || {
+            let pids = corten_tests::shim::processes_with(&marker);
+            pids.into_iter().find(|other| parent(*other) != Some(pid))
+        });
+        let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+        let path = cgroup::membership(memberships.lines(), "pids").expect("a pids cgroup");
+        let cage = cgroup::directory("pids", path);
+        assert!(cgroup::processes(&cage).contains(&detached), "{path}");
+        client
+            .call(Call::KillExec(KillExec {
+                container_id: bundle.id.clone(),
+                exec_id: "e".into(),
+            }))
+            .expect("kill");
+        assert_eq!(exit(client, "e").signal, 9);
+        eventually("nothing of it is left", || {
+            corten_tests::shim::processes_with(&marker).is_empty().then_some(())
+        });
+        // An exec that ends by itself leaves no cgroup, and what it has detached runs on.
+        let script = format!("(setsid sleep {marker} </dev/null >/dev/null 2>&1 &)");
+        begin(shim, client, bundle, "daemon", &script);
+        assert_eq!(exit(client, "daemon").code, 0);
+        assert_eq!(corten_tests::shim::processes_with(&marker).len(), 1);
+        begin(shim, client, bundle, "plain", "true");
+        assert_eq!(exit(client, "plain").code, 0);
+        let below = fs::read_dir(cage.parent().expect("it is below another")).expect("cgroup");
+        let below = below.flatten().filter(|entry| entry.path().is_dir());
+        let held = below.filter(|entry| !cgroup::processes(&entry.path()).is_empty());
+        assert_eq!(held.count(), 1, "the one with the process that runs on");
+    });
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use corten_proto::shim::container::State;
-use corten_tests::shim::eventually;
+use corten_tests::shim::{Client, eventually};
 use serde_json::json;
 
 use crate::{with_lonely_shims, with_shims};
@@ -80,6 +80,33 @@ fn an_oom_kill_is_told_from_a_kill() {
         });
         let exit = client.run(&bundle);
         assert_eq!((exit.signal, exit.oom_killed), (9, false));
+    });
+}
+
+/// A helper that runs out of memory is counted, and a later SIGKILL is not mistaken for the kernel's.
+#[test]
+fn an_oom_kill_of_an_exec_is_not_the_containers() {
+    with_shims(|shim, client| {
+        let bundle = shim.bundle("c", "exec sleep 1000", |c| {
+            c["linux"]["resources"] = json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
+        });
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        let helper = |client: &mut Client, script: &str| {
+            crate::exec::begin(shim, client, &bundle, "e", script);
+            crate::exec::exit(client, "e")
+        };
+        let exit = helper(client, "exec tail /dev/zero");
+        assert_eq!((exit.signal, exit.oom_killed), (9, true));
+        let exit = helper(client, "tail /dev/zero; exit 3");
+        assert_eq!((exit.code, exit.oom_killed), (3, false), "a child of it was killed");
+        let exit = helper(client, "kill -9 $$");
+        assert_eq!((exit.signal, exit.oom_killed), (9, false));
+        client.kill(&bundle.id, 9).expect("kill");
+        let exit = client.exit(&bundle.id);
+        assert_eq!((exit.signal, exit.oom_killed, exit.oom_kills), (9, false, 2));
+        assert_eq!(bundle.exit_record().oom_kills, 2);
+        client.delete(&bundle.id).expect("delete");
     });
 }
 

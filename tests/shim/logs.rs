@@ -64,6 +64,29 @@ fn long_lines_are_cut_at_16_kib() {
 }
 
 #[test]
+fn a_container_may_have_a_longest_line_of_its_own() {
+    with_shims(|shim, client| {
+        for (max_log_line, expected) in [(256, vec![256, 256, 88]), (1024, vec![600]), (0, vec![600])] {
+            let bundle = shim.bundle("c", "head -c 600 /dev/zero | tr '\\0' a; echo", |_| {});
+            let mut create = bundle.create();
+            create.max_log_line = max_log_line;
+            client.create(create);
+            client.start(&bundle.id);
+            client.exit(&bundle.id);
+            client.delete(&bundle.id).expect("delete");
+            let lengths: Vec<usize> = bundle.records().iter().map(|record| record.content.len()).collect();
+            assert_eq!(lengths, expected, "{max_log_line}");
+            fs::remove_file(bundle.log_path()).expect("remove the log");
+            fs::remove_dir_all(&bundle.path).expect("remove the bundle");
+        }
+        let mut create = shim.bundle("c", "true", |_| {}).create();
+        create.max_log_line = 255;
+        let refused = client.call(Call::Create(create)).expect_err("too short");
+        assert!(refused.message.contains("max_log_line 255"), "{}", refused.message);
+    });
+}
+
+#[test]
 fn bytes_come_through_unchanged() {
     with_shims(|shim, client| {
         let bundle = shim.bundle("c", "cat /bin/busybox", |_| {});
@@ -87,7 +110,7 @@ fn reopening_while_output_is_heavy_loses_and_tears_nothing() {
         client.create(bundle.create());
         client.start(&bundle.id);
         let mut text = Vec::new();
-        for rotation in 0..20 {
+        for rotation in 0..50 {
             let rotated = bundle.log_path().with_extension(format!("log.{rotation}"));
             fs::rename(bundle.log_path(), &rotated).expect("rename");
             client
@@ -215,7 +238,8 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
         let mut records = bundle.records();
         fs::write(bundle.log_path(), "").expect("truncate");
         fs::write(bundle.path.join("rootfs/go"), "").expect("go");
-        assert_eq!(client.exit(&bundle.id).code, 0, "the container was not held up");
+        let exit = client.exit(&bundle.id);
+        assert_eq!(exit.code, 0, "the container was not held up");
         records.extend(bundle.records());
         client.delete(&bundle.id).expect("delete");
         assert!(
@@ -234,6 +258,8 @@ fn a_full_disk_stalls_nothing_and_the_gap_is_told() {
         let told: usize = told.iter().map(lost).sum();
         assert!(told > 0 && logged > 0, "{told} {logged}");
         assert_eq!(told + logged, expected, "every byte is in the log or counted");
+        assert_eq!(exit.output_lost, told as u64);
+        assert_eq!(bundle.exit_record().output_lost, exit.output_lost);
         let log = shim.log();
         assert!(log.contains("works again"), "{log}");
         fs::write(shim.dir().join("shim.log"), "").expect("these complaints were wanted");

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use corten_tests::leak::Watch;
 use corten_tests::shim::{Client, Shim};
 
+mod attach;
 mod exec;
 mod exit;
 mod failure;

@@ -5,7 +5,8 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File, Permissions};
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use nix::sys::socket::{
     sendmsg, socket,
 };
 use prost::Message as _;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -292,7 +294,7 @@ fn record(line: &[u8]) -> Record {
 pub struct Client {
     socket: OwnedFd,
     seq: u64,
-    replies: Vec<shim::Reply>,
+    replies: Vec<(shim::Reply, Option<OwnedFd>)>,
     events: VecDeque<event::Kind>,
     /// The starts that were told, apart: most tests wait for exits.
     pub starts: Vec<shim::ContainerStarted>,
@@ -363,11 +365,20 @@ impl Client {
     /// # Panics
     /// If it does not come.
     pub fn wait(&mut self, seq: u64) -> Outcome {
+        self.wait_fd(seq).map(|(result, _none)| result)
+    }
+
+    /// The answer to request `seq`, with the descriptor on it.
+    ///
+    /// # Panics
+    /// If it does not come.
+    pub fn wait_fd(&mut self, seq: u64) -> Result<(reply::Result, Option<OwnedFd>), shim::Error> {
         loop {
-            if let Some(index) = self.replies.iter().position(|reply| reply.seq == seq) {
-                return match self.replies.swap_remove(index).result.expect("a reply has a result") {
+            if let Some(index) = self.replies.iter().position(|(reply, _)| reply.seq == seq) {
+                let (reply, fd) = self.replies.swap_remove(index);
+                return match reply.result.expect("a reply has a result") {
                     reply::Result::Error(error) => Err(error),
-                    result => Ok(result),
+                    result => Ok((result, fd)),
                 };
             }
             assert!(self.receive(PATIENCE), "no answer to request {seq}");
@@ -472,17 +483,29 @@ impl Client {
         poll(&mut fds, timeout).expect("poll") > 0
     }
 
+    fn take(&self, packet: &mut [u8]) -> (usize, Option<OwnedFd>) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let data = &mut [IoSliceMut::new(packet)];
+        let received = recvmsg(&self.socket, data, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("recvmsg");
+        let fds = ancillary.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        (received.bytes, fds.last())
+    }
+
     /// Takes one packet. False if none comes in time.
     fn receive(&mut self, timeout: Duration) -> bool {
         if !self.readable(timeout) {
             return false;
         }
         let mut packet = vec![0; shim::MAX_PACKET];
-        let length = recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::empty()).expect("recv");
+        let (length, fd) = self.take(&mut packet);
         assert!(length > 0, "the shim has closed the connection");
         let message = Message::decode(&packet[..length]).expect("a message");
         match message.kind.expect("a known kind of message") {
-            message::Kind::Reply(reply) => self.replies.push(reply),
+            message::Kind::Reply(reply) => self.replies.push((reply, fd)),
             message::Kind::Event(Event { kind }) => match kind.expect("a known event") {
                 event::Kind::ContainerStarted(started) => self.starts.push(started),
                 kind => self.events.push_back(kind),
@@ -505,6 +528,17 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Host pids of processes that have this argument.
+pub fn processes_with(argument: &str) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
+    pids.filter(|pid| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|&byte| byte == 0).any(|word| word == argument.as_bytes())
+    })
+    .collect()
 }
 
 fn listener(path: &Path) -> OwnedFd {

@@ -72,6 +72,9 @@ impl Rules {
         self.check(is_plain_absolute(parent), &["cgroup_parent"], PLAIN);
         let threads = (1..=64).contains(&config.worker_threads);
         self.check(threads, &["worker_threads"], "must be 1 to 64");
+        let line = (256..=1 << 20).contains(&config.container_log_max_line_bytes);
+        let key = &["container_log_max_line_bytes"];
+        self.check(line, key, "must be 256 to 1048576");
     }
 
     fn runtimes(&mut self, config: &Config) {
@@ -270,6 +273,7 @@ mod tests {
         (|c| c.import_dir = Some("import".into()), "import_dir"),
         (|c| c.image_policy = Some("p".into()), "image_policy"),
         (|c| c.worker_threads = 0, "worker_threads"),
+        (|c| c.container_log_max_line_bytes = 255, "container_log_max_line_bytes"),
         (|c| c.default_runtime = "none".into(), "default_runtime"),
         (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
         (|c| c.cdi_spec_dirs = vec!["cdi".into()], "cdi_spec_dirs"),

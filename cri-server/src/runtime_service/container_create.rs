@@ -362,7 +362,7 @@ impl Node {
             terminal: plan.config.tty,
             stdin: plan.config.stdin,
             stdin_once: plan.config.stdin_once,
-            max_log_line: 0,
+            max_log_line: self.config.container_log_max_line_bytes,
             log_path: if logs {
                 plan.config.log_path.clone()
             } else {
