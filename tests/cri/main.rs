@@ -13,6 +13,7 @@ mod image_archive_hostile;
 mod image_cli;
 mod image_policy;
 mod image_service;
+mod image_users;
 mod image_volumes;
 mod killed_pulls;
 mod log;
