@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that proves the product, from a clean checkout: formatting, lints, unit tests, the integration tests of
-# tests/ through the real binaries, and those that need a virtual machine.
+# tests/ through the real binaries, a short run of the fuzz targets, and those that need a virtual machine.
 #
 #   sudo hack/test.sh              all of it
 #   sudo hack/test.sh cri shim     these integration suites only, after the build
 #   sudo hack/test.sh drop-in      corten under podman and containerd only
+#   sudo hack/test.sh fuzz         a short run of every fuzz target (see hack/fuzz.sh) only
 #   sudo hack/test.sh vm           what needs the virtual machine (see hack/test-vm.sh) only
 #
 # Ends with the totals, what was skipped and why; the exit code is 0 only if nothing has failed. Binaries are built by
@@ -15,8 +16,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 # What the tests need beside what pods need: the OCI runtime that is the control, the engines it and corten run under,
 # CRIU, a registry and what makes and pushes images, and tools of ours here.
-TEST_PACKAGES=(conmon containerd criu docker-registry groff-base jq openssl podman runc shellcheck skopeo strace uidmap umoci
-    util-linux)
+TEST_PACKAGES=(conmon containerd criu docker-registry g++ groff-base jq openssl podman runc shellcheck skopeo strace uidmap
+    umoci util-linux)
 
 suites=("$@")
 failed=()
@@ -99,6 +100,19 @@ run_drop_in() {
     done
 }
 
+# Ten seconds of every fuzz target; what is found fails.
+run_fuzz() {
+    local log=$logs/fuzz.log
+    printf '%-28s ' fuzz
+    if timeout 3000 "$REPO/hack/fuzz.sh" --seconds 10 </dev/null >"$log" 2>&1; then
+        grep -c '^PASS ' "$log"
+    else
+        echo FAILED
+        grep -v '^PASS ' "$log"
+        failed+=("fuzz")
+    fi
+}
+
 # What a test that could not run here said, and how many tests said so.
 print_skips() {
     local skips
@@ -128,6 +142,7 @@ main() {
 
     if [[ ${#suites[@]} -eq 0 ]]; then
         check "format" cargo fmt --all --check
+        check "format of the fuzz targets" cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
         check "shell scripts" shellcheck --external-sources hack/*.sh hack/vm/init hack/vm/agent hack/vm/initramfs \
             tests/drop-in/*.sh tests/vm/*.sh .ci/run
         check "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
@@ -141,6 +156,7 @@ main() {
     done <<<"$executables"
 
     ! wanted test:drop-in || run_drop_in
+    ! wanted test:fuzz || run_fuzz
     ! wanted test:vm || run_virtual_machine
 
     print_skips

@@ -18,6 +18,7 @@ mod image_archive_hostile;
 mod image_cli;
 mod image_policy;
 mod image_service;
+mod image_users;
 mod image_volumes;
 mod killed_pods;
 mod killed_pulls;

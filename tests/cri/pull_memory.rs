@@ -3,8 +3,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use corten_tests::image::{Entry, Image, Layer, Packing};
+use corten_proto::cri;
+use corten_tests::image::{Entry, Image, Layer, Packing, blob_path, save_document, write_blob};
 use corten_tests::node::{BUSYBOX, Node};
+use corten_tests::pod;
+use serde_json::{Value, json};
 
 /// Most memory above idle, in KiB.
 const LIMIT_KIB: u64 = 64 << 10;
@@ -84,6 +87,40 @@ fn no_image_takes_more_than_64_mib() {
         let more = status(&node, "Threads:").saturating_sub(threads);
         assert!(more <= THREADS, "{name}: {more} threads more than {threads}");
     }
+}
+
+/// A small value can become a large structure: 4 MiB of `{}` as a config's history would be 145 MB.
+#[test]
+fn documents_of_many_small_values_are_refused_before_they_fill_the_memory() {
+    let node = Node::start();
+    let served = node.dir().join("images");
+    let saved = Image::new()
+        .layer(Layer::new().file("f", 0o644, b""))
+        .save(&served, &["plain:1"])
+        .unwrap();
+    let read = |digest| -> Value { serde_json::from_slice(&fs::read(blob_path(&served, digest)).unwrap()).unwrap() };
+    let (mut config, mut manifest) = (read(&saved.id), read(&saved.manifest));
+    config["history"] = vec![json!({}); 1_390_000].into();
+    let content = serde_json::to_vec(&config).unwrap();
+    manifest["config"]["digest"] = json!(write_blob(&served, &content).unwrap());
+    manifest["config"]["size"] = content.len().into();
+    let media_type = manifest["mediaType"].as_str().unwrap().to_owned();
+    save_document(&served, &manifest, &media_type, &["history:1"]).unwrap();
+    manifest["layers"][0]["annotations"] = json!({ "many": vec![0; 1_900_000] });
+    save_document(&served, &manifest, &media_type, &["annotations:1"]).unwrap();
+    node.pull(BUSYBOX);
+    let idle = status(&node, "VmRSS:");
+    fs::write(format!("/proc/{}/clear_refs", node.server_pid()), "5").unwrap();
+    for name in ["history:1", "annotations:1"] {
+        let request = cri::PullImageRequest {
+            image: Some(pod::image(&format!("127.0.0.1:5000/{name}"))),
+            ..cri::PullImageRequest::default()
+        };
+        let error = node.cri.pull_image(request).unwrap_err();
+        assert!(error.message().contains("more than 100000 values"), "{name}: {error}");
+    }
+    let above = status(&node, "VmHWM:").saturating_sub(idle);
+    assert!(above < LIMIT_KIB, "{above} KiB above {idle}");
 }
 
 #[test]

@@ -50,6 +50,7 @@ async fn names_that_break_the_rules_are_refused() {
             "must name a file",
         ),
         ("aufs metadata", file(".wh..wh.aufs"), "aufs"),
+        ("below a whiteout", file("a/.wh.b/c"), "named like a whiteout"),
         ("root is a file", file("."), "root must be a directory"),
         ("file or directory", file("a/"), "ends in /"),
         ("long component", file(&"x".repeat(256)), "bad:1"),

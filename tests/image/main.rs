@@ -10,6 +10,7 @@ mod corpus;
 mod debian;
 mod hostile;
 mod hostile_registry;
+mod implied;
 mod mirror;
 mod proxy;
 mod pull;

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use corten_cri::image::{Cause, Credentials, Image as Stored, ImageStore, PullError, RegistryConfig};
-use corten_tests::image::{Image, Packing, Saved};
+use corten_tests::image::{Image, Packing, Saved, blob_path, save_document};
 use corten_tests::registry::{Access, Fault, Registry};
+use serde_json::json;
 
 use crate::{Lab, large_layer, small_layer};
 
@@ -151,6 +152,67 @@ async fn what_a_mirror_sends_wrong_comes_from_the_next() {
             "{fault:?}"
         );
         assert_eq!(lab.registry.count(blob), number + 1, "{fault:?}");
+    }
+    lab.finish_with(mirror);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_a_mirror_sends_wrong_come_from_the_next() {
+    let lab = Lab::new();
+    let image = Image::new().layer(small_layer("a"));
+    let saved = lab.serve(&image, &["a:1"]);
+    let entry = json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": saved.manifest, "size": fs::read(blob_path(&lab.served(), &saved.manifest)).unwrap().len(),
+        "platform": { "os": "linux", "architecture": image.architecture },
+    });
+    let of_index = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": of_index, "manifests": [entry] });
+    save_document(&lab.served(), &index, of_index, &["index:1"]).unwrap();
+    let (mirror, _) = other(&lab, "mirror", Some(&image));
+    // Tags are the registry's to tell, content by digest may come from either.
+    let text = |first: &Registry| {
+        let server = lab.registry.address();
+        format!(
+            "server='http://{server}'\n[host.'http://{}']\ncapabilities=['pull']",
+            first.address()
+        )
+    };
+    let by_digest = format!("a@{}", saved.manifest);
+    let faults = [Fault::Corrupt, Fault::Length(-5)];
+    let table = [
+        (by_digest.as_str(), &saved.manifest),
+        ("index:1", &saved.manifest),
+        ("a:1", &saved.id),
+    ];
+    for (number, (fault, (name, wrong))) in faults
+        .iter()
+        .flat_map(|fault| table.map(|row| (fault, row)))
+        .enumerate()
+    {
+        lab.write_hosts(REGISTRY, &text(&mirror));
+        mirror.fail(wrong.as_str(), Some(fault.clone()));
+        let before = (mirror.count(wrong.as_str()), lab.registry.count(wrong.as_str()));
+        let store = lab.store_with(&format!("store-{number}"), lab.hosts_dir());
+        let pulled = pull(&store, name).await;
+        let pulled = pulled.map(|it| it.id.clone()).map_err(|it| it.to_string());
+        assert_eq!(pulled, Ok(saved.id.clone()), "{name} {fault:?}");
+        let after = (mirror.count(wrong.as_str()), lab.registry.count(wrong.as_str()));
+        assert_eq!(
+            after,
+            (before.0 + 1, before.1 + 1),
+            "{name} {fault:?}: each is asked once"
+        );
+
+        // Where there is nobody else the error tells who it was.
+        lab.write_hosts(REGISTRY, &format!("server='http://{}'", mirror.address()));
+        let store = lab.store_with(&format!("alone-{number}"), lab.hosts_dir());
+        let error = pull(&store, if name == "index:1" { &by_digest } else { name })
+            .await
+            .unwrap_err();
+        assert_eq!(error.cause, Cause::Refused, "{error}");
+        assert!(error.to_string().contains(&mirror.address().to_string()), "{error}");
+        mirror.fail(wrong.as_str(), None);
     }
     lab.finish_with(mirror);
 }

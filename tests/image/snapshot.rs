@@ -15,11 +15,11 @@ use corten_tests::image::{self, Layer};
 use crate::{Lab, dig, names, small_layer, wait_for};
 
 /// Every way to make a root.
-const WAYS: [Snapshotter; 2] = [Snapshotter::Overlayfs, Snapshotter::Native];
+pub(crate) const WAYS: [Snapshotter; 2] = [Snapshotter::Overlayfs, Snapshotter::Native];
 
 /// A mounted root, unmounted and removed at the end.
-struct Root {
-    target: PathBuf,
+pub(crate) struct Root {
+    pub(crate) target: PathBuf,
     dir: PathBuf,
     snapshots: Arc<Snapshots>,
 }
@@ -29,7 +29,7 @@ impl Root {
         Root::mount_by(lab, image, Snapshotter::Overlayfs, None)
     }
 
-    fn mount_by(lab: &Lab, image: &Arc<Image>, way: Snapshotter, user_namespace: Option<&fs::File>) -> Root {
+    pub(crate) fn mount_by(lab: &Lab, image: &Arc<Image>, way: Snapshotter, user_namespace: Option<&fs::File>) -> Root {
         let root = Root {
             target: lab.dir.path().join("rootfs"),
             dir: lab.dir.path().join("containers/c"),
@@ -49,7 +49,7 @@ impl Root {
     }
 }
 
-fn snapshots(lab: &Lab, way: Snapshotter) -> Arc<Snapshots> {
+pub(crate) fn snapshots(lab: &Lab, way: Snapshotter) -> Arc<Snapshots> {
     let containers = lab.dir.path().join("containers");
     fs::create_dir_all(&containers).unwrap();
     Snapshots::open(lab.store().clone(), &containers, way, None).unwrap()
@@ -63,10 +63,10 @@ impl Drop for Root {
 }
 
 /// A process in a user namespace that maps its ids to 100000 and on; ended at the end.
-struct Mapped(Child);
+pub(crate) struct Mapped(Child);
 
 impl Mapped {
-    fn start() -> Mapped {
+    pub(crate) fn start() -> Mapped {
         let mut command = Command::new("unshare");
         let child = command
             .args(["--user", "sleep", "1000"])
@@ -84,7 +84,7 @@ impl Mapped {
         mapped
     }
 
-    fn namespace(&self) -> fs::File {
+    pub(crate) fn namespace(&self) -> fs::File {
         fs::File::open(format!("/proc/{}/ns/user", self.0.id())).unwrap()
     }
 }

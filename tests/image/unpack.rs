@@ -298,6 +298,17 @@ async fn usage_is_accounted() {
     lab.finish();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_replaced_leaves_the_file_under_its_other_names() {
+    let lab = Lab::new();
+    let layer = Layer::new().file("a", 0o644, b"old").hard_link("b", "a");
+    let root = lab.unpack(layer.file("a", 0o644, b"new")).await;
+    assert_eq!(fs::read(root.join("a")).unwrap(), b"new");
+    assert_eq!(fs::read(root.join("b")).unwrap(), b"old");
+    assert_eq!(lab.store().usage().1, 3, "root, a, b");
+    lab.finish();
+}
+
 /// Everything about a tree that an archive carries, by path.
 fn describe(root: &Path) -> Vec<String> {
     let mut found = Vec::new();

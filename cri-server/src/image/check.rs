@@ -157,7 +157,7 @@ impl ImageStore {
 }
 
 /// What a directory takes, counted as `unpack` does.
-fn walk(root: &Path) -> Result<Usage> {
+pub(super) fn walk(root: &Path) -> Result<Usage> {
     let mut usage = Usage { bytes: 4096, inodes: 1 };
     let mut linked = BTreeSet::new();
     let mut waiting = vec![root.to_owned()];

@@ -25,7 +25,8 @@ use super::decode::{self, Content};
 use super::error::PullError;
 use super::hash::{Hasher, compare};
 use super::manifest::{Descriptor, Packing};
-use super::unpack::{self, InvalidEntry, Usage};
+use super::snapshot::implied;
+use super::unpack::{self, InvalidEntry, Unpacked, Usage};
 use crate::tree;
 
 /// What a layer must turn out to be.
@@ -99,15 +100,16 @@ pub(super) fn unpack(chunks: Chunks, expected: &Expected, partial: &Partial) -> 
     };
     // A broken blob often shows as a broken archive first; the digest tells which it is.
     blob.finish()?;
-    let (usage, diff_id) = refused?;
+    let (unpacked, diff_id) = refused?;
     compare("unpacked it has the digest", &diff_id, &expected.diff_id)?;
-    Ok(usage)
+    implied::save(partial.path(), &unpacked.implied).map_err(|error| PullError::local(&error))?;
+    Ok(unpacked.usage)
 }
 
-/// Applies the whole archive and returns what it takes and the digest of the archive.
-fn apply(mut content: Content, root: OwnedFd, arrived: Arc<AtomicU64>) -> anyhow::Result<(Usage, Digest)> {
-    let usage = unpack::unpack(&mut content, root, arrived)?;
-    Ok((usage, content.digest()))
+/// Applies the whole archive and returns what it has become and the digest of the archive.
+fn apply(mut content: Content, root: OwnedFd, arrived: Arc<AtomicU64>) -> anyhow::Result<(Unpacked, Digest)> {
+    let unpacked = unpack::unpack(&mut content, root, arrived)?;
+    Ok((unpacked, content.digest()))
 }
 
 fn make_root(partial: &Partial) -> anyhow::Result<OwnedFd> {

@@ -303,7 +303,7 @@ fn names(dir: &Path) -> Result<Vec<OsString>> {
 }
 
 /// Every extended attribute of a file, in order.
-fn xattrs(path: &Path) -> Result<Attributes> {
+pub(super) fn xattrs(path: &Path) -> Result<Attributes> {
     let mut buffer = vec![0; MAX_XATTR];
     let length = rustix::fs::llistxattr(path, &mut buffer[..]).context("llistxattr")?;
     let mut names: Vec<Vec<u8>> = buffer[..length]

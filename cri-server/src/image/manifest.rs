@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::error::PullError;
+use super::json;
 use super::platform::Platform;
 
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -115,7 +116,7 @@ impl Raw {
 pub(super) fn parse(content: &[u8], content_type: &str) -> Result<Document, PullError> {
     // Parameters such as charset say nothing about the form.
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
-    let raw: Raw = serde_json::from_slice(content)
+    let raw: Raw = json::parse(content)
         .map_err(|error| PullError::refused(format!("manifest of type {content_type:?}: {error}")))?;
     if raw.schema_version != 2 || raw.fs_layers.is_some() {
         let version = raw.schema_version;
@@ -233,7 +234,7 @@ fn packing(layer: &Descriptor) -> Result<Packing, PullError> {
 
 /// Reads an image's config.
 pub(super) fn parse_config(content: &[u8]) -> Result<ImageConfiguration, PullError> {
-    serde_json::from_slice(content).map_err(|error| PullError::refused(error.to_string()))
+    json::parse(content).map_err(|error| PullError::refused(error.to_string()))
 }
 
 /// Checks that an image's config is for `platform` and has one diff id per layer, and returns these, bottom first.
@@ -387,6 +388,16 @@ mod tests {
             let text = refusal(&document, content_type);
             assert!(text.contains(says), "{text} should say {says:?}");
         }
+    }
+
+    #[test]
+    fn an_error_is_one_line_whatever_the_platforms_are_called() {
+        let index = json!([entry(OCI_MANIFEST, Some(("arm\nroot:", "v\t8")))]);
+        let error = choose(serde_json::from_value(index).unwrap(), &Platform::host()).unwrap_err();
+        assert!(
+            error.to_string().ends_with(r"there is linux/arm\nroot:/v\t8"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!   layers/HEX/              one unpacked layer; HEX is the digest of its archive (the diff id): 64 digits of SHA-256, or 128 of SHA-512
 //!              fs/           its files, ready to be an overlay lower directory
 //!              layer.json    what it takes on disk
+//!              implied.json  the directories that its archive has no entry for; seldom there
 //!   layers/HEX.N.partial/    a layer being unpacked or removed; gone at the next start
 //!   quarantine/              records and layers that could not be read, for a human to look at
 //!   containers/ID/           upper/ and work/ of a container's root (snapshot)
@@ -41,7 +42,7 @@
 //! |---|---|
 //! | [`reference`], `short_name` | the text form of an image's name, and what names without a registry mean |
 //! | [`registry`], [`auth`] | HTTP, mirrors, credentials |
-//! | `manifest`, `platform` | what documents are accepted, and which of an index; pure |
+//! | `json`, `manifest`, `platform` | how large documents may get, which are accepted, and which of an index; pure |
 //! | `pull`, `in_flight` | the order of a pull, and what pulls share |
 //! | `policy`, `signature` | which images may be used, and cosign's signatures of them |
 //! | `progress` | how far pulls and imports are |
@@ -65,10 +66,13 @@ mod check;
 mod decode;
 mod error;
 mod export;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hash;
 mod holes;
 mod import;
 mod in_flight;
+mod json;
 mod layer;
 mod layer_tar;
 mod manifest;

@@ -160,9 +160,10 @@ impl ImageStore {
             return Ok((known.config.clone(), descriptor.size));
         }
         let limit = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
-        let body = repository.blob(descriptor.digest.as_str()).await.map_err(failed)?;
-        let content = repository.read(body, limit).await.map_err(failed)?;
-        check(&content, descriptor).map_err(failed)?;
+        let content = repository
+            .whole(&descriptor.digest, limit, |content| check(content, descriptor))
+            .await
+            .map_err(failed)?;
         let config = manifest::parse_config(&content).map_err(failed)?;
         Ok((config, descriptor.size))
     }
@@ -254,16 +255,10 @@ impl ImageStore {
                 Err(error) if error.cause != Cause::Refused => return Err(error.context(format!("layer {layer}"))),
                 Err(error) => error.context(format!("layer {layer} from {}", repository.host(body.endpoint))),
             };
-            // Of what several hosts have sent the wrong part may be anyone's: whoever did not break is asked for all of it.
-            if !body.is_of_one_host() && !was_mixed {
-                was_mixed = true;
-                tracing::warn!(%error, "what several hosts have sent is not the layer, asking for all of it again");
-                continue;
-            }
-            if !repository.distrust(body.endpoint) {
+            if !repository.ask_again(&body, &mut was_mixed) {
                 return Err(error);
             }
-            tracing::warn!(%error, "a host sends what is not the layer, asking the next");
+            tracing::warn!(%error, "what was sent is not the layer, asking for all of it again");
         }
     }
 
@@ -329,12 +324,14 @@ async fn resolve(
         Version::Tag(tag) => tag.as_str(),
         Version::Digest(digest) => digest.as_str(),
     };
-    let (content_type, content) = repository.manifest(version).await?;
+    // A tag is whatever a host that may say so says; what is asked for by its digest may come from any.
+    let is_asked = |_: &str, content: &[u8]| match &reference.version {
+        Version::Digest(asked) => hash::check(content, asked),
+        Version::Tag(_) => Ok(()),
+    };
+    let (content_type, content) = repository.manifest(version, is_asked).await?;
     let digest = match &reference.version {
-        Version::Digest(asked) => {
-            hash::check(&content, asked).map_err(|error| error.context("manifest"))?;
-            asked.clone()
-        }
+        Version::Digest(asked) => asked.clone(),
         Version::Tag(_) => Digest::from_sha256(&Sha256::digest(&content).into()),
     };
     let index = match manifest::parse(&content, &content_type)? {
@@ -342,14 +339,17 @@ async fn resolve(
         Document::Index(index) => index,
     };
     let chosen = manifest::choose(index, platform)?;
-    let (content_type, content) = repository.manifest(chosen.digest.as_str()).await?;
-    check(&content, &chosen).map_err(|error| error.context("manifest"))?;
-    if content_type.split(';').next().map(str::trim) != Some(chosen.media_type.as_str()) {
-        let expected = chosen.media_type;
-        return Err(PullError::refused(format!(
+    let is_chosen = |content_type: &str, content: &[u8]| {
+        check(content, &chosen)?;
+        if content_type.split(';').next().map(str::trim) == Some(chosen.media_type.as_str()) {
+            return Ok(());
+        }
+        let expected = &chosen.media_type;
+        Err(PullError::refused(format!(
             "manifest sent as {content_type:?}, its index says {expected:?}"
-        )));
-    }
+        )))
+    };
+    let (content_type, content) = repository.manifest(chosen.digest.as_str(), is_chosen).await?;
     match manifest::parse(&content, &content_type)? {
         Document::Image(manifest) => Ok((digest, manifest)),
         Document::Index(_) => Err(PullError::refused("index within an index: not supported")),

@@ -29,6 +29,8 @@ mod docker_config;
 mod download;
 mod endpoint;
 mod failure;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hosts;
 mod hosts_toml;
 mod http;

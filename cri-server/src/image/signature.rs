@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Cause, PullError};
 use super::hash;
+use super::json;
 use super::reference::Reference;
 use super::registry::Repository;
 
@@ -169,7 +170,7 @@ fn is_of(reference: &str, repository: &str) -> bool {
 /// The signatures that a repository has for a digest; none if it has none.
 pub(super) async fn fetch(repository: &Repository, digest: &Digest) -> Result<Vec<Signature>, PullError> {
     let tag = format!("{}.sig", digest.as_str().replacen(':', "-", 1));
-    let content = match repository.manifest(&tag).await {
+    let content = match repository.manifest(&tag, |_, _| Ok(())).await {
         Ok((_, content)) => content,
         Err(error) if error.cause == Cause::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error.context("signatures")),
@@ -177,15 +178,9 @@ pub(super) async fn fetch(repository: &Repository, digest: &Digest) -> Result<Ve
     let layers = parse(&content).map_err(|error| PullError::untrusted(format!("signatures {tag}: {error}")))?;
     let mut signatures = Vec::new();
     for layer in layers {
-        let fetched = async {
-            let body = repository.blob(layer.digest.as_str()).await?;
-            let payload = repository.read(body, MAX_PAYLOAD).await?;
-            hash::check(&payload, &layer.digest)?;
-            Ok(payload)
-        };
-        let payload = fetched
-            .await
-            .map_err(|error: PullError| error.context(format!("signature {}", layer.digest)))?;
+        let is_asked = |payload: &[u8]| hash::check(payload, &layer.digest);
+        let payload = repository.whole(&layer.digest, MAX_PAYLOAD, is_asked).await;
+        let payload = payload.map_err(|error| error.context(format!("signature {}", layer.digest)))?;
         signatures.push(Signature {
             payload: STANDARD.encode(payload),
             signature: layer.annotations.signature.unwrap_or_default(),
@@ -215,7 +210,7 @@ fn parse(content: &[u8]) -> Result<Vec<Layer>, String> {
     struct Manifest {
         layers: Vec<Layer>,
     }
-    let manifest: Manifest = serde_json::from_slice(content).map_err(|error| error.to_string())?;
+    let manifest: Manifest = json::parse(content).map_err(|error| error.to_string())?;
     let mut layers = manifest.layers;
     layers.retain(|layer| layer.media_type == PAYLOAD_TYPE);
     if layers.len() > MAX_SIGNATURES {

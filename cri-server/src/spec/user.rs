@@ -1,8 +1,8 @@
 //! Which uid, gid and groups a container's process gets, out of the request and the image's own files.
 //!
 //! `/etc/passwd` and `/etc/group` of the image are a stranger's: they may be links out of the root, devices, fifos or
-//! endless. They are opened beneath the root (openat2, Linux 5.6), must be regular files of at most 10 MiB, and a
-//! missing one counts as empty. They are read line by line and once per question, so that the work is linear in their
+//! endless. They are looked up beneath the root (openat2, Linux 5.6), must be regular files of at most 10 MiB before they
+//! are opened, and a missing one counts as empty. They are read line by line and once per question, so that the work is linear in their
 //! size; the lines of a file and the groups of a user are bounded. A numeric string is a number and is never looked up as a name: an image could
 //! otherwise map "1000" to root behind the back of whoever checked it.
 //!
@@ -11,10 +11,11 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use corten_proto::cri::{LinuxContainerSecurityContext, SupplementalGroupsPolicy};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::SpecError;
@@ -304,19 +305,22 @@ fn read(rootfs: &Path, path: &str) -> Result<String, SpecError> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(rootfs, directory, Mode::empty())
         .map_err(|errno| failed("open the root filesystem", &errno))?;
-    // NONBLOCK: a fifo in this place must not hold the server up.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let refused = |rule: &str| Err(SpecError::invalid(&field, rootfs.display(), rule));
+    // PATH: to open a device is to act on it, a watchdog starts to count, and a fifo would hold the server up.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
-        Ok(file) => File::from(file),
+    let found = match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+        Ok(found) => found,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
+        Err(Errno::LOOP) => return refused("must not be a link that leads nowhere"),
         Err(errno) => return Err(failed("openat2 beneath the root filesystem", &errno)),
     };
-    let meta = file.metadata().map_err(|error| failed("fstat", &error))?;
-    if !meta.is_file() || meta.len() > MAX_FILE {
-        let rule = "must be a regular file of at most 10 MiB";
-        return Err(SpecError::invalid(field, rootfs.display(), rule));
+    let stat = rustix::fs::fstat(&found).map_err(|errno| failed("fstat", &errno))?;
+    let is_small = u64::try_from(stat.st_size).is_ok_and(|size| size <= MAX_FILE);
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !is_small {
+        return refused("must be a regular file of at most 10 MiB");
     }
+    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(|error| failed("open", &error))?;
     let mut bytes = Vec::new();
     // Bounded again: the file may grow while it is read.
     file.take(MAX_FILE)
@@ -324,7 +328,7 @@ fn read(rootfs: &Path, path: &str) -> Result<String, SpecError> {
         .map_err(|error| failed("read", &error))?;
     if bytes.iter().filter(|&&byte| byte == b'\n').count() > MAX_LINES {
         let rule = format!("must have at most {MAX_LINES} lines");
-        return Err(SpecError::invalid(field, rootfs.display(), rule));
+        return refused(&rule);
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

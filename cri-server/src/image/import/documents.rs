@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use super::super::archive::{Archive, Packing, Section};
 use super::super::error::PullError;
 use super::super::hash;
+use super::super::json;
 use super::super::layer::Expected;
 use super::super::manifest::{self, Descriptor, Document, Manifest};
 use super::super::platform::Platform;
@@ -272,7 +273,7 @@ fn blob(archive: &Archive, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8
 }
 
 fn parse<'a, T: Deserialize<'a>>(what: &str, content: &'a [u8]) -> Result<T, PullError> {
-    serde_json::from_slice(content).map_err(|error| PullError::refused(format!("{what}: {error}")))
+    json::parse(content).map_err(|error| PullError::refused(format!("{what}: {error}")))
 }
 
 /// An image of docker save.

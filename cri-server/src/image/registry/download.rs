@@ -18,7 +18,7 @@ const RENEWED_AFTER: u64 = 1 << 20;
 /// A reply's content.
 pub(in super::super) struct Body {
     response: Response,
-    /// Whose reply it is: what [`Repository::distrust`](super::repository::Repository::distrust) takes.
+    /// Whose reply it is.
     pub(in super::super) endpoint: usize,
     /// Whose earlier replies it goes on from; other than `endpoint`.
     others: Vec<usize>,
@@ -122,7 +122,7 @@ impl Body {
     }
 
     /// Whether one host has sent all of it, so that what is wrong with it is that host's doing.
-    pub(in super::super) fn is_of_one_host(&self) -> bool {
+    pub(super) fn is_of_one_host(&self) -> bool {
         self.others.iter().all(|other| *other == self.endpoint)
     }
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use corten_proto::id::Digest;
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
 
@@ -34,21 +35,33 @@ pub(super) struct Answer {
 }
 
 impl Repository {
-    /// Fetches the manifest of a tag or digest: its type and its bytes.
-    pub(in super::super) async fn manifest(&self, version: &str) -> Result<(String, Vec<u8>), PullError> {
+    /// Fetches the manifest of a tag or digest: its type and its bytes, those of the first host whose answer passes `check`.
+    pub(in super::super) async fn manifest(
+        &self,
+        version: &str,
+        check: impl Fn(&str, &[u8]) -> Result<(), PullError>,
+    ) -> Result<(String, Vec<u8>), PullError> {
         let content = Content::Manifest(version.to_owned());
         let mut retries = Retries::default();
         loop {
             let answer = self.ask(&content).await?;
+            let endpoint = answer.endpoint;
             let content_type = answer.response.headers().get(CONTENT_TYPE);
             let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
             let content_type = content_type.to_owned();
             // A tag may move meanwhile, so that a broken reply is no beginning of the next.
             let mut body = Body::unresumable(answer, content.clone(), self.progress_timeout);
             let failure = match self.read_once(&mut body, MAX_MANIFEST).await {
-                Ok(manifest) => return Ok((content_type, manifest)),
+                Ok(manifest) => match check(&content_type, &manifest) {
+                    Ok(()) => return Ok((content_type, manifest)),
+                    Err(error) => self.named(endpoint, error.context("manifest").into()),
+                },
                 Err(failure) => failure.context("manifest"),
             };
+            if failure.error.cause == Cause::Refused && self.distrust(endpoint) {
+                tracing::warn!(error = %failure.error, "a host sends what is not the manifest, asking the next");
+                continue;
+            }
             self.wait(&mut retries, failure).await?;
         }
     }
@@ -83,17 +96,53 @@ impl Repository {
         }
     }
 
+    /// Fetches a blob of at most `limit` bytes into memory, from one host after the other where what they send does not pass
+    /// `check`.
+    pub(in super::super) async fn whole(
+        &self,
+        digest: &Digest,
+        limit: usize,
+        check: impl Fn(&[u8]) -> Result<(), PullError>,
+    ) -> Result<Vec<u8>, PullError> {
+        let mut was_mixed = false;
+        loop {
+            let mut body = self.blob(digest.as_str()).await?;
+            let content = self.read(&mut body, limit).await;
+            let error = match content.and_then(|content| check(&content).map(|()| content)) {
+                Ok(content) => return Ok(content),
+                Err(error) if error.cause != Cause::Refused => return Err(error),
+                Err(error) => self.named(body.endpoint, error.into()).error,
+            };
+            if !self.ask_again(&body, &mut was_mixed) {
+                return Err(error);
+            }
+            tracing::warn!(%error, "what was sent is not the blob, asking for all of it again");
+        }
+    }
+
     /// Reads a whole body of at most `limit` bytes.
-    pub(in super::super) async fn read(&self, mut body: Body, limit: usize) -> Result<Vec<u8>, PullError> {
+    async fn read(&self, body: &mut Body, limit: usize) -> Result<Vec<u8>, PullError> {
         let mut content = Vec::new();
-        while let Some(chunk) = self.chunk(&mut body).await? {
+        while let Some(chunk) = self.chunk(body).await? {
             append(&mut content, &chunk, limit)?;
         }
         Ok(content)
     }
 
+    /// After a `body` that was wrong: whether there is anyone to ask for it again.
+    ///
+    /// Of what several hosts have sent the wrong part may be anyone's: whoever did not break is asked for all of it, once,
+    /// which `was_mixed` notes.
+    pub(in super::super) fn ask_again(&self, body: &Body, was_mixed: &mut bool) -> bool {
+        if !body.is_of_one_host() && !*was_mixed {
+            *was_mixed = true;
+            return true;
+        }
+        self.distrust(body.endpoint)
+    }
+
     /// Asks a host no more, because what it sends is wrong; false where there is no other, and then it stays.
-    pub(in super::super) fn distrust(&self, endpoint: usize) -> bool {
+    fn distrust(&self, endpoint: usize) -> bool {
         let mut others = self.endpoints.iter().enumerate();
         let has_other = others.any(|(number, it)| number != endpoint && it.is_trusted());
         if has_other {

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `overlay` | the mount of many layers on one directory |
 //! | `native` | the copy, where overlayfs cannot be mounted |
+//! | `implied` | directories whose attributes a layer does not tell |
 //! | `idmapped` | layers as a user namespace sees them: one mapped mount, however many layers |
 //! | `view` | read-only views with sub-paths |
 //! | `usage`, `quota`, `sys` | what containers have written, and how much they may |
@@ -21,6 +22,7 @@
 //! refuse the next, and a container's copy can cost minutes and gigabytes, which must not come as a surprise.
 
 mod idmapped;
+pub(super) mod implied;
 mod native;
 mod overlay;
 mod quota;
@@ -44,6 +46,7 @@ use rustix::mount::{
 use serde::{Deserialize, Serialize};
 
 use self::idmapped::MappedLayers;
+use self::implied::Implied;
 use self::overlay::Overlay;
 use self::usage::Accounts;
 use super::store::ImageStore;
@@ -184,7 +187,12 @@ impl Snapshots {
             lower: &lower,
             writable: Some((&upper, &work)),
         };
-        overlay.mount_on(root.target)
+        overlay.mount_on(root.target)?;
+        let restored = Implied::read(&lower).and_then(|implied| implied.restore(root.target));
+        restored.or_else(|error| {
+            unmount(root.target)?;
+            Err(error)
+        })
     }
 
     /// Removes what a mount that failed has made.
@@ -207,6 +215,7 @@ impl Snapshots {
         for layer in lower.iter().rev() {
             native::copy(layer, &copy).with_context(|| format!("copy {}", layer.display()))?;
         }
+        Implied::read(&lower)?.restore(&copy)?;
         mount_bind(&copy, root.target).with_context(|| format!("mount --bind {}", copy.display()))?;
         // Else what is mounted in the container's root would appear in its directory too, and hold it.
         mount_change(root.target, MountPropagationFlags::PRIVATE).context("make the mount private")

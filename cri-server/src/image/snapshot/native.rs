@@ -116,16 +116,22 @@ impl Copy {
         stat: &Stat,
         below: Option<FileType>,
     ) -> Result<()> {
-        let opaque = xattr(&proc_path(from, name), c"trusted.overlay.opaque")?;
-        if below != Some(FileType::Directory) || opaque.as_deref() == Some(b"y") {
+        let (inner_from, is_below) = (open_directory(from, name)?, below == Some(FileType::Directory));
+        if !is_below || is_opaque(inner_from.as_fd())? {
             clear(to, name, below)?;
             rustix::fs::mkdirat(to, name, Mode::RWXU).context("mkdirat")?;
         }
-        let (inner_from, inner_to) = (open_directory(from, name)?, open_directory(to, name)?);
+        let inner_to = open_directory(to, name)?;
         self.directory(inner_from.as_fd(), inner_to.as_fd())?;
         // After its content, which changes its times.
         set_attributes(from, to, name, stat)
     }
+}
+
+/// Whether a directory of a layer hides what is in the same directory below.
+pub(super) fn is_opaque(dir: BorrowedFd<'_>) -> Result<bool> {
+    let opaque = xattr(&proc_path(dir, c"."), c"trusted.overlay.opaque")?;
+    Ok(opaque.as_deref() == Some(b"y"))
 }
 
 fn open_directory(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
@@ -183,7 +189,7 @@ fn copy_data(source: &mut File, target: &mut File, length: u64) -> io::Result<()
 }
 
 /// Owner, mode, xattrs and times, in this order: a change of owner clears set-id bits and file capabilities.
-fn set_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<()> {
+pub(super) fn set_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<()> {
     let uid = rustix::fs::Uid::from_raw(stat.st_uid);
     let gid = rustix::fs::Gid::from_raw(stat.st_gid);
     rustix::fs::chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).context("fchownat")?;

@@ -18,8 +18,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 
+use super::implied::Implied;
 use super::overlay::Overlay;
-use super::{Snapshots, clone_tree, fill, make_dir, native, unmount};
+use super::{Snapshots, clone_tree, fill, make_dir, make_upper, native, unmount};
+use crate::tree;
 
 /// A view that is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +54,12 @@ impl Snapshots {
         self.with_layers(volume.layers, volume.user_namespace, volume.dir, |mut lower| {
             if self.native {
                 let copied = lower.iter().rev().try_for_each(|layer| native::copy(layer, whole));
-                return copied.context("copy the image");
+                copied.context("copy the image")?;
+                return Implied::read(&lower)?.restore(whole);
+            }
+            let implied = Implied::read(&lower)?;
+            if !implied.is_empty() {
+                return restored_on(whole, &lower, &implied, volume.dir);
             }
             // overlayfs without a writable layer wants two others.
             fill(&mut lower, 2, volume.dir)?;
@@ -63,6 +70,26 @@ impl Snapshots {
             overlay.mount_on(whole).context("mount the image")
         })
     }
+}
+
+/// Mounts layers of which some leave attributes of directories to others. They need a place to be written to; the view that
+/// is made of the mount is read-only.
+fn restored_on(whole: &Path, lower: &[PathBuf], implied: &Implied<'_>, dir: &Path) -> Result<()> {
+    let (upper, work) = (dir.join("upper"), dir.join("work"));
+    for left in [&upper, &work].into_iter().filter(|path| path.exists()) {
+        tree::remove(left)?;
+    }
+    make_upper(&lower[0], &upper)?;
+    make_dir(&work)?;
+    let overlay = Overlay {
+        lower,
+        writable: Some((&upper, &work)),
+    };
+    overlay.mount_on(whole).context("mount the image")?;
+    implied.restore(whole).or_else(|error| {
+        unmount(whole)?;
+        Err(error)
+    })
 }
 
 /// Unmounts the views in `volumes`, a container's directory of them, which need not exist.

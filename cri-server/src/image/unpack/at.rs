@@ -21,6 +21,8 @@ pub(super) enum Present {
     Directory,
     Whiteout,
     Other,
+    /// Anything else that has another name besides.
+    Linked,
 }
 
 /// A failed look-up inside the layer: the layer's fault where it is about names, else the node's.
@@ -52,6 +54,7 @@ pub(super) fn present(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Present> {
         Ok(stat) => Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Present::Directory,
             FileType::CharacterDevice if stat.st_rdev == 0 => Present::Whiteout,
+            _ if stat.st_nlink > 1 => Present::Linked,
             _ => Present::Other,
         }),
         Err(Errno::NOENT) => Ok(Present::Nothing),

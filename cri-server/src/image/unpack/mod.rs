@@ -14,6 +14,7 @@
 //! |---|---|
 //! | `header`, `archive`, `sparse` | the archive's form, pure |
 //! | `entry` | one entry in the kernel's terms, pure: names, ids, times, which xattrs are kept |
+//! | `implied` | directories without an entry |
 //! | `account` | what the layer takes, and how much it may |
 //! | `parent`, `at` | the directory being filled; system calls relative to it |
 //!
@@ -24,6 +25,7 @@ mod archive;
 mod at;
 mod entry;
 mod header;
+mod implied;
 mod parent;
 mod sparse;
 
@@ -69,11 +71,19 @@ pub(super) struct Usage {
     pub(super) inodes: u64,
 }
 
+/// What an archive has become.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    pub(super) usage: Usage,
+    /// Directories that it has files in and no entry for, by path.
+    pub(super) implied: Vec<String>,
+}
+
 /// Applies the archive in `input` to the empty directory `root`, opened for reading. Reads to the end of `input`, also
 /// what follows the archive's end. `arrived` is how much there is of the packed layer, now and later.
 ///
 /// An error with an [`InvalidEntry`] in its chain is the archive's fault; any other is this node's.
-pub(super) fn unpack(input: impl BufRead, root: OwnedFd, arrived: Arc<AtomicU64>) -> Result<Usage> {
+pub(super) fn unpack(input: impl BufRead, root: OwnedFd, arrived: Arc<AtomicU64>) -> Result<Unpacked> {
     let mut tree = Tree::new(root, arrived)?;
     let mut archive = Archive::new(input);
     while let Some(entry) = archive.next()? {
@@ -128,10 +138,13 @@ impl Tree {
         }
     }
 
-    /// Sets what had to wait for the last entry, and returns what the tree takes.
-    fn finish(self) -> Result<Usage> {
+    /// Sets what had to wait for the last entry.
+    fn finish(self) -> Result<Unpacked> {
         self.parent.leave()?;
-        Ok(self.account.usage)
+        Ok(Unpacked {
+            usage: self.account.usage,
+            implied: self.parent.implied.into_paths(),
+        })
     }
 
     fn directory(&mut self, name: &[u8], node: &Node) -> Result<()> {
@@ -152,6 +165,7 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(parent, OsStr::from_bytes(name), flags, Mode::empty())
             .context("openat of the directory")?;
+        self.parent.implied.remove(self.root.as_fd(), opened.as_fd());
         set_attributes(opened.as_fd(), node)?;
         set_own_times(opened.as_fd(), node.modified)
     }
@@ -241,7 +255,7 @@ impl Tree {
             }
             // This layer's directory would merge with the one below.
             Present::Directory => set_opaque(parent, hidden),
-            Present::Whiteout | Present::Other => Ok(()),
+            Present::Whiteout | Present::Linked | Present::Other => Ok(()),
         }
     }
 
@@ -253,10 +267,11 @@ impl Tree {
                 // By the descriptor's path, and from there on by descriptors.
                 tree::remove(&proc_path(parent, name)).context("remove the directory of the same name")?;
             }
-            Present::Whiteout | Present::Other => {
+            Present::Whiteout | Present::Linked | Present::Other => {
                 rustix::fs::unlinkat(parent, OsStr::from_bytes(name), AtFlags::empty())
                     .context("unlinkat of the earlier entry")?;
-                self.account.usage.inodes = self.account.usage.inodes.saturating_sub(1);
+                // Under its other name the file stays.
+                self.account.usage.inodes -= u64::from(before != Present::Linked);
             }
         }
         Ok(())

@@ -12,8 +12,10 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec};
 use rustix::io::Errno;
 
+use super::WHITEOUT;
 use super::at::{Present, missing, modified, present, resolve, set_own_times};
 use super::entry::{ensure_valid, split};
+use super::implied::Implied;
 
 /// How deep a layer's directories may be. Images stay far below 100, but links can lead an archive on past every length
 /// of a name, and what copies or counts a layer later takes its levels one by one.
@@ -28,6 +30,8 @@ pub(super) struct Parent {
     pub(super) fd: Rc<OwnedFd>,
     /// What its time shall be.
     pub(super) modified: Timespec,
+    /// What was made on the way.
+    pub(super) implied: Implied,
 }
 
 impl Parent {
@@ -39,6 +43,7 @@ impl Parent {
             root_id: (stat.st_dev, stat.st_ino),
             modified: modified(root.as_fd())?,
             path: Vec::new(),
+            implied: Implied::default(),
             fd: Rc::clone(&root),
             root,
         })
@@ -101,6 +106,9 @@ impl Parent {
     /// Makes and enters a directory of the present one.
     fn make_one(&mut self, path: &[u8]) -> Result<()> {
         let name = OsStr::from_bytes(split(path).1);
+        // No layer of ours could be told as an archive again, and other readers would take it for what it is named like.
+        let is_whiteout = name.as_bytes().starts_with(WHITEOUT);
+        ensure_valid(!is_whiteout, "its directory is named like a whiteout")?;
         let before = present(self.fd.as_fd(), name.as_bytes())?;
         ensure_valid(before == Present::Nothing, "its directory is a link that leads nowhere")?;
         self.check_depth()?;
@@ -110,6 +118,7 @@ impl Parent {
         rustix::fs::chmodat(&self.fd, name, mode, AtFlags::empty()).context("chmodat of a parent")?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(&self.fd, name, flags, Mode::empty()).context("openat of a parent")?;
+        self.implied.add(self.root.as_fd(), made.as_fd());
         self.switch(path, made)
     }
 }
