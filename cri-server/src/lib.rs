@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod config;
 pub mod container;
+mod deadline;
 mod drop_in;
 pub mod error;
 pub mod image;
