@@ -5,6 +5,9 @@
 
 mod config;
 mod container;
+mod crictl;
+mod crictl_resources;
+mod crictl_streams;
 mod error;
 mod exec;
 mod image;
