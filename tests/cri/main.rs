@@ -18,6 +18,7 @@ mod image_policy;
 mod image_service;
 mod image_volumes;
 mod killed_pulls;
+mod kubelet_replay;
 mod log;
 mod lost;
 mod network;
