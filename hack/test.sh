@@ -6,6 +6,7 @@
 #   sudo hack/test.sh cri shim     these integration suites only, after the build
 #   sudo hack/test.sh drop-in      corten under podman and containerd only
 #   sudo hack/test.sh fuzz         a short run of every fuzz target (see hack/fuzz.sh) only
+#   sudo hack/test.sh critest      the conformance suite of CRI only (see hack/critest.sh)
 #   sudo hack/test.sh vm           what needs the virtual machine (see hack/test-vm.sh) only
 #
 # Ends with the totals, what was skipped and why; the exit code is 0 only if nothing has failed. Binaries are built by
@@ -84,6 +85,19 @@ run_virtual_machine() {
     fi
 }
 
+# The conformance suite of CRI, eight specs at once.
+run_critest() {
+    local log=$logs/critest.log
+    printf '%-28s ' critest
+    if CORTEN_PROFILE=dev timeout 1800 "$REPO/hack/critest.sh" --parallel=8 </dev/null >"$log" 2>&1; then
+        grep -c '^PASS ' "$log"
+    else
+        echo FAILED
+        grep -v '^PASS ' "$log"
+        failed+=(critest)
+    fi
+}
+
 # Debian's engines with corten as their runtime, tests/drop-in.
 run_drop_in() {
     local engine log
@@ -150,11 +164,17 @@ main() {
     say "build"
     (cd "$REPO" && as_caller cargo build --quiet --workspace)
     executables=$(test_executables)
+    if wanted test:cri; then
+        # For tests/cri, which fails without it.
+        as_caller mkdir -p "${CARGO_TARGET_DIR:-$REPO/target}/tools"
+        build_crictl "${CARGO_TARGET_DIR:-$REPO/target}/tools/crictl" || failed+=(crictl)
+    fi
     say "tests"
     while IFS=$'\t' read -r dir name executable; do
         ! wanted "$name" || run_tests "$dir" "$name" "$executable"
     done <<<"$executables"
 
+    ! wanted test:critest || run_critest
     ! wanted test:drop-in || run_drop_in
     ! wanted test:fuzz || run_fuzz
     ! wanted test:vm || run_virtual_machine

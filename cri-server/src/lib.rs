@@ -18,6 +18,7 @@ pub mod cdi;
 pub mod cli;
 pub mod config;
 pub mod container;
+mod deadline;
 mod drop_in;
 pub mod error;
 mod events;

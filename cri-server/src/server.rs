@@ -26,6 +26,7 @@ use tonic::transport::Server;
 
 use crate::apparmor;
 use crate::config::Config;
+use crate::deadline::Deadline;
 use crate::drop_in;
 use crate::image::snapshot::Snapshots;
 use crate::image::{ImageStore, Policy};
@@ -114,8 +115,8 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         drop(stopping.wait_for(|stop| *stop).await);
     };
     let serving = Server::builder()
-        .add_service(runtime)
-        .add_service(image)
+        .add_service(Deadline(runtime))
+        .add_service(Deadline(image))
         .add_service(admin)
         .serve_with_incoming_shutdown(UnixListenerStream::new(incoming), told(stopping.clone()));
     tokio::select! {

@@ -1,5 +1,5 @@
-// Pins crictl, which hack/quickstart.sh drives the server with. A module of its own, because `go install` of a version
-// asks the proxy for a list of versions, which not every proxy serves.
+// Pins crictl, which hack/quickstart.sh and tests/cri drive the server with, and critest and ginkgo of hack/critest.sh. A
+// module of its own, because `go install` of a version asks the proxy for a list of versions, which not every proxy serves.
 module corten/hack/tools
 
 go 1.26.2
@@ -21,7 +21,9 @@ require (
 	github.com/fxamacker/cbor/v2 v2.9.0 // indirect
 	github.com/go-logr/logr v1.4.3 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
+	github.com/go-task/slim-sprig/v3 v3.0.0 // indirect
 	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/google/pprof v0.0.0-20260115054156-294ebfa9ad83 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.28.0 // indirect
@@ -89,4 +91,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-tool sigs.k8s.io/cri-tools/cmd/crictl
+tool (
+	github.com/onsi/ginkgo/v2/ginkgo
+	sigs.k8s.io/cri-tools/cmd/crictl
+)

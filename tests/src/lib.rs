@@ -8,6 +8,7 @@ use std::path::PathBuf;
 pub mod bundle;
 pub mod cgroup;
 pub mod cri;
+pub mod crictl;
 pub mod image;
 pub mod image_cli;
 pub mod leak;

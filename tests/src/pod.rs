@@ -347,9 +347,15 @@ impl Container<'_> {
     /// Waits until its standard output holds `text`.
     #[track_caller]
     pub fn wait_output(&self, text: &str) {
+        self.wait_logged("stdout", text);
+    }
+
+    /// Waits until what it has written to `stream` holds `text`.
+    #[track_caller]
+    pub fn wait_logged(&self, stream: &str, text: &str) {
         let deadline = Instant::now() + EXIT;
-        while !self.output("stdout").contains(text) {
-            assert!(Instant::now() < deadline, "no {text:?} in {:?}", self.output("stdout"));
+        while !self.output(stream).contains(text) {
+            assert!(Instant::now() < deadline, "no {text:?} in {:?}", self.output(stream));
             thread::sleep(POLL);
         }
     }
