@@ -133,7 +133,7 @@ fn an_exec_ends_with_the_server_that_waits_for_it() {
     let memberships = fs::read_to_string(format!("/proc/{}/cgroup", container.pid())).unwrap();
     let path = cgroup::membership(memberships.lines(), "pids").unwrap();
     let cgroup = cgroup::directory("pids", path);
-    let count = || cgroup::processes(&cgroup).len();
+    let count = || cgroup::all_processes(&cgroup).len();
     let before = count();
     let request = container.exec_request(&["sleep", "1000"], 0);
     thread::scope(|scope| {

@@ -142,7 +142,7 @@ fn an_attach_or_a_forward_that_cannot_be_is_refused() {
         (forward(&pod.id, &[70000]), Code::InvalidArgument, "port"),
     ]);
     pod.stop();
-    assert_refused([(forward(&pod.id, &[]), Code::FailedPrecondition, "not ready")]);
+    assert_refused([(forward(&pod.id, &[]), Code::FailedPrecondition, "SANDBOX_NOTREADY")]);
 }
 
 #[test]

@@ -44,3 +44,19 @@ pub fn processes(directory: &Path) -> Vec<i32> {
         .filter_map(|pid| pid.parse().ok())
         .collect()
 }
+
+/// The processes of that cgroup and of those below it, which commands have their own of.
+///
+/// # Panics
+/// Where the cgroup is gone.
+#[must_use]
+pub fn all_processes(directory: &Path) -> Vec<i32> {
+    let mut found = processes(directory);
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for below in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        // One that goes meanwhile had none.
+        let procs = fs::read_to_string(below.path().join("cgroup.procs")).unwrap_or_default();
+        found.extend(procs.lines().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    found
+}

@@ -26,6 +26,7 @@ const LEFT_OUT: &[&str] = &[
     "resources.linux.oom_score_adj", // this machine's score may not go so low
     "runtime_handlers",              // the other runtime's names
     "interfaces",                    // kubelet reads the default one
+    "available_bytes",               // without a limit there is none; the other runtime said 0
     "major_page_faults",
     "value", // of statistics and metrics; that there is one is said by what it is in
 ];
@@ -87,10 +88,15 @@ fn key(element: &Value) -> Option<&str> {
     direct.or_else(|| KEYS.iter().find_map(|key| element["attributes"][*key].as_str()))
 }
 
-/// What only the other runtime had: images and conditions of its own, and metrics that a machine may lack.
+/// What only the other runtime had: images and conditions of its own, and two metrics that are none of cAdvisor's.
 fn is_of_its_own(element: &Value) -> bool {
     let text = element.as_str().or_else(|| key(element)).unwrap_or_default();
-    ["docker.io/", "registry.k8s.io/", "sha256:33de", "Containerd"]
-        .iter()
-        .any(|prefix| text.starts_with(prefix))
+    let own = [
+        "docker.io/",
+        "registry.k8s.io/",
+        "sha256:33de",
+        "Containerd",
+        "container_memory_total_",
+    ];
+    own.iter().any(|prefix| text.starts_with(prefix))
 }
