@@ -118,8 +118,8 @@ start_registry() {
 write_cni_config() {
     local octet subnet
     for octet in {100..250}; do
-        subnet=10.$octet.77
-        ip route show to match "$subnet.1" | grep -qv ^default || break
+        subnet=10.$octet.0.0
+        ip route show to match "10.$octet.77.1" | grep -qv ^default || break
     done
     BRIDGE=$MARK
     mkdir -p "$DIR/cni"
@@ -136,7 +136,7 @@ write_cni_config() {
       "ipam": {
         "type": "host-local",
         "dataDir": "$DIR/leases",
-        "ranges": [[{ "subnet": "$subnet.0/24" }]],
+        "ranges": [[{ "subnet": "$subnet/16" }]],
         "routes": [{ "dst": "0.0.0.0/0" }]
       }
     }

@@ -4,7 +4,7 @@
 //! it is the one that reads the answers; it only applies transitions, so that no answer waits for long.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_proto::exit::ExitRecord;
 use corten_proto::id::ContainerId;
@@ -20,6 +20,8 @@ use crate::store::now;
 
 /// Pause between attempts to reach a shim that is there but does not answer.
 const RETRY: Duration = Duration::from_secs(2);
+/// Pause after the first failure in a row: a shim that is ending, or has dropped this client, resets a connection too.
+const FIRST_RETRY: Duration = Duration::from_millis(5);
 
 impl Node {
     /// Starts the task for a shim that is connected.
@@ -30,6 +32,7 @@ impl Node {
     }
 
     async fn follow(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: &Arc<Shim>, mut incoming: Option<Incoming>) {
+        let mut pause = FIRST_RETRY;
         loop {
             if let Some(incoming) = incoming.take() {
                 while let Some(event) = shim.next_event(&incoming).await {
@@ -39,16 +42,21 @@ impl Node {
                     }
                 }
             }
+            let began = Instant::now();
             match shim.connect().await {
                 Ok((connection, connected)) => {
                     self.reconcile(sandbox, &connected).await;
                     incoming = Some(connection);
+                    pause = FIRST_RETRY;
                 }
                 Err(ConnectError::Gone) => return self.shim_gone(sandbox).await,
                 Err(ConnectError::Failed(error)) => {
-                    tracing::warn!(sandbox = %sandbox.id(), "{error:#}");
-                    self.silent(sandbox).await;
-                    tokio::time::sleep(RETRY).await;
+                    if pause > FIRST_RETRY || began.elapsed() > RETRY {
+                        tracing::warn!(sandbox = %sandbox.id(), "{error:#}");
+                        self.silent(sandbox).await;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = RETRY;
                 }
             }
         }
