@@ -182,6 +182,17 @@ fn a_pod_is_let_go_when_its_network_is_stuck_and_the_network_is_taken_down_later
 }
 
 #[test]
+fn a_namespace_of_which_only_the_name_is_left_can_be_taken_down() {
+    let node = Node::start();
+    let pod = node.pod("unmounted");
+    // As a server leaves it that is killed between the two steps of the removal.
+    let name = node.dir().join("run/netns").join(&pod.id);
+    nix::mount::umount2(&name, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    pod.stop();
+    assert!(node.leases().is_empty());
+}
+
+#[test]
 fn the_directory_may_go_and_come_back() {
     let node = Node::start();
     node.pull(BUSYBOX);

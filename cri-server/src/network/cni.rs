@@ -39,6 +39,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::config::{self, IpPreference};
+use crate::network::netns;
 use crate::node::blocking;
 use crate::stage::stage;
 pub use capabilities::Bandwidth;
@@ -257,8 +258,9 @@ impl Cni {
     }
 
     async fn run(&self, command: Command, plugin: &conf::Plugin, stdin: Value, pod: &PodNetwork) -> Result<Value> {
-        // An empty one tells DEL that the namespace has gone (CNI specification, DEL).
-        let gone = command == Command::Del && !pod.netns.exists();
+        // An empty one tells DEL that the namespace has gone (CNI specification, DEL). The file may have outlived it: a
+        // killed server had unmounted it, or not yet mounted.
+        let gone = command == Command::Del && !netns::is_namespace(&pod.netns);
         let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name()));
         let invocation = Invocation {
             command,

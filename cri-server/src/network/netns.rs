@@ -55,6 +55,11 @@ fn pin(directory: &Path, id: &SandboxId, enter: impl FnOnce() -> Result<()> + Se
     Ok(path)
 }
 
+/// Whether there is a namespace at `path`, and not merely the file on which one was mounted, or was to be.
+pub fn is_namespace(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}
+
 /// Removes the namespace at `directory`/`id`; it ends when no process is in it any more. One that is gone is fine.
 pub fn remove(directory: &Path, id: &SandboxId) -> Result<()> {
     remove_at(&directory.join(id.as_str()))
@@ -208,6 +213,19 @@ mod tests {
         fs::remove_dir(&directory).unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(directory.to_str().unwrap()));
+    }
+
+    #[test]
+    fn what_is_a_namespace() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (path, expected) in [
+            (Path::new(OWN), true),
+            (file.path(), false),
+            (Path::new("/"), false),
+            (Path::new("/nonexistent"), false),
+        ] {
+            assert_eq!(is_namespace(path), expected, "{}", path.display());
+        }
     }
 
     #[test]
