@@ -295,6 +295,11 @@ impl Config {
         }
     }
 
+    /// Whether a runtime handler's executable is that of [`OWN_RUNTIME`].
+    pub fn is_own_runtime(&self, handler: &str) -> bool {
+        self.runtime(handler) == self.runtime(OWN_RUNTIME)
+    }
+
     /// All that is configured about registries.
     pub fn registries(&self) -> RegistryConfigs {
         RegistryConfigs {

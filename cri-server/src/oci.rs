@@ -87,7 +87,7 @@ async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
     command.kill_on_drop(true);
     let output = match tokio::time::timeout(limit, command.output()).await {
         Ok(output) => output.with_context(|| format!("execute {text}"))?,
-        Err(_elapsed) => bail!("{text}: not done in {} s", limit.as_secs()),
+        Err(elapsed) => return Err(elapsed).with_context(|| format!("{text}: not done in {} s", limit.as_secs())),
     };
     if output.status.success() {
         return Ok(output.stdout);

@@ -6,14 +6,21 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::spec::user_namespace::IdMap;
 
-/// A process that holds a pod's namespaces. Dropping it ends the process.
+/// How long the holder may take to make the namespaces.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A process that holds a pod's namespaces. Dropping it ends the process, and blocks until it has ended.
 #[derive(Debug)]
 pub struct Holder(Child);
 
@@ -31,7 +38,7 @@ impl Holder {
             .stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("execute {}", shim.display()))?;
         let mut holder = Holder(child);
-        holder.wait_until_made().context("make a user namespace")?;
+        holder.wait_until_made(LIMIT).context("make a user namespace")?;
         // The groups first: while they can still be given up.
         holder.write_map("gid_map", map.gid, map.length)?;
         holder.write_map("uid_map", map.uid, map.length)?;
@@ -43,16 +50,19 @@ impl Holder {
         PathBuf::from(format!("/proc/{}/ns/{kind}", self.0.id()))
     }
 
-    fn wait_until_made(&mut self) -> Result<()> {
+    fn wait_until_made(&mut self, limit: Duration) -> Result<()> {
         let (mut told, mut error) = ([0u8; 1], String::new());
         let output = self.0.stdout.as_mut().context("it has no output")?;
+        wait_readable(output, limit)?;
         if output.read(&mut told).context("read from the holder")? == 1 {
             return Ok(());
         }
+        // It has no more to say; what it has said must not be waited for either.
+        self.0.kill().context("end the holder")?;
         let stderr = self.0.stderr.as_mut().context("it has no stderr")?;
         stderr.read_to_string(&mut error).context("read from the holder")?;
         ensure!(error.is_empty(), "{}", error.trim());
-        anyhow::bail!("the holder ended at once")
+        bail!("the holder ended at once")
     }
 
     fn write_map(&self, file: &str, first: u32, length: u32) -> Result<()> {
@@ -61,11 +71,52 @@ impl Holder {
     }
 }
 
+/// Waits until there is something to read, or nothing will come any more.
+fn wait_readable(output: &impl AsFd, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLIN)], left) {
+            Ok(0) => bail!("no answer from the holder in {limit:?}"),
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).context("poll the holder's output"),
+        }
+    }
+}
+
 impl Drop for Holder {
     fn drop(&mut self) {
         let ended = self.0.kill().and_then(|()| self.0.wait());
         if let Err(error) = ended {
             tracing::warn!("end the holder of a user namespace: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_that_does_not_do_its_part() {
+        let table = [
+            ("exec sleep 1000", "no answer"),
+            ("echo refused >&2", "refused"),
+            ("echo refused >&2; exec >&-; exec sleep 1000", "refused"),
+            ("true", "ended at once"),
+        ];
+        for (script, word) in table {
+            let limit = match word {
+                "no answer" => Duration::from_millis(50),
+                _ => LIMIT,
+            };
+            let mut command = Command::new("sh");
+            let piped = command.args(["-c", script]).stdin(Stdio::piped());
+            let child = piped.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let error = Holder(child).wait_until_made(limit).expect_err(script);
+            assert!(error.to_string().contains(word), "{script}: {error:#}");
         }
     }
 }

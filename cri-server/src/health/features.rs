@@ -2,26 +2,31 @@
 //! specification (features.md).
 //!
 //! A runtime is asked once, and again when its executable has changed. One that does not know the command (runc before
-//! 1.1, crun before 1.8) has none of the features; it is asked again after a while, since it may have been too slow only.
+//! 1.1, crun before 1.8) has none of the features; it is asked again after a while, and one that was too slow sooner.
+//! Whoever waits for an answer waits for that runtime alone.
 //! What the kernel and the filesystem cannot do is taken off.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures_util::future::join_all;
 use rustix::fs::statfs;
 use serde_json::Value;
+use tokio::time::error::Elapsed;
 
-use super::Handler;
-use crate::config::OWN_RUNTIME;
+use super::{Handler, Health};
 use crate::node::{Node, blocking};
 use crate::oci;
 use crate::spec::{self, kernel_at_least};
 
 /// When a runtime that gave no document is asked again.
 const RETRY: Duration = Duration::from_secs(60);
+/// The same for one that did not answer in time, which says nothing of what it can do.
+const RETRY_SLOW: Duration = Duration::from_secs(2);
 /// Filesystems (statfs `f_type`, linux/magic.h) whose mounts can have their ids mapped, and since when.
 const ID_MAPPED: [(u64, (u32, u32)); 4] = [
     (0xEF53, (5, 12)),      // ext4
@@ -41,15 +46,33 @@ pub(crate) struct Features {
     pub(crate) user_namespaces: bool,
 }
 
-/// What executables have said, by path.
-pub(super) type Known = BTreeMap<PathBuf, Answer>;
+/// What executables have said, by path: a lock each, which is held while one is asked.
+pub(super) type Known = BTreeMap<PathBuf, Arc<tokio::sync::Mutex<Option<Answer>>>>;
 
 /// What an executable has said of itself.
 #[derive(Clone)]
 pub(super) struct Answer {
     of: Identity,
     at: Instant,
-    features: Result<Features, String>,
+    features: Result<Features, Problem>,
+}
+
+impl Answer {
+    /// Whether the executable need not be asked again.
+    fn stands(&self) -> bool {
+        match &self.features {
+            Ok(_) => true,
+            Err(problem) => self.at.elapsed() < problem.retry,
+        }
+    }
+}
+
+/// Why an executable gave no document.
+#[derive(Clone)]
+struct Problem {
+    text: String,
+    /// When it is asked again.
+    retry: Duration,
 }
 
 /// What changes when an executable is replaced.
@@ -65,19 +88,18 @@ impl Node {
     /// All handlers in the order of their names, the default's empty one first.
     pub(super) async fn handlers(&self) -> Vec<Handler> {
         let names = std::iter::once("").chain(self.config.handlers());
-        let mut handlers = Vec::new();
-        for name in names {
+        let handlers = names.map(|name| async move {
             let path = self.config.runtime(name).unwrap_or_default();
             let features = self.asked(&path).await;
             let problem = features.as_ref().err().cloned();
-            handlers.push(Handler {
+            Handler {
                 name: name.to_owned(),
-                features: self.allowed(&path, features.unwrap_or_default()),
+                features: self.allowed(name, features.unwrap_or_default()),
                 path,
                 problem,
-            });
-        }
-        handlers
+            }
+        });
+        join_all(handlers).await
     }
 
     /// What the runtime of a handler can do by its own word; nothing where it says nothing, or is not configured any more.
@@ -94,8 +116,8 @@ impl Node {
 
     /// What of a runtime's features this machine, and this server, allow. Pods with user namespaces join one that is there
     /// already, which other runtimes have not been tried with.
-    fn allowed(&self, path: &Path, features: Features) -> Features {
-        let is_own = self.config.runtime(OWN_RUNTIME).is_some_and(|own| own == path);
+    fn allowed(&self, handler: &str, features: Features) -> Features {
+        let is_own = self.config.is_own_runtime(handler);
         let machine = self.host.user_namespaces && has_id_mapped_mounts(self.paths.state());
         Features {
             recursive_read_only: features.recursive_read_only && self.host.recursive_read_only,
@@ -107,25 +129,36 @@ impl Node {
     /// A runtime's features, from memory where its executable is the one that was asked.
     async fn asked(&self, runtime: &Path) -> Result<Features, String> {
         let identity = identity(runtime).await.map_err(|error| format!("{error:#}"))?;
-        let mut known = self.health.known.lock().await;
-        if let Some(answer) = known.get(runtime)
-            && answer.of == identity
-            && (answer.features.is_ok() || answer.at.elapsed() < RETRY)
-        {
-            return answer.features.clone();
-        }
-        let features = match oci::features(runtime).await {
-            Ok(document) => Ok(read(&document)),
-            Err(error) => Err(format!("{error:#}")),
+        let answer = self.health.answer_of(runtime);
+        let mut answer = answer.lock().await;
+        let known = answer.take().filter(|answer| answer.of == identity && answer.stands());
+        let known = match known {
+            Some(known) => known,
+            None => Answer {
+                of: identity,
+                features: ask(runtime).await,
+                at: Instant::now(),
+            },
         };
-        let answer = Answer {
-            of: identity,
-            at: Instant::now(),
-            features: features.clone(),
-        };
-        known.insert(runtime.to_owned(), answer);
+        let features = known.features.clone().map_err(|problem| problem.text);
+        *answer = Some(known);
         features
     }
+}
+
+impl Health {
+    fn answer_of(&self, runtime: &Path) -> Arc<tokio::sync::Mutex<Option<Answer>>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(runtime.to_owned()).or_default().clone()
+    }
+}
+
+async fn ask(runtime: &Path) -> Result<Features, Problem> {
+    let document = oci::features(runtime).await.map_err(|error| Problem {
+        text: format!("{error:#}"),
+        retry: if error.is::<Elapsed>() { RETRY_SLOW } else { RETRY },
+    })?;
+    Ok(read(&document))
 }
 
 async fn identity(path: &Path) -> Result<Identity> {

@@ -51,7 +51,7 @@ impl Node {
         outcome
     }
 
-    /// There is a network configuration, and its plugins are there. Plugins' own STATUS belongs here as well.
+    /// There is a network configuration, its plugins are there, and those that know STATUS are ready.
     pub(super) async fn probe_network(&self) -> Result<(), String> {
         match tokio::time::timeout(LIMIT, self.cni.ready()).await {
             Ok(outcome) => outcome.map_err(|error| format!("{error:#}")),

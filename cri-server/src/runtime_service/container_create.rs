@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use corten_proto::shim::Create;
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
-use super::container_namespaces::user_namespace;
+use super::container_namespaces::Namespaces;
 use super::image_volumes::{VolumeImages, all_layers};
 use crate::cdi;
 use crate::container::{Container, Metadata, Status};
@@ -46,11 +46,7 @@ struct Plan {
     id: ContainerId,
     config: ContainerConfig,
     sandbox: Arc<Sandbox>,
-    infra_pid: i32,
-    /// The pid namespace of another container that is to be shared.
-    target: Option<File>,
-    /// The user namespace whose ids the container's files have; none for the node's.
-    user_namespace: Option<Arc<File>>,
+    namespaces: Arc<Namespaces>,
     image: Arc<Image>,
     /// The images of the mounts that are image volumes, by their place in the request.
     volumes: VolumeImages,
@@ -131,6 +127,8 @@ impl Node {
         let plan = self.plan(sandbox, config)?;
         self.check_policy(&plan).await?;
         let id = plan.id.clone();
+        // For longer than the plan: where the shim has not answered, the runtime may be opening them still.
+        let _namespaces = plan.namespaces.clone();
         let result = self.build_container(plan).await;
         if result.is_err() {
             self.discard_container(&operations, &id).await;
@@ -160,9 +158,7 @@ impl Node {
             .and_then(|config| config.stop_signal().as_deref());
         Ok(Plan {
             id: new_id()?,
-            infra_pid: pid,
-            target: self.target(&sandbox, &config)?,
-            user_namespace: user_namespace(&sandbox, pid)?,
+            namespaces: Arc::new(self.namespaces(&sandbox, pid, &config)?),
             lease: self.images.lease(&all_layers(&image, &volumes))?,
             stop_signal: stop_signal::effective(config.stop_signal, image_signal)?,
             image,
@@ -205,12 +201,12 @@ impl Node {
     async fn build_container(self: &Arc<Self>, plan: Plan) -> Result<(), Error> {
         let (paths, snapshots) = (self.paths.clone(), self.snapshots.clone());
         let (image, id) = (plan.image.clone(), plan.id.clone());
-        let mapped = plan.user_namespace.clone();
+        let mapped = plan.namespaces.user.clone();
         {
             let _stage = stage(|| "the root filesystem".to_owned());
             blocking(move || make_directories(&paths, &snapshots, &image, &id, mapped.as_deref())).await?;
         }
-        let mapped = plan.user_namespace.clone();
+        let mapped = plan.namespaces.user.clone();
         let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes, mapped).await?;
         let Found {
             user,
@@ -326,8 +322,6 @@ impl Node {
         let image = plan.config.image.clone().unwrap_or_default();
         let asked = [&image.user_specified_image, &image.image];
         let hostname = super::sandbox_run::hostname(&sandbox.config);
-        let target = plan.target.as_ref();
-        let target = target.map(|file| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())));
         Ok(spec::container(&ContainerSpecInput {
             id: &plan.id,
             sandbox_id: &sandbox.id,
@@ -341,8 +335,8 @@ impl Node {
             rootfs: &bundle.join("rootfs"),
             sandbox_dir: &self.paths.sandbox(&sandbox.id),
             hostname: &hostname,
-            infra_pid: plan.infra_pid,
-            target_pid_namespace: target.as_deref(),
+            infra: &plan.namespaces.infra(),
+            target_pid_namespace: plan.namespaces.target().as_deref(),
             user,
             cgroups_path: &self.cgroups_path(&sandbox.config, &plan.id)?,
             sources,

@@ -18,6 +18,7 @@ use nix::mount::{MsFlags, mount};
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
+use crate::config::OWN_RUNTIME;
 use crate::error::Error;
 use crate::network::{Bandwidth, PodNetwork, dns, netns};
 use crate::node::{Node, blocking, new_id, sandbox_key};
@@ -26,7 +27,7 @@ use crate::record::{replace, write};
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{ConnectError, Launch, Shim, launch};
 use crate::spec::user_namespace::{self, IdMap};
-use crate::spec::{self, CgroupDriver, Confinement, SandboxSpecInput};
+use crate::spec::{self, CgroupDriver, Confinement, SandboxSpecInput, SpecError};
 use crate::stage::{Patience, stage};
 
 /// What mounts the pod's shared memory with: 64 MiB, as everywhere in the field.
@@ -48,6 +49,7 @@ impl Node {
             name => name.to_owned(),
         };
         self.runtime(&runtime)?;
+        self.check_user_namespace(&config, &runtime)?;
         let existing = || self.existing_sandbox(&pod);
         let handler = request.runtime_handler;
         let run = || {
@@ -61,6 +63,15 @@ impl Node {
         Ok(RunPodSandboxResponse {
             pod_sandbox_id: id.to_string(),
         })
+    }
+
+    /// A pod joins a user namespace that is there already, which other runtimes have not been tried with: Status says so too.
+    fn check_user_namespace(&self, config: &PodSandboxConfig, runtime: &str) -> Result<(), Error> {
+        if spec::user_namespace_of(config)?.is_none() || self.config.is_own_runtime(runtime) {
+            return Ok(());
+        }
+        let rule = format!("pods with a user namespace of their own are for the runtime {OWN_RUNTIME:?} only");
+        Err(SpecError::unimplemented("runtime_handler", runtime, rule).into())
     }
 
     fn existing_sandbox(&self, pod: &PodSandboxMetadata) -> Option<Result<SandboxId, RpcStatus>> {
@@ -97,12 +108,14 @@ impl Node {
             runtime_handler,
             runtime,
         };
-        let prepared = self.prepare(&mut metadata).await;
+        let mut holder = None;
+        let prepared = self.prepare(&mut metadata, &mut holder).await;
         let sandbox = Sandbox::new(metadata, Status::Starting, None);
         let started = match prepared {
-            Ok(holder) => self.start_infra(&sandbox, holder).await,
+            Ok(()) => self.start_infra(&sandbox, &mut holder).await,
             Err(error) => Err(error),
         };
+        end(holder).await;
         match started {
             Ok(()) => {
                 self.sandbox_added(&sandbox);
@@ -116,8 +129,8 @@ impl Node {
     }
 
     /// Everything that comes before the first process: directories, network, files, shared memory.
-    /// The result holds the pod's user namespace until the first process has joined it.
-    async fn prepare(&self, metadata: &mut Metadata) -> Result<Option<Holder>, Error> {
+    /// `holder` is set to what holds the pod's user namespace until the first process has joined it.
+    async fn prepare(&self, metadata: &mut Metadata, holder: &mut Option<Holder>) -> Result<(), Error> {
         let directory = self.paths.sandbox(&metadata.id);
         blocking(move || make_directory(&directory)).await?;
         if !metadata.host_network() {
@@ -127,7 +140,7 @@ impl Node {
         let path = self.paths.sandbox_record(&metadata.id);
         self.write_record(path.clone(), metadata, &Status::Starting).await?;
         let map = spec::user_namespace_of(&metadata.config)?;
-        let holder = self.hold_user_namespace(map, metadata).await?;
+        *holder = self.hold_user_namespace(map, metadata).await?;
         if let Some(network) = pod_network(metadata) {
             self.make_netns(&metadata.id, holder.as_ref()).await?;
             let _stage = stage(|| "set up the pod's network".to_owned());
@@ -138,8 +151,7 @@ impl Node {
         }
         let directory = self.paths.sandbox(&metadata.id);
         let (config, host_ipc) = (metadata.config.clone(), ipc_of_node(metadata));
-        blocking(move || make_files(&directory, &config, host_ipc, map)).await?;
-        Ok(holder)
+        Ok(blocking(move || make_files(&directory, &config, host_ipc, map)).await?)
     }
 
     /// The user namespace of a pod with ids of its own, with the network namespace that it is to own.
@@ -164,7 +176,7 @@ impl Node {
     }
 
     /// Shim and infra container, then the record that says ready.
-    async fn start_infra(self: &Arc<Self>, sandbox: &Arc<Sandbox>, holder: Option<Holder>) -> Result<(), Error> {
+    async fn start_infra(self: &Arc<Self>, sandbox: &Arc<Sandbox>, holder: &mut Option<Holder>) -> Result<(), Error> {
         let shim = self.start_shim(sandbox).await?;
         sandbox.set_shim(Some(shim.clone()));
         let id = sandbox.id();
@@ -181,7 +193,7 @@ impl Node {
         let _stage = stage(|| "the infra container".to_owned());
         let pid = shim.create(create).await.context("create the infra container")?;
         // From here the infra container holds the user namespace.
-        drop(holder);
+        end(holder.take()).await;
         shim.start(id).await.context("start the infra container")?;
         match self.sandbox_started(sandbox, pid).await? {
             Status::Ready { .. } => Ok(()),
@@ -262,6 +274,19 @@ impl Node {
             asked
         };
         Ok(spec::cgroups_path(self.config.cgroup_driver, parent, id)?)
+    }
+}
+
+/// Ends the holder of a user namespace, whose end is waited for.
+async fn end(holder: Option<Holder>) {
+    if holder.is_some() {
+        let ended = blocking(move || {
+            drop(holder);
+            Ok(())
+        });
+        if let Err(error) = ended.await {
+            tracing::warn!("end the holder of a user namespace: {error:#}");
+        }
     }
 }
 

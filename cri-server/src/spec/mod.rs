@@ -115,8 +115,8 @@ pub struct ContainerSpecInput<'a> {
     pub sandbox_dir: &'a Path,
     /// What `$HOSTNAME` says: the pod's hostname, or the node's where the pod has the node's network.
     pub hostname: &'a str,
-    /// Host pid of the sandbox's infra container, whose namespaces are joined.
-    pub infra_pid: i32,
+    /// Directory in /proc of the sandbox's infra container, whose namespaces are joined, as the runtime can open it.
+    pub infra: &'a Path,
     /// Pid namespace of the container that `namespace_options.target_id` names; required for pid mode TARGET.
     pub target_pid_namespace: Option<&'a Path>,
     /// The resolved user.

@@ -17,7 +17,7 @@
 //! A pod's user namespace owns its other ones: the network namespace is made in it (`pod_userns`), and the infra container
 //! joins it before it makes uts, ipc and pid. A container that names no user namespace has the pod's.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use corten_proto::cri::{ContainerConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
@@ -164,7 +164,7 @@ pub(super) fn infra(input: &SandboxSpecInput<'_>) -> Result<Vec<LinuxNamespace>,
 /// The namespaces of a container of the pod.
 pub(super) fn member(input: &ContainerSpecInput<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     let modes = of_container(input.config, input.sandbox_config)?;
-    let infra = |name: &str| namespace_of(input.infra_pid, name);
+    let infra = |name: &str| input.infra.join("ns").join(name);
     let mut list = vec![new(LinuxNamespaceType::Mount)];
     if modes.user.is_some() {
         list.push(join(LinuxNamespaceType::User, &infra("user")));
@@ -196,10 +196,6 @@ pub(super) fn member(input: &ContainerSpecInput<'_>) -> Result<Vec<LinuxNamespac
 
 fn is_node_pid(sandbox: &PodSandboxConfig) -> Result<bool, SpecError> {
     Ok(of_sandbox(sandbox)?.pid == NamespaceMode::Node)
-}
-
-fn namespace_of(pid: i32, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/{pid}/ns/{name}"))
 }
 
 fn new(typ: LinuxNamespaceType) -> LinuxNamespace {

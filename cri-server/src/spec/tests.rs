@@ -151,7 +151,7 @@ fn container_json_by(
         rootfs: Path::new("/run/corten/containers/c-1/rootfs"),
         sandbox_dir: Path::new("/run/corten/sandboxes/pod-1"),
         hostname: "web-0",
-        infra_pid: 42,
+        infra: Path::new("/proc/42"),
         target_pid_namespace: Some(Path::new("/proc/43/ns/pid")),
         user: &User {
             uid: 1,

@@ -3,14 +3,17 @@
 //! Which open files are sockets is told by their links alone, a call each: a microsecond a file.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use corten_proto::id::ContainerId;
+use corten_runtime::cgroup::parse_memberships;
 use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat, readlinkat};
 use rustix::io::Errno;
 
 /// A process, held by its directory in /proc: what is read through it is never another process's that got its number.
-pub(super) struct Process {
+pub(crate) struct Process {
     dir: OwnedFd,
 }
 
@@ -22,11 +25,25 @@ impl Process {
         Some(Process { dir })
     }
 
+    /// The same, if it is one of the container with this id: its number may have gone to another process.
+    pub(crate) fn of(pid: i32, id: &ContainerId) -> Option<Process> {
+        // Held before its cgroups are looked at: if it is in them then, it is no other.
+        let process = Process::open(pid)?;
+        let memberships = process.text("cgroup")?;
+        is_below(&memberships, id.as_str()).then_some(process)
+    }
+
+    /// The namespace of this kind, by the kernel's name, that it is in.
+    pub(crate) fn namespace(&self, kind: &str) -> std::io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(openat(&self.dir, format!("ns/{kind}"), flags, Mode::empty())?.into())
+    }
+
     /// One of its files; none once it has ended.
     pub(super) fn text(&self, file: &str) -> Option<String> {
         let file = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         let mut text = String::new();
-        std::fs::File::from(file).read_to_string(&mut text).ok()?;
+        File::from(file).read_to_string(&mut text).ok()?;
         Some(text)
     }
 
@@ -34,6 +51,17 @@ impl Process {
     pub(super) fn max_open_files(&self) -> Option<u64> {
         soft_limit(&self.text("limits")?, "Max open files")
     }
+}
+
+impl AsRawFd for Process {
+    fn as_raw_fd(&self) -> RawFd {
+        self.dir.as_raw_fd()
+    }
+}
+
+/// Whether a process with these `memberships`, the text of its `cgroup`, is in or below a cgroup with the id in its name.
+fn is_below(memberships: &str, id: &str) -> bool {
+    parse_memberships(memberships).any(|(_, path)| path.split('/').any(|name| name.contains(id)))
 }
 
 /// What processes have open, as far as it is known.
@@ -106,6 +134,8 @@ fn soft_limit(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -157,5 +187,27 @@ Max open files            1024                 524288               files
         assert!(own.max_open_files().unwrap() > 0);
         assert!(own.text("nothing").is_none());
         assert!(Process::open(-1).is_none());
+        let namespace = own.namespace("pid").unwrap();
+        let same = std::fs::metadata("/proc/self/ns/pid").unwrap();
+        assert_eq!(namespace.metadata().unwrap().ino(), same.ino());
+        assert!(own.namespace("none").is_err());
+        let other: ContainerId = "f00d".repeat(16).parse().unwrap();
+        assert!(Process::of(std::process::id().try_into().unwrap(), &other).is_none());
+    }
+
+    #[test]
+    fn whose_process_it_is() {
+        let table = [
+            ("0::/kubepods/pod1/abc\n", true),
+            ("0::/kubepods.slice/corten-abc.scope/init.scope\n", true),
+            ("4:memory:/p/abc\n1:cpu,cpuacct:/p/abc\n0::/\n", true),
+            ("1:name=systemd:/p/x:y\n0::/p/abc\n", true),
+            ("0::/corten/other\n", false),
+            ("0::/\n", false),
+            ("", false),
+        ];
+        for (memberships, expected) in table {
+            assert_eq!(is_below(memberships, "abc"), expected, "{memberships:?}");
+        }
     }
 }
