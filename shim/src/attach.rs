@@ -50,13 +50,11 @@ impl Service {
             };
             error(code, format!("attach to container {id}: stdin: {cause}"))
         })?;
-        for (stream, fd) in streams.into_iter().zip(fds) {
-            let container = self.containers.get_mut(&id).expect("it was found above");
-            container
-                .io
-                .audience
-                .add(&id, stream, fd, &mut self.poll)
-                .map_err(failed)?;
+        let container = self.containers.get_mut(&id).expect("it was found above");
+        let pipes = streams.into_iter().zip(fds);
+        if let Err(cause) = container.io.audience.add_all(&id, pipes, &mut self.poll) {
+            container.io.take_back(fd);
+            return Err(failed(cause));
         }
         let attached = reply::Result::Attached(shim::Attached { terminal });
         self.clients.reply_with(from, Ok(attached), fd, &mut self.poll);

@@ -51,8 +51,21 @@ pub(crate) struct Audience {
 }
 
 impl Audience {
-    /// Adds a pipe for `stream`, which must be the writing end and non-blocking.
-    pub(crate) fn add(&mut self, id: &ContainerId, stream: Stream, fd: OwnedFd, poll: &mut Poll) -> Result<()> {
+    /// Adds pipes, which must be writing ends and non-blocking: all of them, or none.
+    pub(crate) fn add_all(
+        &mut self,
+        id: &ContainerId,
+        pipes: impl IntoIterator<Item = (Stream, OwnedFd)>,
+        poll: &mut Poll,
+    ) -> Result<()> {
+        let before = self.count();
+        let added = pipes
+            .into_iter()
+            .try_for_each(|(stream, fd)| self.add(id, stream, fd, poll));
+        added.inspect_err(|_| close(&mut self.pipes.split_off(before), poll))
+    }
+
+    fn add(&mut self, id: &ContainerId, stream: Stream, fd: OwnedFd, poll: &mut Poll) -> Result<()> {
         // Best effort: a smaller pipe drops sooner.
         fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE)).unwrap_or_default();
         let number = self.next;
@@ -180,4 +193,27 @@ pub(crate) fn check_pipe(fd: &OwnedFd) -> Result<()> {
     );
     ensure!(flags.contains(OFlag::O_NONBLOCK), "descriptor of an output: {RULE}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_clients_pipes_all_are_added_or_none() {
+        let id: ContainerId = "c".parse().expect("valid id");
+        let mut poll = Poll::new().expect("epoll");
+        let mut audience = Audience::default();
+        let pipe = || nix::unistd::pipe().expect("pipe");
+        let (first, second) = (pipe(), pipe());
+        // The kernel does not wait for files.
+        let file = std::fs::File::open("/proc/self/exe").expect("this executable");
+        let pipes = [(Stream::Stdout, first.1), (Stream::Stderr, file.into())];
+        assert!(audience.add_all(&id, pipes, &mut poll).is_err());
+        assert_eq!(audience.count(), 0);
+        audience
+            .add_all(&id, [(Stream::Stdout, second.1)], &mut poll)
+            .expect("a pipe alone");
+        assert_eq!(audience.count(), 1);
+    }
 }

@@ -7,10 +7,12 @@
 //!
 //! The runtime puts the exec there (`exec --cgroup`), which not every runtime can do: others' execs have no cage.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
@@ -26,12 +28,18 @@ pub(crate) struct Site {
     /// The container's cgroup: the one of v2, or of v1's pids hierarchy.
     directory: PathBuf,
     v2: bool,
+    stale: Stale,
 }
 
-/// One exec's cgroup. It is removed with this value, if it is empty then.
+/// The cgroups of execs that are over, which were not empty when they were to be removed: what has detached itself runs
+/// on in them, or what was killed had not all ended.
+type Stale = Rc<RefCell<Vec<PathBuf>>>;
+
+/// One exec's cgroup. It is removed with this value, or later by [`Site::sweep`] if it is not empty then.
 #[derive(Debug)]
 pub(crate) struct Cage {
     directory: PathBuf,
+    stale: Stale,
     /// As `--cgroup` of the runtime has it.
     pub(crate) option: String,
 }
@@ -51,24 +59,64 @@ impl Site {
         own.then(|| Site {
             directory: directory.clone(),
             v2,
+            stale: Stale::default(),
         })
     }
 
     /// Makes the cgroup of the exec of this number.
     pub(crate) fn make(&self, number: u64) -> Result<Cage> {
+        self.sweep();
         let name = format!("exec-{number}");
         let directory = self.directory.join(&name);
         fs::create_dir(&directory).with_context(|| format!("mkdir({})", directory.display()))?;
         let option = if self.v2 { name } else { format!("pids:{name}") };
-        Ok(Cage { directory, option })
+        let stale = Rc::clone(&self.stale);
+        Ok(Cage {
+            directory,
+            stale,
+            option,
+        })
+    }
+
+    /// Removes the cgroups of earlier execs that have become empty.
+    pub(crate) fn sweep(&self) {
+        self.stale.borrow_mut().retain(|directory| !is_removed(directory));
     }
 }
 
-/// Whether the runtime at `path` is one of those known to take `exec --cgroup`. An option that a runtime does not know is
-/// told to the exec's own standard IO, so it cannot be tried out.
-pub(crate) fn takes_cages(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    name.is_some_and(|name| ["corten", "runc", "crun"].contains(&name))
+/// Removes a cgroup if it is empty; false if it is to be tried again.
+fn is_removed(directory: &Path) -> bool {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => false,
+        // Gone with the container.
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        Err(error) => {
+            report!("rmdir({}): {error}", directory.display());
+            true
+        }
+        Ok(()) => true,
+    }
+}
+
+/// Whether a runtime takes `exec --cgroup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Support {
+    Yes,
+    No,
+    /// Its name says that it might: older ones and wrappers do not. It is to be asked, for an option that it does not know
+    /// is told to the exec's own standard output.
+    Unknown,
+}
+
+impl Support {
+    /// What the name of the runtime at `path` says.
+    pub(crate) fn of(path: &Path) -> Support {
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some("corten") => Support::Yes,
+            Some("runc" | "crun") => Support::Unknown,
+            _ => Support::No,
+        }
+    }
 }
 
 impl Cage {
@@ -129,11 +177,8 @@ impl Cage {
 
 impl Drop for Cage {
     fn drop(&mut self) {
-        match fs::remove_dir(&self.directory) {
-            Ok(()) => {}
-            // Gone with the container, or held by what outlives the exec.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ResourceBusy) => {}
-            Err(error) => report!("rmdir({}): {error}", self.directory.display()),
+        if !is_removed(&self.directory) {
+            self.stale.borrow_mut().push(std::mem::take(&mut self.directory));
         }
     }
 }
@@ -170,7 +215,14 @@ mod tests {
 
     #[test]
     fn runtimes() {
-        assert!(takes_cages(Path::new("/usr/sbin/runc")) && takes_cages(Path::new("/x/corten")));
-        assert!(!takes_cages(Path::new("/usr/bin/runsc")) && !takes_cages(Path::new("/")));
+        for (path, expected) in [
+            ("/x/corten", Support::Yes),
+            ("/usr/sbin/runc", Support::Unknown),
+            ("/usr/bin/crun", Support::Unknown),
+            ("/usr/bin/runsc", Support::No),
+            ("/", Support::No),
+        ] {
+            assert_eq!(Support::of(Path::new(path)), expected, "{path}");
+        }
     }
 }

@@ -187,6 +187,14 @@ impl Io {
         }
     }
 
+    /// Takes back what [`input`](Io::input) has just given, which reaches no client: the next one is to get it.
+    pub(crate) fn take_back(&mut self, fd: Option<OwnedFd>) {
+        // Only the one of `Once` is no duplicate.
+        if let (Input::Given, Some(fd)) = (&self.input, fd) {
+            self.input = Input::Once(fd);
+        }
+    }
+
     /// Makes the pipe of one stream and returns the container's end. Only the shim's end is non-blocking: the flag
     /// belongs to the open file, and programs do not expect it on theirs.
     fn pipe_for(&mut self, stream: Stream) -> Result<OwnedFd> {
@@ -343,4 +351,29 @@ pub(crate) fn null() -> Result<OwnedFd> {
 /// A pipe, closed on exec: (read end, write end).
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     pipe_with(PipeFlags::CLOEXEC).context("pipe2(O_CLOEXEC)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_that_reached_nobody_is_there_for_the_next() {
+        let layout = |stdin| Layout {
+            console: None,
+            stdin,
+            log: None,
+            max_line: 256,
+        };
+        for (stdin, again) in [(Stdin::Once, false), (Stdin::Open, true)] {
+            let (mut io, _ends) = Io::open(layout(stdin)).expect("pipes");
+            let fd = io.input(true).expect("the first");
+            io.take_back(fd);
+            let fd = io.input(true).expect("taken back before");
+            assert!(fd.is_some(), "{stdin:?}");
+            assert_eq!(io.input(true).is_ok(), again, "{stdin:?}");
+            io.take_back(None);
+            assert_eq!(io.input(true).is_ok(), again, "{stdin:?}: nothing was taken back");
+        }
+    }
 }

@@ -7,13 +7,15 @@
 //! child it is about to name may be among them, already ended. Its zombie keeps pid and exit code until it is asked.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal as Number};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::process::WaitOptions;
+use rustix::process::{Signal, WaitOptions};
 
 use crate::cage::Cage;
 use crate::events::Requester;
@@ -60,7 +62,17 @@ pub(crate) enum Operation {
         /// Killed before it was known what there is to kill.
         killed: bool,
         cage: Option<Cage>,
+        /// The runtime is being asked for its support of cgroups; the exec itself begins after that.
+        postponed: Option<Launch>,
     },
+}
+
+/// What an exec is begun with.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) process: PathBuf,
+    pub(crate) console: Option<PathBuf>,
+    pub(crate) stdio: [OwnedFd; 3],
 }
 
 /// An exec: the container's id and the exec's own.
@@ -83,8 +95,12 @@ pub(crate) struct Exec {
 impl Exec {
     /// SIGKILL to its first process, which is `leader`, and to all that it has started.
     pub(crate) fn kill(&self, leader: &Process) -> Result<()> {
-        kill_tree(leader)?;
-        self.cage.as_ref().map_or(Ok(()), Cage::kill)
+        // The cgroup holds all of them; to look for descendants takes walks over /proc.
+        match self.cage.as_ref().map(Cage::kill) {
+            Some(Ok(())) => leader.signal(Signal::KILL),
+            Some(Err(cause)) => kill_tree(leader).and(Err(cause)),
+            None => kill_tree(leader),
+        }
     }
 }
 
@@ -203,7 +219,7 @@ impl Children {
 /// from. What ends a shim is `Shutdown`.
 pub(crate) fn signals() -> Result<SignalFd> {
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Number::SIGCHLD, Number::SIGTERM, Number::SIGINT, Number::SIGHUP] {
         set.add(signal);
     }
     set.thread_block().context("sigprocmask(SIG_BLOCK)")?;

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
-use crate::cage::takes_cages;
+use crate::cage::Support;
 use crate::process::{self, Ended, Process};
 use crate::report::report;
 
@@ -29,8 +29,8 @@ pub(crate) struct Runtime {
     root: PathBuf,
     /// Has it have systemd make the cgroups.
     systemd_cgroup: bool,
-    /// It can put an exec into a cgroup.
-    pub(crate) takes_cages: bool,
+    /// Whether it can put an exec into a cgroup.
+    pub(crate) cages: Support,
     /// Numbers the invocations, and the execs' cgroups.
     next: u64,
 }
@@ -47,6 +47,8 @@ pub(crate) enum Verb<'a> {
         all: bool,
     },
     Delete,
+    /// Whether `exec` has the option for a cgroup: it fails where it has not.
+    AskForCages,
     Exec {
         process: &'a Path,
         /// The exec's cgroup, as the option has it.
@@ -63,7 +65,7 @@ impl Verb<'_> {
             Verb::Start => "start",
             Verb::Kill { .. } => "kill",
             Verb::Delete => "delete",
-            Verb::Exec { .. } => "exec",
+            Verb::AskForCages | Verb::Exec { .. } => "exec",
         }
     }
 }
@@ -81,7 +83,7 @@ pub(crate) struct Invocation {
 impl Runtime {
     pub(crate) fn new(path: PathBuf, root: PathBuf, systemd_cgroup: bool) -> Runtime {
         Runtime {
-            takes_cages: takes_cages(&path),
+            cages: Support::of(&path),
             path,
             root,
             systemd_cgroup,
@@ -111,7 +113,7 @@ impl Runtime {
         let args = self.arguments(verb, bundle, &invocation, id)?;
         let process = match verb {
             Verb::Create { stdio, .. } | Verb::Exec { stdio, .. } => process::spawn(&self.path, &args, *stdio)?,
-            Verb::Start | Verb::Kill { .. } | Verb::Delete => {
+            Verb::Start | Verb::Kill { .. } | Verb::Delete | Verb::AskForCages => {
                 let null = File::open("/dev/null").context("open(/dev/null)")?;
                 let printed = rustix::fs::memfd_create(c"runtime output", MemfdFlags::CLOEXEC)
                     .context("memfd_create for the runtime's output")?;
@@ -152,6 +154,7 @@ impl Runtime {
                 args.extend([id.into(), signal.to_string()]);
             }
             Verb::Delete => args.extend(["--force".into(), id.into()]),
+            Verb::AskForCages => args.extend(["--cgroup", "exec", "--help"].map(String::from)),
             Verb::Exec {
                 process,
                 cgroup,

@@ -28,12 +28,12 @@ use corten_proto::shim::{self, Request, reply, request::Call};
 use nix::sys::signalfd::SignalFd;
 use prost::Message as _;
 
-use crate::cage::{Cage, Site};
+use crate::cage::{Cage, Site, Support};
 use crate::container::{Container, Pending, Plan, State, Task, absolute};
 use crate::events::{Clients, Outcome, Received, Requester};
 use crate::io::{self, Io};
 use crate::poll::{Poll, Source};
-use crate::reaper::{self, Children, ExecId, Operation};
+use crate::reaper::{self, Children, ExecId, Launch, Operation};
 use crate::report::report;
 use crate::runtime::{Runtime, Verb};
 use crate::sys;
@@ -295,7 +295,6 @@ impl Service {
         if !matches!(held.state, State::Running { .. }) {
             return Err(wrong_state("exec in", &container, &held.state));
         }
-        let (bundle, site) = (held.bundle.clone(), held.site.clone());
         let exec_id = request.exec_id;
         let id = ExecId { container, exec_id };
         if self.children.exec(&id).is_some() || self.exec_call(&id).is_some() {
@@ -307,25 +306,52 @@ impl Service {
                 format!("container {} has {MAX_EXECS} execs already", id.container),
             ));
         }
+        let launch = Launch {
+            process,
+            console,
+            stdio,
+        };
+        self.begin_exec(id, launch, Some(from))?;
+        Ok(None)
+    }
+
+    /// Begins an exec, or the question to the runtime that comes before the first.
+    pub(crate) fn begin_exec(
+        &mut self,
+        id: ExecId,
+        launch: Launch,
+        from: Option<Requester>,
+    ) -> Result<(), shim::Error> {
+        let (_, held) = self.container(id.container.as_str())?;
+        let (bundle, site) = (held.bundle.clone(), held.site.clone());
+        if site.is_some() && self.runtime.cages == Support::Unknown {
+            let operation = Operation::Exec {
+                exec_id: id.exec_id,
+                killed: false,
+                cage: None,
+                postponed: Some(launch),
+            };
+            return self.begin_call(&Verb::AskForCages, &bundle, &id.container, operation, from);
+        }
         let cage = self.cage(site.as_ref());
         let verb = Verb::Exec {
-            process: &process,
+            process: &launch.process,
             cgroup: cage.as_ref().map(|cage| cage.option.clone()),
-            console_socket: console.as_deref(),
-            stdio: stdio.each_ref().map(AsFd::as_fd),
+            console_socket: launch.console.as_deref(),
+            stdio: launch.stdio.each_ref().map(AsFd::as_fd),
         };
         let operation = Operation::Exec {
             exec_id: id.exec_id,
             killed: false,
             cage,
+            postponed: None,
         };
-        self.begin_call(&verb, &bundle, &id.container, operation, Some(from))?;
-        Ok(None)
+        self.begin_call(&verb, &bundle, &id.container, operation, from)
     }
 
     /// A cgroup for an exec. Without one it runs all the same: then what detaches itself from it is not found by a kill.
     fn cage(&mut self, site: Option<&Site>) -> Option<Cage> {
-        let site = site.filter(|_| self.runtime.takes_cages)?;
+        let site = site.filter(|_| self.runtime.cages == Support::Yes)?;
         let made = site.make(self.runtime.number());
         made.inspect_err(|cause| report!("an exec without a cgroup of its own: {cause:#}"))
             .ok()
@@ -388,7 +414,12 @@ impl Service {
             match self.children.reap_any(&mut self.poll)? {
                 Some((Some(known), ended)) => self.child_ended(known, ended),
                 Some((None, _)) => {}
-                None => self.orphans_due = false,
+                None => {
+                    self.orphans_due = false;
+                    // Who has ended may have been the last one in the cgroup of an exec.
+                    let sites = self.containers.values().filter_map(|held| held.site.as_ref());
+                    sites.for_each(Site::sweep);
+                }
             }
         }
         Ok(())

@@ -13,13 +13,13 @@ use corten_proto::shim::{self, event, reply};
 use corten_runtime::cgroup::Cgroup;
 use rustix::process::Signal;
 
-use crate::cage::{Cage, Site};
+use crate::cage::{Cage, Site, Support};
 use crate::clock;
 use crate::container::{Pending, Removal, State, Task};
 use crate::events::{Outcome, Requester};
 use crate::oom;
 use crate::process::{Ended, Process, kill_child};
-use crate::reaper::{Call, Child, Exec, ExecId, Operation, Role};
+use crate::reaper::{Call, Child, Exec, ExecId, Launch, Operation, Role};
 use crate::report::report;
 use crate::runtime::Verb;
 use crate::service::{Service, error, failed, wrong_state};
@@ -157,14 +157,21 @@ impl Service {
             Operation::Start => Some(self.start_ended(&id, done)),
             Operation::Kill => Some(self.kill_ended(&id, done)),
             Operation::Delete => self.delete_ended(&id, done, requester),
-            Operation::Exec { exec_id, killed, cage } => {
+            Operation::Exec {
+                exec_id,
+                killed,
+                cage,
+                postponed,
+            } => {
                 let container = id.clone();
-                let exec = Exec {
-                    id: ExecId { container, exec_id },
-                    client: requester.map_or(0, |requester| requester.client),
-                    cage,
-                };
-                Some(self.exec_begun(exec, killed, result))
+                let id = ExecId { container, exec_id };
+                match postponed {
+                    Some(launch) => self.cages_known(id, launch, killed, ended, requester),
+                    None => {
+                        let client = requester.map_or(0, |requester| requester.client);
+                        Some(self.exec_begun(Exec { id, client, cage }, killed, result))
+                    }
+                }
             }
         };
         if let (Some(outcome), Some(requester)) = (outcome, requester) {
@@ -294,6 +301,28 @@ impl Service {
         if let Some(container) = self.containers.get_mut(id) {
             container.removal = Removal::Failed;
         }
+    }
+
+    /// The runtime has said whether it can put execs into cgroups: the exec that has waited for it begins.
+    fn cages_known(
+        &mut self,
+        id: ExecId,
+        launch: Launch,
+        killed: bool,
+        ended: Ended,
+        from: Option<Requester>,
+    ) -> Option<Outcome> {
+        // One that was killed, for its time was over, has none either: asked again it would take as long.
+        self.runtime.cages = if ended.code == 0 { Support::Yes } else { Support::No };
+        if killed {
+            let text = format!("exec {:?}: killed before it began", id.exec_id);
+            return Some(Err(error(Code::Failed, text)));
+        }
+        let running = self.containers.get(&id.container);
+        if let Some(held) = running.filter(|held| !matches!(held.state, State::Running { .. })) {
+            return Some(Err(wrong_state("exec in", &id.container, &held.state)));
+        }
+        self.begin_exec(id, launch, from).err().map(Err)
     }
 
     fn exec_begun(&mut self, exec: Exec, killed: bool, result: Result<Option<i32>, String>) -> Outcome {

@@ -196,6 +196,8 @@ fn clients_that_leave_leave_nothing_in_the_shim() {
                 .expect("fd")
                 .count()
         };
+        // The answer to a start is sent before the pidfd of its call is closed; the next answer comes after that.
+        client.subscribe();
         let before = descriptors();
         // More than a container's audience may be at once: each is gone before the last one comes.
         for _ in 0..8 {

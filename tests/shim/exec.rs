@@ -1,15 +1,19 @@
 //! Execs: their descriptors, exit codes, and the end of one with all its descendants.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use corten_proto::shim::error::Code;
 use corten_proto::shim::{Exec, Exit, KillExec, event, reply, request::Call};
 use corten_tests::cgroup;
+use corten_tests::leak::Watch;
 use corten_tests::shim::{Bundle, Client, PATIENCE, Shim, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::with_shims;
@@ -27,7 +31,7 @@ fn process(shim: &Shim, script: &str) -> PathBuf {
     path
 }
 
-fn request(bundle: &Bundle, exec_id: &str, process: &std::path::Path) -> Call {
+fn request(bundle: &Bundle, exec_id: &str, process: &Path) -> Call {
     Call::Exec(Exec {
         container_id: bundle.id.clone(),
         exec_id: exec_id.into(),
@@ -177,17 +181,104 @@ fn an_exec_is_killed_with_what_has_detached_itself() {
         eventually("nothing of it is left", || {
             corten_tests::shim::processes_with(&marker).is_empty().then_some(())
         });
-        // An exec that ends by itself leaves no cgroup, and what it has detached runs on.
+        // An exec that ends by itself leaves no empty cgroup, and what it has detached runs on.
         let script = format!("(setsid sleep {marker} </dev/null >/dev/null 2>&1 &)");
         begin(shim, client, bundle, "daemon", &script);
         assert_eq!(exit(client, "daemon").code, 0);
         assert_eq!(corten_tests::shim::processes_with(&marker).len(), 1);
         begin(shim, client, bundle, "plain", "true");
         assert_eq!(exit(client, "plain").code, 0);
-        let below = fs::read_dir(cage.parent().expect("it is below another")).expect("cgroup");
-        let below = below.flatten().filter(|entry| entry.path().is_dir());
-        let held = below.filter(|entry| !cgroup::processes(&entry.path()).is_empty());
-        assert_eq!(held.count(), 1, "the one with the process that runs on");
+        let below = || {
+            let entries = fs::read_dir(cage.parent().expect("it is below another")).expect("cgroup");
+            entries.flatten().filter(|entry| entry.path().is_dir()).count()
+        };
+        eventually("no cgroup is left but that of the process that runs on", || {
+            (below() == 1).then_some(())
+        });
+        let pid = corten_tests::shim::processes_with(&marker)[0];
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+        eventually("it has ended", || {
+            corten_tests::shim::processes_with(&marker).is_empty().then_some(())
+        });
+        begin(shim, client, bundle, "next", "true");
+        assert_eq!(exit(client, "next").code, 0);
+        eventually("nor that, once it has ended", || (below() == 0).then_some(()));
+    });
+}
+
+/// Runs a test with a running container and a runtime called `runc` that does not know the option of cgroups. It answers no
+/// question of it before there is a file `go` in the directory.
+fn with_old_runtime(test: impl Fn(&Shim, &mut Client, &Bundle, &Path)) {
+    let watch = Watch::new(Vec::<String>::new());
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("runc");
+    let script = format!(
+        r#"#!/bin/sh
+case "$*" in *--cgroup*)
+    until [ -e {}/go ]; do sleep 0.01; done
+    echo 'flag provided but not defined: -cgroup'
+    exit 1
+esac
+exec {} "$@"
+"#,
+        dir.path().display(),
+        corten_tests::binary("corten").display()
+    );
+    fs::write(&path, script).expect("script");
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("chmod");
+    let shim = Shim::start(&path);
+    watch.also(shim.marker());
+    let mut client = shim.connect();
+    client.subscribe();
+    let bundle = shim.bundle("c", "exec sleep 1000", |_| {});
+    client.create(bundle.create());
+    client.start(&bundle.id);
+    test(&shim, &mut client, &bundle, dir.path());
+    assert_eq!(bundle.extra_files(), [] as [String; 0]);
+    client.delete(&bundle.id).expect("delete");
+    drop(client);
+    assert_eq!(shim.log(), "", "the shim has nothing to complain about");
+    shim.shut_down();
+    watch.assert_clean();
+}
+
+#[test]
+fn execs_run_under_a_runtime_that_cannot_put_them_into_cgroups() {
+    with_old_runtime(|shim, client, bundle, dir| {
+        fs::write(dir.join("go"), "").expect("go");
+        for exec_id in ["first", "second"] {
+            let (_, mut stdout, mut stderr) = begin(shim, client, bundle, exec_id, "echo out; exit 5");
+            assert_eq!(exit(client, exec_id).code, 5);
+            assert_eq!(
+                (read_back(&mut stdout).as_str(), read_back(&mut stderr).as_str()),
+                ("out\n", "")
+            );
+        }
+    });
+}
+
+#[test]
+fn an_exec_can_be_killed_while_the_runtime_is_asked_for_cgroups() {
+    with_old_runtime(|shim, client, bundle, dir| {
+        let process = process(shim, "sleep 1000");
+        let null = File::open("/dev/null").expect("null");
+        let seq = client.send_fds(request(bundle, "e", &process), &[null.as_fd(); 3]);
+        client
+            .call(Call::KillExec(KillExec {
+                container_id: bundle.id.clone(),
+                exec_id: "e".into(),
+            }))
+            .expect("kill");
+        fs::write(dir.join("go"), "").expect("go");
+        let refused = client.wait(seq).expect_err("killed");
+        assert!(
+            refused.message.contains("killed before it began"),
+            "{}",
+            refused.message
+        );
+        // The id is free again.
+        begin(shim, client, bundle, "e", "exit 5");
+        assert_eq!(exit(client, "e").code, 5);
     });
 }
 

@@ -23,10 +23,7 @@ fn runtimes() -> Vec<PathBuf> {
     if runc.is_none() {
         eprintln!("skipped with runc: it is not installed");
     }
-    [corten_tests::binary("corten")]
-        .into_iter() /*TEMP*/
-        .chain(runc)
-        .collect()
+    [corten_tests::binary("corten")].into_iter().chain(runc).collect()
 }
 
 /// Runs a test with a new shim for each runtime, and a client that has subscribed; the test leaves no container.
