@@ -38,7 +38,6 @@ use corten_proto::cri;
 
 use self::cgroups::Cgroups;
 use self::disk::{DeviceNames, Disk};
-use self::process::Process;
 use crate::container::Container;
 use crate::image::snapshot::Snapshots;
 use crate::node::Node;
@@ -47,6 +46,7 @@ use crate::store::now;
 
 pub(crate) use disk::mountpoint;
 pub(crate) use metrics::descriptors;
+pub(crate) use process::Process;
 pub(crate) use rate::Rate;
 
 /// One call: what is looked up once for all that it answers of.

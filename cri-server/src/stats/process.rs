@@ -3,31 +3,45 @@
 //! Which open files are sockets is told by their links alone, a call each: a microsecond a file.
 
 use std::ffi::CStr;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat, readlinkat};
 use rustix::io::Errno;
 
 /// A process, held by its directory in /proc: what is read through it is never another process's that got its number.
-pub(super) struct Process {
+pub(crate) struct Process {
     dir: OwnedFd,
 }
 
 impl Process {
     /// The process of this number; none if there is none.
-    pub(super) fn open(pid: i32) -> Option<Process> {
+    pub(crate) fn open(pid: i32) -> Option<Process> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
         Some(Process { dir })
     }
 
     /// One of its files; none once it has ended.
-    pub(super) fn text(&self, file: &str) -> Option<String> {
-        let file = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    pub(crate) fn text(&self, file: &str) -> Option<String> {
+        self.read(file).ok()
+    }
+
+    /// One of its files.
+    pub(crate) fn read(&self, file: &str) -> io::Result<String> {
         let mut text = String::new();
-        std::fs::File::from(file).read_to_string(&mut text).ok()?;
-        Some(text)
+        self.file(file, OFlags::RDONLY)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Writes to one of its files.
+    pub(crate) fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        self.file(file, OFlags::WRONLY)?.write_all(text.as_bytes())
+    }
+
+    fn file(&self, file: &str, flags: OFlags) -> io::Result<File> {
+        Ok(openat(&self.dir, file, flags | OFlags::CLOEXEC, Mode::empty())?.into())
     }
 
     /// The soft limit of its open files.
