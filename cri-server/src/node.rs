@@ -19,8 +19,8 @@ use crate::container::{self, Container};
 use crate::error::Error;
 use crate::events::{self, Event, Events, Kind, Pod};
 use crate::health::Health;
-use crate::image::ImageStore;
 use crate::image::snapshot::Snapshots;
+use crate::image::{ImageStore, MAX_LAYERS};
 use crate::network::Cni;
 use crate::paths::Paths;
 use crate::record::{self, Record};
@@ -30,8 +30,13 @@ use crate::store::{Lookup, Store};
 use crate::streaming::Tokens;
 use crate::tasks::{Adoption, Tasks};
 
-/// Most looks at host paths at once: half of the threads there are for blocking work.
-const MAX_LOOKS: usize = BLOCKING_THREADS / 2;
+/// Most looks at host paths at once: a quarter of the threads there are for blocking work. Layers may take half of them,
+/// and records are to be written even when both have all of theirs.
+const MAX_LOOKS: usize = BLOCKING_THREADS / 4;
+const _: () = assert!(
+    MAX_LOOKS + MAX_LAYERS < BLOCKING_THREADS,
+    "threads are left for everything else"
+);
 
 /// One server's everything.
 pub struct Node {
@@ -55,6 +60,8 @@ pub struct Node {
     pub snapshots: Arc<Snapshots>,
     /// The pod networks.
     pub cni: Cni,
+    /// Held by UpdateRuntimeConfig while disk and memory change.
+    pub(crate) runtime_config: tokio::sync::Mutex<()>,
     /// Execs, attaches and port-forwards that were asked for and have not begun.
     pub tokens: Tokens,
     /// RunPodSandbox calls in flight.
@@ -91,6 +98,7 @@ impl Node {
             images,
             snapshots,
             cni,
+            runtime_config: tokio::sync::Mutex::default(),
             tokens: Tokens::default(),
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),
@@ -138,7 +146,8 @@ impl Node {
             let path = self.paths.sandbox_record(sandbox.id());
             let record = Record::new(&self.boot_id, &sandbox.metadata, after, sandbox.updated());
             self.save(path, &record).await;
-            self.publish(sandbox.id(), sandbox.id(), events::of_sandbox(before, after), || {
+            let kind = || events::of_sandbox(before, after);
+            self.publish(sandbox.id(), sandbox.id(), kind, || {
                 sandbox.status.send_replace(after);
                 true
             });
@@ -170,7 +179,7 @@ impl Node {
             let path = self.paths.container_record(container.id());
             let record = Record::new(&self.boot_id, &container.metadata, &after, container.updated());
             self.save(path, &record).await;
-            let kind = events::of_container(&before, &after);
+            let kind = || events::of_container(&before, &after);
             self.publish(&container.metadata.sandbox, container.id(), kind, || {
                 container.status.send_replace(after.clone());
                 true
@@ -181,11 +190,14 @@ impl Node {
 
     /// Makes a sandbox visible: one that is ready, or one that could not be undone.
     pub(crate) fn sandbox_added(&self, sandbox: &Arc<Sandbox>) {
-        let outcome = match sandbox.status() {
-            sandbox::Status::Ready { .. } => Kind::Started,
-            _ => Kind::Stopped,
+        let kinds = || {
+            let outcome = match sandbox.status() {
+                sandbox::Status::Ready { .. } => Kind::Started,
+                _ => Kind::Stopped,
+            };
+            [Kind::Created, outcome]
         };
-        self.publish(sandbox.id(), sandbox.id(), [Kind::Created, outcome], || {
+        self.publish(sandbox.id(), sandbox.id(), kinds, || {
             self.store.add_sandbox(sandbox.clone());
             true
         });
@@ -193,39 +205,48 @@ impl Node {
 
     /// Makes a container visible.
     pub(crate) fn container_added(&self, container: &Arc<Container>) {
-        self.publish(&container.metadata.sandbox, container.id(), [Kind::Created], || {
-            self.store.add_container(container.clone());
-            true
-        });
+        self.publish(
+            &container.metadata.sandbox,
+            container.id(),
+            || [Kind::Created],
+            || {
+                self.store.add_container(container.clone());
+                true
+            },
+        );
     }
 
     /// Forgets a sandbox of which nothing is left.
     pub(crate) fn sandbox_removed(&self, id: &SandboxId) {
-        self.publish(id, id, [Kind::Deleted], || self.store.remove_sandbox(id));
+        self.publish(id, id, || [Kind::Deleted], || self.store.remove_sandbox(id));
     }
 
     /// Forgets a container of which nothing is left.
     pub(crate) fn container_removed(&self, container: &Container) {
         let id = container.id();
-        self.publish(&container.metadata.sandbox, id, [Kind::Deleted], || {
-            self.store.remove_container(id)
-        });
+        self.publish(
+            &container.metadata.sandbox,
+            id,
+            || [Kind::Deleted],
+            || self.store.remove_container(id),
+        );
     }
 
     /// Makes a change visible, if there is one, and tells whoever listens. What happens to a sandbox that is not visible,
-    /// because it is still being made or undone, is told to nobody.
-    fn publish(
+    /// because it is still being made or undone, is told to nobody. So `kinds` are asked for once the change is made: what
+    /// has come before it, nobody has heard of, and what comes later waits for the lock.
+    fn publish<K: IntoIterator<Item = Kind>>(
         &self,
         pod: &SandboxId,
         id: &ContainerId,
-        kinds: impl IntoIterator<Item = Kind>,
+        kinds: impl FnOnce() -> K,
         change: impl FnOnce() -> bool,
     ) {
         let mut feed = self.events.lock();
         if !change() || !feed.is_heard() {
             return;
         }
-        for kind in kinds {
+        for kind in kinds() {
             let (at, id) = (feed.event_time(), id.clone());
             let pod = self.pod_at(at, pod);
             if pod.sandbox.is_some() || kind == Kind::Deleted {

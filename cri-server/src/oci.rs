@@ -17,6 +17,9 @@ use tokio::process::Command;
 
 use crate::stage::stage;
 
+/// Where programs that a runtime runs, hooks among them, are looked for. Nothing else of the server's environment is their
+/// business.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long `--version` and `features` may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// How long `update` may take: with the systemd driver it waits for systemd.
@@ -76,7 +79,7 @@ pub async fn kill(runtime: &Path, root: &Path, id: &ContainerId, signal: i32) ->
 
 fn command(runtime: &Path) -> Command {
     let mut command = Command::new(runtime);
-    command.stdin(Stdio::null());
+    command.env_clear().env("PATH", PATH).stdin(Stdio::null());
     command
 }
 
@@ -98,4 +101,16 @@ async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
         output.status,
         stderr.lines().last().unwrap_or_default()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_runtime_gets_nothing_of_the_servers_environment() {
+        assert!(std::env::vars_os().count() > 1);
+        let printed = run(command(Path::new("/usr/bin/env")), PROBE_LIMIT).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&printed), format!("PATH={PATH}\n"));
+    }
 }

@@ -110,7 +110,7 @@ impl Patience {
     pub(crate) fn of<T>(call: &'static str, request: &Request<T>) -> Self {
         let timeout = request.metadata().get("grpc-timeout");
         Patience {
-            limit: timeout.and_then(|text| parse(text.to_str().ok()?)),
+            limit: timeout.and_then(|text| self::timeout(text.to_str().ok()?)),
             ..call.into()
         }
     }
@@ -137,8 +137,9 @@ impl Patience {
     }
 }
 
-/// The value of `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout").
-fn parse(text: &str) -> Option<Duration> {
+/// What a value of `grpc-timeout` says: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). Anything else is no
+/// limit.
+pub(crate) fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -167,16 +168,20 @@ mod tests {
             ("120S", Some(Duration::from_secs(120))),
             ("119999m", Some(Duration::from_millis(119_999))),
             ("5u", Some(Duration::from_micros(5))),
+            ("0n", Some(Duration::ZERO)),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
             ("99999999n", Some(Duration::from_nanos(99_999_999))),
             ("", None),
             ("S", None),
             ("1", None),
             ("-1S", None),
+            ("+1S", None),
+            ("1s", None),
             ("123456789S", None),
             ("1ü", None),
         ];
         for (text, expected) in table {
-            assert_eq!(parse(text), expected, "{text:?}");
+            assert_eq!(timeout(text), expected, "{text:?}");
         }
     }
 

@@ -239,7 +239,7 @@ fn plugins_say_whether_the_network_is_ready_and_collect_garbage_at_the_start() {
     let garbage = node.dir().join("cni/garbage");
     node.stop_server();
     node.launch().unwrap();
-    wait_for("GC", Duration::from_secs(10), || valid(&garbage).is_some());
+    wait_for("GC", Duration::from_secs(30), || valid(&garbage).is_some());
     let expected = json!([{ "containerID": pod.id, "ifname": "eth0" }]);
     assert_eq!(valid(&garbage), Some(expected));
     fs::remove_file(node.dir().join("cni/05-new.conflist")).unwrap();

@@ -24,7 +24,7 @@ pub(crate) fn node_with_runtime(line: &str) -> Node {
         let root = config["root"].as_str().unwrap().to_owned();
         let dir = Path::new(&root).parent().unwrap();
         let (script, runtime) = (dir.join("runtime.sh"), binary("corten"));
-        let verbs = "for VERB; do case $VERB in create|start|delete) break;; esac; done";
+        let verbs = "for VERB; do case $VERB in create|start|update|delete) break;; esac; done";
         let text = format!(
             "#!/bin/sh\nDIR={}\n{verbs}\n{line}\nexec {} \"$@\"\n",
             dir.display(),

@@ -8,7 +8,7 @@
 //! ```
 //! The files are read whenever a container asks for a device, and at no other time: what is read is what is there now, and
 //! a node without such devices has no work with them. They are the administrator's and trusted in what they say; a file
-//! that breaks a rule is passed over with a warning, and named to whoever asks for a device that nobody else has.
+//! that breaks a rule is passed over with a warning, one for each of its changes, and named to whoever asks for a device that nobody else has.
 //!
 //! Specifications from version 0.3.0 to 1.1.0 are understood. Not built: `netDevices` (1.1.0), which is refused.
 

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::SystemTime;
 
 use super::document::Document;
 use super::edits::Edits;
@@ -52,7 +54,9 @@ impl Registry {
             match read(&path) {
                 Ok(document) => registry.add(dir, path, document),
                 Err(rule) => {
-                    tracing::warn!("CDI specification {}: {rule}", path.display());
+                    if is_news(&path) {
+                        tracing::warn!("CDI specification {}: {rule}", path.display());
+                    }
                     registry.bad.push((path, rule));
                 }
             }
@@ -140,6 +144,20 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Whether the log does not have it yet that a file is bad: it is read with every container that asks for a device.
+fn is_news(path: &Path) -> bool {
+    /// When each file had changed last that the log has.
+    static TOLD: Mutex<BTreeMap<PathBuf, Option<SystemTime>>> = Mutex::new(BTreeMap::new());
+    let changed = fs::metadata(path).and_then(|file| file.modified()).ok();
+    let mut told = TOLD.lock().expect("no holder panics");
+    if told.get(path) == Some(&changed) {
+        return false;
+    }
+    told.retain(|path, _| path.exists());
+    told.insert(path.to_owned(), changed);
+    true
+}
+
 fn read(path: &Path) -> Result<Document, String> {
     let mut text = Vec::new();
     let file = File::open(path).map_err(|error| format!("open: {error}"))?;
@@ -164,6 +182,19 @@ mod tests {
 
     fn names(names: &[&str]) -> Vec<(String, String)> {
         names.iter().map(|&name| ("f".to_owned(), name.to_owned())).collect()
+    }
+
+    #[test]
+    fn a_bad_file_is_told_of_once_for_each_change() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("bad.json");
+        let file = File::create(&path).unwrap();
+        for second in 1..3 {
+            let changed = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
+            file.set_modified(changed).unwrap();
+            assert!(is_news(&path));
+            assert!(!is_news(&path));
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ use crate::record;
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// Before the first collection of garbage: the pods that wait for a server to start come first.
+const COLLECT_FIRST: Duration = Duration::from_secs(10);
 /// Between two collections of garbage.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 /// Before a collection that had to be put off.
@@ -105,6 +107,7 @@ async fn take_down(node: &Node, teardown: &Teardown) {
 }
 
 async fn collect(node: &Node) {
+    tokio::time::sleep(COLLECT_FIRST).await;
     loop {
         let pause = match node.cni.collect().await {
             Ok(true) => COLLECT_EVERY,

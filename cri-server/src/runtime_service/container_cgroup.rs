@@ -1,7 +1,8 @@
 //! The cgroup of a container that runs, as an update has to see it: what memory is in use, and which processes there are.
 //!
 //! It is found by the init's own `/proc/PID/cgroup`, up to the part that carries the container's id: what the container
-//! has made below for itself belongs to it.
+//! has made below for itself belongs to it. Every process is held by its directory in /proc and asked for its cgroup before
+//! anything is written, because its number may be another's by then.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
 
+use crate::stats::Process;
+
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The v1 hierarchy that is looked at: the one with the limit that an update is careful about.
 const CONTROLLER: &str = "memory";
@@ -18,9 +21,15 @@ const CONTROLLER: &str = "memory";
 const MAX_PASSES: usize = 20;
 /// Deepest cgroup below the container's that is looked into; a container makes them as it likes.
 const MAX_DEPTH: usize = 32;
+/// Most cgroups that are looked into, the container's own among them.
+const MAX_CGROUPS: usize = 4096;
+/// The file of a process that an update changes.
+const SCORE: &str = "oom_score_adj";
 
 /// Where the container's memory is accounted.
+#[derive(Clone)]
 pub(super) struct ContainerCgroup {
+    id: ContainerId,
     directory: PathBuf,
     v2: bool,
 }
@@ -38,6 +47,7 @@ impl ContainerCgroup {
             Path::new(CGROUP_ROOT).join(CONTROLLER)
         };
         Ok(ContainerCgroup {
+            id: id.clone(),
             directory: mount.join(own),
             v2,
         })
@@ -57,13 +67,15 @@ impl ContainerCgroup {
             .with_context(|| format!("{}: {text:?}", path.display()))
     }
 
-    /// Gives every process this oom_score_adj. Dropping the result without `keep` gives them back what they had.
+    /// Gives every process this oom_score_adj. Dropping the result without `keep` gives them back what they had;
+    /// that blocks as this does, for as long as the container is large.
     pub(super) fn adjust_oom_score(&self, score: i32) -> Result<OomScores> {
-        let mut scores = OomScores(Vec::new());
+        let mut scores = OomScores::new(&self.id);
         let mut seen = BTreeSet::new();
         for _ in 0..MAX_PASSES {
-            let mut pids = Vec::new();
-            processes(&self.directory, 0, &mut pids)?;
+            let mut members = Members::default();
+            members.add(&self.directory, 0)?;
+            let Members { mut pids, .. } = members;
             pids.retain(|pid| seen.insert(*pid));
             if pids.is_empty() {
                 return Ok(scores);
@@ -81,39 +93,62 @@ impl ContainerCgroup {
 
 /// The oom_score_adj that processes had before an update.
 #[must_use = "dropping it undoes the change"]
-pub(super) struct OomScores(Vec<(i32, String)>);
+pub(super) struct OomScores {
+    id: ContainerId,
+    /// By pid.
+    before: Vec<(i32, String)>,
+}
 
 impl OomScores {
+    fn new(id: &ContainerId) -> Self {
+        OomScores {
+            id: id.clone(),
+            before: Vec::new(),
+        }
+    }
+
     /// The new scores stay.
     pub(super) fn keep(mut self) {
-        self.0.clear();
+        self.before.clear();
     }
 
     /// One process; one that has ended meanwhile is no error.
     fn adjust(&mut self, pid: i32, score: i32) -> Result<()> {
-        let path = format!("/proc/{pid}/oom_score_adj");
-        let before = match fs::read_to_string(&path) {
-            Err(error) if has_ended(&error) => return Ok(()),
-            before => before.with_context(|| format!("read {path}"))?,
+        let Some(process) = member(pid, &self.id) else {
+            return Ok(());
         };
-        match fs::write(&path, score.to_string()) {
+        let before = match process.read(SCORE) {
             Err(error) if has_ended(&error) => return Ok(()),
-            written => written.with_context(|| format!("write {score} to {path}"))?,
+            before => before.with_context(|| format!("read {SCORE} of {pid}"))?,
+        };
+        match process.write(SCORE, &score.to_string()) {
+            Err(error) if has_ended(&error) => return Ok(()),
+            written => written.with_context(|| format!("write {score} to {SCORE} of {pid}"))?,
         }
-        self.0.push((pid, before));
+        self.before.push((pid, before));
         Ok(())
     }
 }
 
 impl Drop for OomScores {
     fn drop(&mut self) {
-        for (pid, before) in &self.0 {
-            match fs::write(format!("/proc/{pid}/oom_score_adj"), before) {
-                Err(error) if !has_ended(&error) => tracing::warn!(pid, "restore its oom_score_adj: {error}"),
+        for (pid, before) in &self.before {
+            let Some(process) = member(*pid, &self.id) else {
+                continue;
+            };
+            match process.write(SCORE, before) {
+                Err(error) if !has_ended(&error) => tracing::warn!(pid, "restore its {SCORE}: {error}"),
                 _ => {}
             }
         }
     }
+}
+
+/// A process of the container; none if it has ended, whoever has its number now.
+fn member(pid: i32, id: &ContainerId) -> Option<Process> {
+    let process = Process::open(pid)?;
+    place(&process.text("cgroup")?, id.as_str())?;
+    Some(process)
 }
 
 fn has_ended(error: &std::io::Error) -> bool {
@@ -138,30 +173,44 @@ fn place(table: &str, id: &str) -> Option<(bool, PathBuf)> {
     Some((v2, names[..=own].iter().collect()))
 }
 
-/// The processes of a cgroup and of all below it. One that is removed meanwhile has none.
-fn processes(directory: &Path, depth: usize, pids: &mut Vec<i32>) -> Result<()> {
-    let path = directory.join("cgroup.procs");
-    let gone = |error: &std::io::Error| has_ended(error) || error.raw_os_error() == Some(nix::libc::ENODEV);
-    let text = match fs::read_to_string(&path) {
-        Err(error) if gone(&error) => return Ok(()),
-        // A threaded cgroup: its processes are listed in the one above.
-        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => String::new(),
-        text => text.with_context(|| format!("read {}", path.display()))?,
-    };
-    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
-    if depth == MAX_DEPTH {
-        return Ok(());
-    }
-    let entries = match fs::read_dir(directory) {
-        Err(error) if gone(&error) => return Ok(()),
-        entries => entries.with_context(|| format!("list {}", directory.display()))?,
-    };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            processes(&entry.path(), depth + 1, pids)?;
+/// The processes of a cgroup and of all below it.
+#[derive(Default)]
+struct Members {
+    pids: Vec<i32>,
+    cgroups: usize,
+}
+
+impl Members {
+    /// Adds a cgroup's, and those of all below it. One that is removed meanwhile has none.
+    fn add(&mut self, directory: &Path, depth: usize) -> Result<()> {
+        self.cgroups += 1;
+        if self.cgroups > MAX_CGROUPS {
+            bail!("more than {MAX_CGROUPS} cgroups, at {}", directory.display());
         }
+        let path = directory.join("cgroup.procs");
+        let gone = |error: &std::io::Error| has_ended(error) || error.raw_os_error() == Some(nix::libc::ENODEV);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if gone(&error) => return Ok(()),
+            // A threaded cgroup: its processes are listed in the one above.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => String::new(),
+            text => text.with_context(|| format!("read {}", path.display()))?,
+        };
+        self.pids
+            .extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        if depth == MAX_DEPTH {
+            return Ok(());
+        }
+        let entries = match fs::read_dir(directory) {
+            Err(error) if gone(&error) => return Ok(()),
+            entries => entries.with_context(|| format!("list {}", directory.display()))?,
+        };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.add(&entry.path(), depth + 1)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -186,22 +235,40 @@ mod tests {
     }
 
     #[test]
-    fn a_score_is_given_back_unless_kept() {
+    fn a_process_that_is_not_the_containers_is_left_alone() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let pid = child.id().cast_signed();
-        let score = || fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        let process = Process::open(pid).unwrap();
+        let score = || process.read(SCORE).unwrap();
         let before = score();
-        let mut scores = OomScores(Vec::new());
+        let id = ContainerId::random().unwrap();
+        let mut scores = OomScores::new(&id);
         scores.adjust(pid, 777).unwrap();
-        assert_eq!(score(), "777\n");
+        assert_eq!(score(), before);
+        // As if it had got the number of one that was adjusted.
+        scores.before.push((pid, "778".to_owned()));
         drop(scores);
         assert_eq!(score(), before);
-        let mut scores = OomScores(Vec::new());
-        scores.adjust(pid, 778).unwrap();
-        scores.keep();
-        assert_eq!(score(), "778\n");
         child.kill().unwrap();
         child.wait().unwrap();
-        OomScores(Vec::new()).adjust(pid, 1).unwrap();
+        OomScores::new(&id).adjust(pid, 1).unwrap();
+    }
+
+    #[test]
+    fn a_tree_is_looked_into_up_to_a_limit() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = |path: &str, procs: &str| {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+            fs::write(root.path().join(path).join("cgroup.procs"), procs).unwrap();
+        };
+        cgroup("", "1\n2\n");
+        cgroup("a/b", "3\n");
+        cgroup("a", "");
+        let mut members = Members::default();
+        members.add(root.path(), 0).unwrap();
+        assert_eq!(members.pids, [1, 2, 3]);
+        (0..MAX_CGROUPS).for_each(|number| cgroup(&format!("a/{number}"), ""));
+        let error = Members::default().add(root.path(), 0).unwrap_err().to_string();
+        assert!(error.contains("more than 4096 cgroups"), "{error}");
     }
 }

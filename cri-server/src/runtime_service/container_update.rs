@@ -20,6 +20,7 @@ use crate::node::{Node, blocking};
 use crate::oci;
 use crate::record::{read_optional, write};
 use crate::spec::{self, update};
+use crate::stage::stage;
 
 /// A checked update.
 struct Update {
@@ -38,7 +39,9 @@ impl Node {
         request: UpdateContainerResourcesRequest,
     ) -> Result<UpdateContainerResourcesResponse, Error> {
         let container = self.container(&request.container_id)?;
+        let waiting = stage(|| format!("wait for other calls of container {}", container.id()));
         let _order = container.operations.lock().await;
+        drop(waiting);
         // It may have been removed by whoever had the lock.
         self.container(container.id().as_str())?;
         let (Status::Created { pid } | Status::Running { pid, .. }) = container.status() else {
@@ -77,35 +80,43 @@ impl Node {
         let context = || format!("update the resources of {}", container.id());
         let changed = async {
             self.set_limits(container, &update.document).await?;
-            let scores = update
-                .oom_score_adj
-                .map(|score| cgroup.adjust_oom_score(score))
-                .transpose()?;
-            let config = self.replace_limits_of_spec(container, update).await?;
-            let recorded = self.container_updated(container, update.after.clone()).await;
-            if let Err(error) = recorded {
-                if let Err(second) = blocking(move || config.restore()).await {
-                    tracing::warn!(container = %container.id(), "{second:#}");
-                }
-                return Err(error);
-            }
-            if let Some(scores) = scores {
+            let Some(score) = update.oom_score_adj else {
+                return self.record_update(container, update).await;
+            };
+            let cgroup = cgroup.clone();
+            let scores = blocking(move || cgroup.adjust_oom_score(score)).await?;
+            let recorded = self.record_update(container, update).await;
+            if recorded.is_ok() {
                 scores.keep();
+            } else {
+                blocking(move || Ok(drop(scores))).await?;
             }
-            Ok(())
+            recorded
         };
         let Err(error) = changed.await else {
             return Ok(());
         };
         let undo = update::document(
             &update.after,
-            &update::undone(&update.before, &update.after),
+            &update::undone(&update.before, &update.after, &self.host),
             &self.host,
         )?;
         if let Err(second) = self.set_limits(container, &undo).await {
             tracing::warn!(container = %container.id(), "take a failed update back: {second:#}");
         }
         Err(error.context(context()).into())
+    }
+
+    /// Specification, record and memory: all of them, or none.
+    async fn record_update(&self, container: &Container, update: &Update) -> anyhow::Result<()> {
+        let config = self.replace_limits_of_spec(container, update).await?;
+        let recorded = self.container_updated(container, update.after.clone()).await;
+        if recorded.is_err()
+            && let Err(second) = blocking(move || config.restore()).await
+        {
+            tracing::warn!(container = %container.id(), "{second:#}");
+        }
+        recorded
     }
 
     async fn set_limits(&self, container: &Container, document: &LinuxResources) -> anyhow::Result<()> {

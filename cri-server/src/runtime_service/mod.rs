@@ -74,13 +74,12 @@ impl RuntimeService {
     /// Runs a call that changes something, to its end even if the caller goes away.
     async fn change<T: Send + 'static, W>(
         &self,
-        call: impl Into<Patience>,
+        patience: Patience,
         work: impl FnOnce(Arc<Node>) -> W,
     ) -> Result<Response<T>, Status>
     where
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let patience = call.into();
         let result = self.node.work.run_within(&patience, work(self.node.clone())).await;
         answer(patience.call, patience.began, result.and_then(|result| Ok(result?)))
     }
@@ -246,11 +245,10 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        let patience = Patience::of("UpdateContainerResources", &request);
         let request = request.into_inner();
-        self.change("UpdateContainerResources", |node| async move {
-            node.container_update(request).await
-        })
-        .await
+        self.change(patience, |node| async move { node.container_update(request).await })
+            .await
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
@@ -318,9 +316,13 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        let started = Instant::now();
-        let result = self.node.update_runtime_config(request.into_inner()).await;
-        answer("UpdateRuntimeConfig", started, result.map_err(Status::from))
+        let patience = Patience::of("UpdateRuntimeConfig", &request);
+        let request = request.into_inner();
+        self.change(
+            patience,
+            |node| async move { node.update_runtime_config(request).await },
+        )
+        .await
     }
 
     async fn checkpoint_container(
@@ -364,11 +366,10 @@ impl Rpc for RuntimeService {
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        let patience = Patience::of("UpdatePodSandboxResources", &request);
         let request = request.into_inner();
-        self.change("UpdatePodSandboxResources", |node| async move {
-            node.sandbox_update(request).await
-        })
-        .await
+        self.change(patience, |node| async move { node.sandbox_update(request).await })
+            .await
     }
 
     type StreamPodSandboxesStream = Batches<StreamPodSandboxesResponse>;

@@ -37,6 +37,7 @@ impl Node {
     ) -> Result<UpdateRuntimeConfigResponse, Error> {
         let network = request.runtime_config.and_then(|config| config.network_config);
         let cidrs = cidrs(&network.unwrap_or_default().pod_cidr)?;
+        let _alone = self.runtime_config.lock().await;
         if self.cni.pod_cidrs() != cidrs {
             tracing::info!(?cidrs, "the kubelet's ranges of pod addresses");
             let (path, kept) = (self.paths.pod_cidrs(), cidrs.clone());

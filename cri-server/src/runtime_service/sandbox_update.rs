@@ -7,7 +7,8 @@ use corten_proto::cri::{UpdatePodSandboxResourcesRequest, UpdatePodSandboxResour
 
 use crate::error::Error;
 use crate::node::Node;
-use crate::sandbox::{Resources, Status};
+use crate::sandbox::{Resources, Sandbox, Status};
+use crate::stage::stage;
 
 impl Node {
     /// UpdatePodSandboxResources.
@@ -16,12 +17,12 @@ impl Node {
         request: UpdatePodSandboxResourcesRequest,
     ) -> Result<UpdatePodSandboxResourcesResponse, Error> {
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        // Before the wait too: a stop that is under way has the lock for as long as it takes.
+        check_ready(&sandbox)?;
+        let waiting = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id()));
         let _open = sandbox.operations.read().await;
-        if !matches!(sandbox.status(), Status::Ready { .. }) {
-            let state = sandbox.status().state().as_str_name();
-            let text = format!("update the resources of pod sandbox {}: it is {state}", sandbox.id());
-            return Err(Error::State(text));
-        }
+        drop(waiting);
+        check_ready(&sandbox)?;
         let change = Resources {
             overhead: request.overhead,
             resources: request.resources,
@@ -29,4 +30,14 @@ impl Node {
         self.sandbox_updated(&sandbox, |before| before.updated(change)).await?;
         Ok(UpdatePodSandboxResourcesResponse {})
     }
+}
+
+fn check_ready(sandbox: &Sandbox) -> Result<(), Error> {
+    let status = sandbox.status();
+    if matches!(status, Status::Ready { .. }) {
+        return Ok(());
+    }
+    let state = status.state().as_str_name();
+    let text = format!("update the resources of pod sandbox {}: it is {state}", sandbox.id());
+    Err(Error::State(text))
 }

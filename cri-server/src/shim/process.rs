@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::{Child, Command};
 
 use super::socket;
+use crate::oci;
 
 /// Number of the descriptor under which a shim finds its listening socket.
 const LISTENER_FD: i32 = 3;
@@ -67,8 +68,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child> {
         .args(launch.systemd_cgroup.then_some("--systemd-cgroup"))
         .current_dir("/")
         .env_clear()
-        // For hooks and helpers of the runtime; nothing else of the server's environment is the pods' business.
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", oci::PATH)
         .stdin(Stdio::null())
         .stdout(log.try_clone().with_context(context)?)
         .stderr(log);

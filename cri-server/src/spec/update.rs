@@ -1,6 +1,6 @@
 //! What an update makes of a container's resources, and what would take it back. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use corten_proto::cri::{HugepageLimit, LinuxContainerResources};
 use oci_spec::runtime::LinuxResources;
@@ -11,6 +11,7 @@ use super::{Host, SpecError, resources};
 const DEFAULT_SHARES: i64 = 1024;
 const DEFAULT_PERIOD: i64 = 100_000;
 const NO_LIMIT: i64 = -1;
+const NO_PAGE_LIMIT: u64 = i64::MAX.cast_unsigned();
 
 /// The resources after an update. 0 and the empty text are "not specified" (api.proto) and keep what was; of huge pages and
 /// unified files each named one is replaced.
@@ -55,8 +56,13 @@ fn huge_pages(before: &[HugepageLimit], change: &[HugepageLimit]) -> Vec<Hugepag
 }
 
 /// What takes the update from `before` to `after` back: `before`, and the kernel's own value of whatever only `after`
-/// names. A cpuset has none that would be right everywhere; it is the one limit whose first setting stays.
-pub fn undone(before: &LinuxContainerResources, after: &LinuxContainerResources) -> LinuxContainerResources {
+/// names. A cpuset has none that would be right everywhere, and of most files of `unified` it is not known: of these the
+/// first setting stays.
+pub fn undone(
+    before: &LinuxContainerResources,
+    after: &LinuxContainerResources,
+    host: &Host,
+) -> LinuxContainerResources {
     let number = |old: i64, new: i64, default: i64| if old == 0 && new != 0 { default } else { old };
     LinuxContainerResources {
         cpu_period: number(before.cpu_period, after.cpu_period, DEFAULT_PERIOD),
@@ -72,7 +78,40 @@ pub fn undone(before: &LinuxContainerResources, after: &LinuxContainerResources)
                 before.memory_limit_in_bytes
             },
         ),
+        hugepage_limits: undone_pages(&before.hugepage_limits, &after.hugepage_limits, host),
+        unified: undone_files(&before.unified, &after.unified),
         ..before.clone()
+    }
+}
+
+/// What the node cannot limit has been given no limit either.
+fn undone_pages(before: &[HugepageLimit], after: &[HugepageLimit], host: &Host) -> Vec<HugepageLimit> {
+    let is_new = |size: &String| before.iter().all(|old| old.page_size != *size) && host.huge_page_sizes.contains(size);
+    let sizes = after.iter().map(|new| &new.page_size).filter(|size| is_new(size));
+    let unlimited = sizes.map(|size| HugepageLimit {
+        page_size: size.clone(),
+        limit: NO_PAGE_LIMIT,
+    });
+    before.iter().cloned().chain(unlimited).collect()
+}
+
+fn undone_files(before: &HashMap<String, String>, after: &HashMap<String, String>) -> HashMap<String, String> {
+    let new = after.keys().filter(|name| !before.contains_key(*name));
+    let defaults = new.filter_map(|name| Some((name.clone(), default_of(name)?.to_owned())));
+    before.clone().into_iter().chain(defaults).collect()
+}
+
+/// What a new cgroup of v2 has in a file (the kernel's cgroup-v2.rst); none where that is not one value for all.
+fn default_of(file: &str) -> Option<&'static str> {
+    let (controller, name) = file.split_once('.')?;
+    match (controller, name) {
+        ("cpu", "weight") => Some("100"),
+        ("cpu", "idle" | "max.burst" | "uclamp.min") | ("memory", "min" | "low" | "oom.group") => Some("0"),
+        ("memory", "high" | "max" | "swap.high" | "swap.max" | "zswap.max")
+        | ("cpu", "max" | "uclamp.max")
+        | ("pids", "max") => Some("max"),
+        ("hugetlb", name) if name.ends_with(".max") => Some("max"),
+        _ => None,
     }
 }
 
@@ -212,10 +251,58 @@ mod tests {
             cpu_shares: 1024,
             ..memory(-1, -1)
         };
+        let host = host();
+        let undone = |before: &_, after: &_| undone(before, after, &host);
         assert_eq!(undone(&none, &after), expected);
         assert_eq!(undone(&after, &merged(&after, &memory(300, 300))), after);
         assert_eq!(undone(&memory(100, 0), &memory(100, 200)), memory(100, 100));
         assert_eq!(undone(&none, &none), none);
+    }
+
+    #[test]
+    fn what_takes_new_files_and_page_limits_back() {
+        let files = |files: &[(&str, &str)]| {
+            let owned = files.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+            owned.collect::<HashMap<_, _>>()
+        };
+        let before = LinuxContainerResources {
+            hugepage_limits: pages(&[("1GB", 5)]),
+            unified: files(&[("memory.high", "7"), ("io.weight", "default 50")]),
+            ..Default::default()
+        };
+        let change = LinuxContainerResources {
+            hugepage_limits: pages(&[("1GB", 6), ("2MB", 0), ("64KB", 0)]),
+            unified: files(&[
+                ("memory.high", "8"),
+                ("memory.max", "9"),
+                ("memory.low", "1"),
+                ("cpu.weight", "3"),
+                ("cpu.max", "1000 100000"),
+                ("pids.max", "4"),
+                ("hugetlb.2MB.max", "0"),
+                ("io.max", "8:0 rbps=1"),
+            ]),
+            ..Default::default()
+        };
+        let host = Host {
+            huge_page_sizes: ["1GB", "2MB"].map(str::to_owned).into(),
+            cgroup_v2: true,
+            ..host()
+        };
+        let undone = undone(&before, &merged(&before, &change), &host);
+        assert_eq!(undone.hugepage_limits, pages(&[("1GB", 5), ("2MB", NO_PAGE_LIMIT)]));
+        let expected = files(&[
+            ("memory.high", "7"),
+            ("io.weight", "default 50"),
+            ("memory.max", "max"),
+            ("memory.low", "0"),
+            ("cpu.weight", "100"),
+            ("cpu.max", "max"),
+            ("pids.max", "max"),
+            ("hugetlb.2MB.max", "max"),
+        ]);
+        assert_eq!(undone.unified, expected);
+        assert!(document(&before, &undone, &host).is_ok(), "the runtime gets it");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use corten_proto::id::ContainerId;
@@ -19,7 +19,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// The process of this number; none if there is none.
-    pub(super) fn open(pid: i32) -> Option<Process> {
+    pub(crate) fn open(pid: i32) -> Option<Process> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
         Some(Process { dir })
@@ -34,17 +34,30 @@ impl Process {
     }
 
     /// The namespace of this kind, by the kernel's name, that it is in.
-    pub(crate) fn namespace(&self, kind: &str) -> std::io::Result<File> {
+    pub(crate) fn namespace(&self, kind: &str) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(openat(&self.dir, format!("ns/{kind}"), flags, Mode::empty())?.into())
     }
 
     /// One of its files; none once it has ended.
-    pub(super) fn text(&self, file: &str) -> Option<String> {
-        let file = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    pub(crate) fn text(&self, file: &str) -> Option<String> {
+        self.read(file).ok()
+    }
+
+    /// One of its files.
+    pub(crate) fn read(&self, file: &str) -> io::Result<String> {
         let mut text = String::new();
-        File::from(file).read_to_string(&mut text).ok()?;
-        Some(text)
+        self.file(file, OFlags::RDONLY)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Writes to one of its files.
+    pub(crate) fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        self.file(file, OFlags::WRONLY)?.write_all(text.as_bytes())
+    }
+
+    fn file(&self, file: &str, flags: OFlags) -> io::Result<File> {
+        Ok(openat(&self.dir, file, flags | OFlags::CLOEXEC, Mode::empty())?.into())
     }
 
     /// The soft limit of its open files.

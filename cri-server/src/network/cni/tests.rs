@@ -455,6 +455,20 @@ fn garbage_is_not_collected_beside_an_add() {
 }
 
 #[test]
+fn plugins_share_the_time_there_is_for_garbage() {
+    let fixture = Fixture::new(&json!([{ "type": "one" }]));
+    let plugins = json!([{ "type": "one", "mode": "hang" }, { "type": "two" }]);
+    fixture.configure_version("10-net.conflist", "1.1.0", &plugins);
+    let error = format!("{:#}", run(fixture.cni.collect()).unwrap_err());
+    assert!(error.contains("one GC"), "{error}");
+    assert_eq!(
+        fixture.log(2),
+        ["one GC"],
+        "the next would begin when ADDs have waited long enough"
+    );
+}
+
+#[test]
 fn configurations_that_are_renamed_into_the_directory_are_seen() {
     let fixture = Fixture::new(&json!([{ "type": "three" }]));
     assert!(fixture.ready().unwrap_err().contains("three"));

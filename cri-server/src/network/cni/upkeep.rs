@@ -22,8 +22,8 @@ const STATUS_AGE: Duration = Duration::from_secs(10);
 const FAILURE_AGE: Duration = Duration::from_millis(500);
 /// How long all plugins together may take to answer STATUS: who asks for it waits.
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
-/// How long one plugin may take to collect: ADDs wait.
-const GC_LIMIT: Duration = Duration::from_secs(30);
+/// How long all plugins together may take to collect: ADDs wait.
+const GC_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the network as a whole is known by.
 #[derive(Debug, Default)]
@@ -121,7 +121,7 @@ impl Cni {
     /// Has plugins drop what belongs to no sandbox. False if it was put off: an ADD is under way.
     ///
     /// # Errors
-    /// The first of the plugins'; the others have been asked all the same.
+    /// The first of the plugins'; the others have been asked all the same, as far as there was time.
     pub async fn collect(&self) -> Result<bool> {
         let Ok(_turn) = self.upkeep.turn.try_write() else {
             return Ok(false);
@@ -140,8 +140,15 @@ impl Cni {
             .collect();
         let extra = Map::from_iter([("cni.dev/valid-attachments".to_owned(), Value::Array(valid))]);
         let mut outcome = Ok(());
+        let deadline = Instant::now() + self.timeout.min(GC_LIMIT);
         for plugin in &network.plugins {
-            let asked = self.ask(Command::Gc, &network, plugin, &extra, GC_LIMIT).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let asked = if left.is_zero() {
+                let (name, kind) = (&network.name, &plugin.kind);
+                Err(anyhow!("CNI network {name}: no time left for plugin {kind} GC"))
+            } else {
+                self.ask(Command::Gc, &network, plugin, &extra, left).await
+            };
             outcome = outcome.and(asked);
         }
         outcome.map(|()| true)
