@@ -54,6 +54,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let _locks = [take(paths.root())?, take(paths.state())?];
     let _image_lock = take_images(&config)?;
     make_directories(&paths)?;
+    clear_consoles(&paths.consoles())?;
     let image_root = config.image_root();
     let images = ImageStore::open(image_root, config.registries())
         .with_context(|| format!("open the images in {}", image_root.display()))?;
@@ -77,7 +78,7 @@ pub async fn serve(config: Config) -> Result<()> {
     teardown::resume(&node).await?;
     // Only now does every container hold its layers.
     images.sweep();
-    let streams = streaming::Server::listen(&node.config.streaming).await?;
+    let streams = streaming::Server::listen(&node.config.streaming, &node.tokens).await?;
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(url = streams.url(), "serving streams");
     let (stop_streams, stopping) = tokio::sync::watch::channel(false);
@@ -205,6 +206,15 @@ fn make_directories(paths: &Paths) -> Result<()> {
     directory(&paths.pause_rootfs(), 0o755)
 }
 
+/// Removes the sockets of a server that was killed: nobody listens there any more.
+fn clear_consoles(directory: &Path) -> Result<()> {
+    let context = || format!("list {}", directory.display());
+    for entry in fs::read_dir(directory).with_context(context)? {
+        remove_file(&entry.with_context(context)?.path())?;
+    }
+    Ok(())
+}
+
 /// The listening socket; its file goes with it.
 struct Endpoint {
     listener: UnixListener,
@@ -262,6 +272,17 @@ mod tests {
         assert!(Endpoint::open(&path).is_err());
         drop(endpoint);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn sockets_of_a_killed_server_are_cleared_away() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            drop(UnixListener::bind(directory.path().join(name)).unwrap());
+        }
+        clear_consoles(directory.path()).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert!(clear_consoles(&directory.path().join("none")).is_err());
     }
 
     #[test]

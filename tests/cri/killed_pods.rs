@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -271,6 +272,13 @@ fn present(node: &Node) -> Vec<(String, BTreeSet<String>)> {
             names(&directory).into_iter().filter(is_id).collect(),
         ));
     }
+    // Sockets of execs that began, of which a new server has none; and networks that are still to be taken down.
+    found.push(("run/consoles".to_owned(), names(&node.dir().join("run/consoles"))));
+    let networks = names(&node.dir().join("lib/networks"));
+    let networks = networks
+        .iter()
+        .map(|name| name.strip_suffix(".json").unwrap_or(name).to_owned());
+    found.push(("lib/networks".to_owned(), networks.collect()));
     let leases = node.leases().into_iter().filter_map(|address| {
         let text = fs::read_to_string(node.dir().join("leases/ct").join(address)).ok()?;
         text.lines().next().map(str::to_owned)
@@ -297,6 +305,8 @@ fn contradictions(node: &Node) -> Vec<String> {
 fn kill_and_check(load: &Load<'_>, moment: Duration) {
     thread::sleep(moment);
     load.node.kill_server();
+    // What a kill leaves of an exec with a terminal, which these clients have none of.
+    drop(UnixListener::bind(load.node.dir().join("run/consoles/left")).expect("a socket"));
     // Calls that were under way have failed by now, or will.
     let _no_calls = load.calls.write().unwrap_or_else(PoisonError::into_inner);
     load.node.launch().expect("the next server");

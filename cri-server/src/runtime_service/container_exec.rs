@@ -11,20 +11,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use corten_proto::cri::{ExecSyncRequest, ExecSyncResponse};
 use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::exec::Stdio;
+use super::exec::{DRAIN, Stdio, output_pipe};
 use crate::error::Error;
 use crate::node::Node;
 
 /// Most bytes of one output that are kept: two of them and the message around them stay below 16 MiB.
 const MAX_OUTPUT: usize = (8 << 20) - (64 << 10);
-/// How long an output may stay open after the command has ended.
-const DRAIN: Duration = Duration::from_secs(2);
 
 impl Node {
     /// ExecSync. After `timeout` seconds (0: never) the command and all that descends from it is killed.
@@ -65,8 +62,7 @@ struct Output {
 }
 
 impl Output {
-    fn read(pipe: OwnedFd) -> Result<Self> {
-        let mut pipe = Receiver::from_owned_fd(pipe).context("read the output of an exec")?;
+    fn read(mut pipe: Receiver) -> Self {
         let (stop, mut stopped) = watch::channel(false);
         let task = tokio::spawn(async move {
             let mut kept = Vec::new();
@@ -77,7 +73,7 @@ impl Output {
             }
             kept
         });
-        Ok(Output { task, stop })
+        Output { task, stop }
     }
 
     /// The output, once it is closed or [`DRAIN`] has passed.
@@ -101,7 +97,6 @@ async fn drain(pipe: &mut Receiver, kept: &mut Vec<u8>) {
 
 /// An output, and the end that is the command's.
 fn output() -> Result<(Output, OwnedFd)> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
-    rustix::io::ioctl_fionbio(&read, true).context("make a pipe's end non-blocking")?;
-    Ok((Output::read(read)?, write))
+    let (read, write) = output_pipe(OFlag::empty())?;
+    Ok((Output::read(read), write))
 }

@@ -12,7 +12,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
 use corten_proto::shim::{self as proto, Exit};
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 use oci_spec::runtime::{Process, Spec};
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
 
 use crate::container::{Container, Status};
@@ -23,6 +26,8 @@ use crate::shim::Shim;
 
 /// How long a killed command may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long an output may stay open, once its process has ended: another process holds it.
+pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 
 /// A command's standard IO.
 pub(crate) enum Stdio {
@@ -30,7 +35,6 @@ pub(crate) enum Stdio {
     Pipes([OwnedFd; 3]),
     /// A terminal. Its master is sent to the listening unix stream socket at this path, of 107 bytes at most, before
     /// [`Node::exec`] returns.
-    #[allow(dead_code, reason = "for the streaming server")]
     Terminal(PathBuf),
 }
 
@@ -145,6 +149,14 @@ impl Drop for Exec {
             }
         });
     }
+}
+
+/// A process's output: the reading end, which blocks no thread, and the process's own, with `flags`.
+pub(crate) fn output_pipe(flags: OFlag) -> Result<(Receiver, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC | flags).context("make a pipe")?;
+    rustix::io::ioctl_fionbio(&read, true).context("make a pipe's end non-blocking")?;
+    let read = Receiver::from_owned_fd(read).context("watch a process's output")?;
+    Ok((read, write))
 }
 
 /// The OCI process document of a command: the container's own process with other arguments, and a terminal or none.

@@ -3,7 +3,6 @@
 use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::BytesMut;
@@ -17,11 +16,10 @@ use tokio::sync::watch;
 
 use super::channel::{Incoming, Outgoing};
 use super::client::Streams;
+use crate::runtime_service::exec::{self, DRAIN};
 
 /// Bytes that are read at once.
 const PIECE: usize = 32 << 10;
-/// How long an output may be silent before it is given up, once its process has ended: another process holds it open.
-const DRAIN: Duration = Duration::from_secs(2);
 /// What is read of an output after its process has ended, at most: what it wrote itself lies in the pipe, 64 KiB, and
 /// the rest comes from others that hold it open.
 const DRAIN_BYTES: usize = 1 << 20;
@@ -184,10 +182,7 @@ async fn optional<T>(work: Option<impl Future<Output = T>>, otherwise: T) -> T {
 
 /// A pipe's end for a process, and its non-blocking reading end for the server.
 pub(super) fn output_pipe(flags: OFlag) -> Result<(Output, OwnedFd)> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC | flags).context("make a pipe")?;
-    rustix::io::ioctl_fionbio(&read, true).context("make a pipe's end non-blocking")?;
-    let read = Receiver::from_owned_fd(read).context("watch a process's output")?;
-    Ok((Output(read), write))
+    exec::output_pipe(flags).map(|(read, write)| (Output(read), write))
 }
 
 /// A pipe's end for a process, and its writing end for the server.

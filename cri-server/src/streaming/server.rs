@@ -31,6 +31,7 @@ use super::negotiate::{Refusal, Upgrade, negotiate};
 use super::port_forward;
 use super::session::{Limits, Session};
 use super::tls;
+use super::token::Tokens;
 use crate::config::Streaming;
 use crate::node::Node;
 
@@ -56,8 +57,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens where the configuration says.
-    pub async fn listen(config: &Streaming) -> Result<Self> {
+    /// Listens where the configuration says. From here on URLs are given out; who brings one early waits to be accepted.
+    pub async fn listen(config: &Streaming, tokens: &Tokens) -> Result<Self> {
         let address = SocketAddr::new(config.address, config.port);
         let tls = tls::acceptor(config).context("TLS of the streaming server")?;
         let listener = TcpListener::bind(address)
@@ -69,11 +70,13 @@ impl Server {
             reached.set_ip(super::loopback_of(reached.ip()));
         }
         let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{reached}");
+        tokens.open(url.clone());
         Ok(Server {
             listener,
             tls,
             idle: Duration::from_secs(config.idle_timeout_s),
-            url: format!("{scheme}://{reached}"),
+            url,
         })
     }
 
@@ -84,7 +87,6 @@ impl Server {
 
     /// Serves until `stopping`, then ends what is under way: execs are killed, clients are told.
     pub async fn serve(self, node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
-        node.tokens.open(self.url.clone());
         let limits = Limits {
             idle: self.idle,
             stopping: stopping.clone(),
@@ -219,4 +221,21 @@ fn upgrade(node: &Node, mut request: Request<Incoming>) -> Result<(Response<()>,
 
 fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
     refusal.response().map(|()| Full::from(format!("{}\n", refusal.text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn urls_are_given_out_as_soon_as_it_listens() {
+        let tokens = Tokens::default();
+        let server = Server::listen(&Streaming::default(), &tokens).await.unwrap();
+        let session = Session::PortForward {
+            sandbox: "s".to_owned(),
+            ports: Vec::new(),
+        };
+        let url = tokens.issue(session).unwrap();
+        assert!(url.starts_with(server.url()), "{url}");
+    }
 }
