@@ -89,7 +89,11 @@ impl Node {
             if recorded.is_ok() {
                 scores.keep();
             } else {
-                blocking(move || Ok(drop(scores))).await?;
+                let give_back = move || {
+                    drop(scores);
+                    Ok(())
+                };
+                blocking(give_back).await?;
             }
             recorded
         };
