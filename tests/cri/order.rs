@@ -224,6 +224,58 @@ fn removals_at_once_all_succeed() {
     node.assert_no_pods_left();
 }
 
+#[test]
+fn an_update_goes_on_without_its_caller_and_is_told_apart_from_one_that_is_refused() {
+    let node = node_with_runtime(&slow("update"));
+    let pod = node.pod("updated");
+    let container = pod.sh("main", "sleep 1000");
+    let file = node.dir().join("slow");
+    fs::write(&file, "").unwrap();
+    let request = cri::UpdateContainerResourcesRequest {
+        container_id: container.id.clone(),
+        linux: Some(cri::LinuxContainerResources {
+            cpu_shares: 77,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let impatient = node.cri.within(IMPATIENT);
+    let error = impatient.update_container_resources(request.clone()).unwrap_err();
+    assert_gave_up(&error, "UpdateContainerResources", &["update", &container.id]);
+    let error = impatient.update_container_resources(request).unwrap_err();
+    assert_gave_up(
+        &error,
+        "UpdateContainerResources",
+        &["wait for other calls of container"],
+    );
+    fs::remove_file(&file).unwrap();
+    let shares = || Some(container.status().resources?.linux?.cpu_shares);
+    wait_for("the update", || shares() == Some(77));
+}
+
+#[test]
+fn a_pod_that_is_being_stopped_refuses_an_update_at_once() {
+    let node = node_with_runtime(&slow("delete"));
+    let pod = node.pod("stopping");
+    let file = node.dir().join("slow");
+    fs::write(&file, "").unwrap();
+    thread::scope(|scope| {
+        let stop = scope.spawn(|| node.cri.stop_pod_sandbox(stop_request(&pod)));
+        wait_for("the stop does not begin", || {
+            pod.status().state() == cri::PodSandboxState::SandboxNotready
+        });
+        let request = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: pod.id.clone(),
+            ..Default::default()
+        };
+        let refused = node.cri.within(IMPATIENT).update_pod_sandbox_resources(request);
+        fs::remove_file(&file).unwrap();
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        stop.join().unwrap().unwrap();
+    });
+}
+
 /// Takes its time to end, and says whether it had a network meanwhile.
 const LAST_WORDS: &str = "trap 'ip -4 addr show eth0 | grep inet; usleep 500000; echo bye; exit 3' TERM; echo ready; \
     while :; do usleep 20000; done";

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 use corten_proto::cri;
 use corten_tests::node::Node;
@@ -159,6 +160,18 @@ fn the_ranges_of_pod_addresses_are_kept_and_bad_ones_refused() {
     node.launch().unwrap();
     let kept = info(&status(&node), "network")["podCIDRs"].clone();
     assert_eq!(kept, serde_json::json!(["10.244.1.0/24", "fd00:1::/64"]));
+
+    // Many at once: one after the other, so that what is on disk is what the last one has left in memory.
+    thread::scope(|scope| {
+        for client in 0..8 {
+            let update = &update;
+            scope.spawn(move || (0..20).for_each(|_| assert!(update(&format!("10.{client}.0.0/16")).is_ok())));
+        }
+    });
+    let last = info(&status(&node), "network")["podCIDRs"].clone();
+    node.kill_server();
+    node.launch().unwrap();
+    assert_eq!(info(&status(&node), "network")["podCIDRs"], last);
     update("").unwrap();
 }
 
