@@ -9,6 +9,8 @@ use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::{Container, Pod, container, image};
 use tonic::Code;
 
+use crate::lost::node_with_runtime;
+
 const FIRST: u32 = 200_000;
 const LENGTH: u32 = 65536;
 
@@ -290,6 +292,32 @@ fn mappings_that_are_refused() {
         let error = node.cri.create_container(pod.create_request(&config)).unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         assert!(error.message().contains(word), "{error}");
+    }
+}
+
+/// What Status says of the handlers holds.
+#[test]
+fn a_handler_that_has_no_user_namespaces() {
+    let node = node_with_runtime("true");
+    node.pull(BUSYBOX);
+    let statuses = node.cri.status(cri::StatusRequest { verbose: false }).unwrap();
+    for (handler, able) in [("", false), ("wrapped", false), ("corten", true)] {
+        let mut handlers = statuses.runtime_handlers.iter();
+        let said = handlers.find(|it| it.name == handler).unwrap().features.unwrap();
+        let request = cri::RunPodSandboxRequest {
+            config: Some(pod_config(&node, "own", own(FIRST))),
+            runtime_handler: handler.to_owned(),
+        };
+        if able {
+            let pod = node.run_pod_by(request.config.unwrap(), handler);
+            assert_mapped(&pod.start(member(&pod, "main", &[])), FIRST);
+            continue;
+        }
+        assert!(!said.user_namespaces, "{handler}");
+        let error = node.cri.run_pod_sandbox(request).unwrap_err();
+        assert_eq!(error.code(), Code::Unimplemented, "{error}");
+        assert!(error.message().contains("runtime_handler \"wrapped\""), "{error}");
+        node.assert_no_pods_left();
     }
 }
 
