@@ -257,8 +257,11 @@ fn memory_beyond_the_limit_ends_as_oom_killed() {
         memory_limit_in_bytes: 16 << 20,
         ..Default::default()
     });
-    let exited = pod.start(config).wait_exit();
+    let container = pod.start(config);
+    let exited = container.wait_exit();
     assert_eq!((exited.exit_code, exited.reason.as_str()), (137, "OOMKilled"));
+    let info = container.info();
+    assert_eq!((&info["oomKills"], &info["outputLost"]), (&1.into(), &0.into()));
 }
 
 #[test]

@@ -258,6 +258,11 @@ fn the_verbose_info_of_containers_and_pods_has_what_tools_read() {
         (&Value::Bool(false), &"corten".into())
     );
     assert!(info["pid"].as_i64().unwrap() > 1);
+    assert_eq!(
+        (&info["outputLost"], &info["oomKills"]),
+        (&Value::Null, &Value::Null),
+        "they are told with the exit"
+    );
     assert!(
         info["runtimeOptions"]["binaryName"]
             .as_str()
