@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::thread;
-use std::time::SystemTime;
 
 use corten_proto::cri;
 use corten_tests::node::Node;
@@ -53,25 +52,6 @@ fn a_runtime_that_fails_or_hangs_makes_the_node_not_ready_until_it_works_again()
         wait_for("ready again", || ready().status);
     }
     assert!(condition(&status(&node), "NetworkReady").status, "none of its business");
-}
-
-/// One slow answer says nothing of what a runtime can do.
-#[test]
-fn a_runtime_that_was_slow_to_tell_its_features_is_asked_again_soon() {
-    let node = node_with_runtime("[ $VERB = features ] && [ -e $DIR/slow ] && exec sleep 1000");
-    let default = || status(&node).runtime_handlers[0].features.expect("features");
-    let problem = || info(&status(&node), "handlers")[""]["problem"].to_string();
-    wait_for("asked", || default().recursive_read_only_mounts);
-    fs::write(node.dir().join("slow"), "").unwrap();
-    // Another executable now, as far as can be told.
-    let script = fs::File::options()
-        .append(true)
-        .open(node.dir().join("runtime.sh"))
-        .unwrap();
-    script.set_modified(SystemTime::now()).unwrap();
-    wait_for("too slow", || problem().contains("not done in 5 s"));
-    fs::remove_file(node.dir().join("slow")).unwrap();
-    wait_for("asked again", || default().recursive_read_only_mounts);
 }
 
 #[test]

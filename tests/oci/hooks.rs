@@ -20,7 +20,6 @@ each_runtime! {
     create_container_hooks_find_the_root_at_its_path,
     poststop_hooks_follow_a_failed_create,
     an_interrupt_leaves_the_last_hooks_alone,
-    an_ignored_signal_interrupts_nothing,
 }
 
 rootless! {
@@ -36,6 +35,7 @@ corten_only! {
     the_state_is_on_stdin: "the same: their state says created",
     hooks_have_only_stdio_open: "runc 1.1 lets createContainer hooks inherit the descriptors of its init",
     a_failing_poststop_hook_does_not_stop_delete: "runc 1.1 leaves the remaining hooks out; runtime.md, step 15, does not",
+    an_ignored_signal_interrupts_nothing: "runc 1.1 passes it on to its own init, which it may end before the program is there",
     an_interrupt_ends_a_run_at_its_hooks: "runc 1.1 keeps the signal for a program that never comes",
     a_second_interrupt_spares_the_undoing: "the same",
     an_interrupt_at_poststart_is_the_program_s: "runc 1.1 waits for the hook first",

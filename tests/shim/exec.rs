@@ -185,7 +185,9 @@ fn an_exec_is_killed_with_what_has_detached_itself() {
         let script = format!("(setsid sleep {marker} </dev/null >/dev/null 2>&1 &)");
         begin(shim, client, bundle, "daemon", &script);
         assert_eq!(exit(client, "daemon").code, 0);
-        assert_eq!(corten_tests::shim::processes_with(&marker).len(), 1);
+        eventually("what it has detached runs on", || {
+            (corten_tests::shim::processes_with(&marker).len() == 1).then_some(())
+        });
         begin(shim, client, bundle, "plain", "true");
         assert_eq!(exit(client, "plain").code, 0);
         let below = || {
