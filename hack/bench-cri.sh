@@ -31,16 +31,7 @@ main() {
 
     local optimised=$2
     BIN=$3 rounds=$4 pods=$5 crowd=$6
-    make_dir
-    trap clean_up_servers EXIT
-    ip link set lo up
-    # containerd puts the sockets of its shims below /run/containerd, and results of plugins below /var/lib/cni, whatever its
-    # configuration says.
-    mount -t tmpfs tmpfs /run
-    mount -t tmpfs tmpfs /var/lib
-    "$BIN/mkimage" --out "$DIR/images" --name busybox:latest >/dev/null
-    start_registry
-    write_cni_config
+    prepare_for_servers
     write_config
     BIN=$optimised start_server
     # The first pod has the shim put its pause program where containerd's image finds it.

@@ -114,16 +114,7 @@ main() {
     fi
 
     BIN=$2
-    make_dir
-    trap clean_up_servers EXIT
-    ip link set lo up
-    # containerd puts the sockets of its shims below /run/containerd, and results of plugins below /var/lib/cni, whatever its
-    # configuration says.
-    mount -t tmpfs tmpfs /run
-    mount -t tmpfs tmpfs /var/lib
-    "$BIN/mkimage" --out "$DIR/images" --name busybox:latest >/dev/null
-    start_registry
-    write_cni_config
+    prepare_for_servers
     say "one pod of one container, KiB"
     printf '%-22s %12s %12s %12s %12s %12s\n' "" "idle RSS" "RSS" "shim PSS" "pause PSS" "pod PSS"
     measure_corten

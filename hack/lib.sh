@@ -209,6 +209,21 @@ start_containerd() {
         die "containerd does not start: $(tail -n 5 "$DIR/containerd.log")"
 }
 
+# The beginning of a script that compares servers on pods, in network and mount namespaces of its own: $DIR, a registry with
+# busybox, and a CNI configuration. The programs are in $BIN.
+prepare_for_servers() {
+    make_dir
+    trap clean_up_servers EXIT
+    ip link set lo up
+    # containerd puts the sockets of its shims below /run/containerd, and results of plugins below /var/lib/cni, whatever its
+    # configuration says.
+    mount -t tmpfs tmpfs /run
+    mount -t tmpfs tmpfs /var/lib
+    "$BIN/mkimage" --out "$DIR/images" --name busybox:latest >/dev/null
+    start_registry
+    write_cni_config
+}
+
 # The end of a script that has started servers: everything of $DIR goes, and the exit code says whether it did.
 clean_up_servers() {
     local status=$? pid

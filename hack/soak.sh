@@ -25,12 +25,7 @@ main() {
 
     local optimised=$2
     BIN=$3 pods=$4
-    make_dir
-    trap clean_up_servers EXIT
-    ip link set lo up
-    "$BIN/mkimage" --out "$DIR/images" --name busybox:latest >/dev/null
-    start_registry
-    write_cni_config
+    prepare_for_servers
     write_config
     BIN=$optimised start_server
     say "$pods pods, Linux $(uname -r), $(nproc) processors"
