@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
-pub(crate) use features::Features;
 use features::Known;
 
 use crate::node::Node;
+use crate::spec::Features;
 
 /// How old a round of probes may be.
 const MAX_AGE: Duration = Duration::from_secs(1);

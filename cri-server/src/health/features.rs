@@ -21,7 +21,7 @@ use tokio::time::error::Elapsed;
 use super::{Handler, Health};
 use crate::node::{Node, blocking};
 use crate::oci;
-use crate::spec::{self, kernel_at_least};
+use crate::spec::{Features, kernel_at_least};
 
 /// When a runtime that gave no document is asked again.
 const RETRY: Duration = Duration::from_secs(60);
@@ -34,17 +34,6 @@ const ID_MAPPED: [(u64, (u32, u32)); 4] = [
     (0x9123_683E, (5, 15)), // Btrfs
     (0x0102_1994, (6, 3)),  // tmpfs
 ];
-
-/// What a runtime can do of what CRI asks about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Features {
-    /// Make a mount read-only with all that is mounted below it.
-    pub(crate) recursive_read_only: bool,
-    /// Map the ids of bind mounts. A runtime that cannot passes over the mappings without a word.
-    pub(crate) idmapped_mounts: bool,
-    /// User namespaces, and mounts with mapped ids for them.
-    pub(crate) user_namespaces: bool,
-}
 
 /// What executables have said, by path: a lock each, which is held while one is asked.
 pub(super) type Known = BTreeMap<PathBuf, Arc<tokio::sync::Mutex<Option<Answer>>>>;
@@ -103,14 +92,10 @@ impl Node {
     }
 
     /// What the runtime of a handler can do by its own word; nothing where it says nothing, or is not configured any more.
-    pub(crate) async fn handler(&self, name: &str) -> spec::Handler {
-        let features = match self.config.runtime(name) {
+    pub(crate) async fn runtime_features(&self, handler: &str) -> Features {
+        match self.config.runtime(handler) {
             Some(path) => self.asked(&path).await.unwrap_or_default(),
             None => Features::default(),
-        };
-        spec::Handler {
-            recursive_read_only: features.recursive_read_only,
-            idmapped_mounts: features.idmapped_mounts,
         }
     }
 

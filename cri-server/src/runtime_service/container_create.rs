@@ -32,7 +32,7 @@ use crate::paths::Paths;
 use crate::record::{read_optional, write};
 use crate::sandbox::Sandbox;
 use crate::spec::{
-    self, Confinement, ContainerSpecInput, Handler, MadeDirectories, SourceRules, Sources, SpecError, User,
+    self, Confinement, ContainerSpecInput, Features, MadeDirectories, SourceRules, Sources, SpecError, User,
     stop_signal, user,
 };
 use crate::stage::{Patience, stage};
@@ -62,6 +62,8 @@ struct Found {
     made: MadeDirectories,
     /// What the CDI devices make of the specification.
     edits: cdi::Edits,
+    /// By the profiles that the container asks for.
+    confinement: Confinement,
 }
 
 impl Node {
@@ -213,10 +215,10 @@ impl Node {
             sources,
             made,
             edits,
+            confinement,
         } = self.look_inside(&plan, volumes).await?;
-        let handler = self.handler(&plan.sandbox.metadata.runtime).await;
-        let confinement = self.confinement(&plan.config).await?;
-        let mut spec = self.container_spec(&plan, &user, &sources, &confinement, handler)?;
+        let features = self.runtime_features(&plan.sandbox.metadata.runtime).await;
+        let mut spec = self.container_spec(&plan, &user, &sources, &confinement, features)?;
         edits.apply(&mut spec);
         let path = self.paths.bundle(&plan.id).join("config.json");
         blocking(move || write(&path, &spec)).await?;
@@ -245,41 +247,41 @@ impl Node {
         Ok(())
     }
 
-    /// What must be looked up in the container's own root and on the node.
+    /// What must be looked up in the container's own root and on the node: its user, host paths and profiles.
     ///
     /// A host path may lie on a filesystem that does not answer. The thread that waits for it cannot be freed: a pod can
     /// hold one, and all pods together some, however often the kubelet repeats the call. The caller is told which paths
     /// were asked for before its own patience ends.
-    async fn look_inside(&self, plan: &Plan, volumes: BTreeMap<usize, PathBuf>) -> Result<Found, Error> {
+    async fn look_inside(self: &Arc<Self>, plan: &Plan, volumes: BTreeMap<usize, PathBuf>) -> Result<Found, Error> {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
         let (of_pod, of_node) = (plan.sandbox.look.clone(), self.looks.clone());
-        let cdi_dirs = self.config.cdi_spec_dirs.clone();
-        let rules = SourceRules {
-            missing_host_path: self.config.missing_host_path,
-            device_ownership: self.config.device_ownership_from_security_context,
-        };
+        let node = self.clone();
         let look = move || {
+            let rules = SourceRules {
+                missing_host_path: node.config.missing_host_path,
+                device_ownership: node.config.device_ownership_from_security_context,
+            };
             let linux = config.linux.as_ref();
             let security = linux.and_then(|linux| linux.security_context.as_ref());
             let image = image.config.config().as_ref();
             let image_user = image.and_then(|config| config.user().as_deref());
             let mut user = user::resolve(&rootfs, security, image_user)?;
-            let edits = cdi::resolve(&config, &cdi_dirs)?;
+            let edits = cdi::resolve(&config, &node.config.cdi_spec_dirs)?;
             edits.add_groups(&mut user);
             let (sources, made) = Sources::read(&config, &volumes, rules)?;
+            let confinement = Confinement::of_container(&config, &node.host, &node.config.security)?;
             Ok::<_, SpecError>(Found {
                 user,
                 sources,
                 made,
                 edits,
+                confinement,
             })
         };
-        let _stage = stage(|| {
-            let mounts = plan.config.mounts.iter();
-            let paths: Vec<_> = mounts.map(|mount| mount.host_path.as_str()).collect();
-            format!("look up the host paths {paths:?}")
-        });
+        let paths: Vec<_> = plan.config.mounts.iter().map(|mount| &mount.host_path).collect();
+        let what = format!("look up the host paths {paths:?}");
+        let _stage = stage(|| what.clone());
         // Two results: the inner one keeps the kind of the refusal, which decides the code.
         let looking = async {
             let permits = (of_pod.acquire_owned().await, of_node.acquire_owned().await);
@@ -292,21 +294,10 @@ impl Node {
             .await
         };
         let Ok(found) = tokio::time::timeout(LOOK_LIMIT, looking).await else {
-            let mounts = plan.config.mounts.iter();
-            let paths: Vec<_> = mounts.map(|mount| mount.host_path.as_str()).collect();
             let limit = LOOK_LIMIT.as_secs();
-            let text = format!("look up the host paths {paths:?}: no answer in {limit} s");
-            return Err(Error::Deadline(text));
+            return Err(Error::Deadline(format!("{what}: no answer in {limit} s")));
         };
         Ok(found??)
-    }
-
-    /// Reads the profiles that the container asks for.
-    async fn confinement(self: &Arc<Self>, config: &ContainerConfig) -> Result<Confinement, Error> {
-        let (node, config) = (self.clone(), config.clone());
-        // Two results: the inner one keeps the kind of the refusal.
-        let read = move || Ok(Confinement::of_container(&config, &node.host, &node.config.security));
-        Ok(blocking(read).await??)
     }
 
     fn container_spec(
@@ -315,7 +306,7 @@ impl Node {
         user: &User,
         sources: &Sources,
         confinement: &Confinement,
-        handler: Handler,
+        features: Features,
     ) -> Result<Spec, Error> {
         let bundle = self.paths.bundle(&plan.id);
         let sandbox = &plan.sandbox.metadata;
@@ -342,7 +333,7 @@ impl Node {
             sources,
             confinement,
             security: &self.config.security,
-            handler,
+            features,
             host: &self.host,
         })?)
     }

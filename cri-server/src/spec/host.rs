@@ -47,13 +47,15 @@ pub struct Host {
 /// A capability by its kernel name, `CAP_CHOWN`; ordered, which oci-spec's type is not.
 pub type CapabilityName = &'static str;
 
-/// What the runtime of a handler can do; the kernel's part of it is [`Host`]'s.
+/// What a runtime can do of what CRI asks about; the kernel's part of it is [`Host`]'s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Handler {
-    /// It knows the mount option `rro`.
+pub struct Features {
+    /// It knows the mount option `rro`: read-only with all that is mounted below.
     pub recursive_read_only: bool,
     /// It maps the ids of bind mounts. One that cannot passes over the mappings without a word.
     pub idmapped_mounts: bool,
+    /// User namespaces, and mounts with mapped ids for them.
+    pub user_namespaces: bool,
 }
 
 /// How [`Sources::read`] goes about it.

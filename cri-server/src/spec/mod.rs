@@ -61,7 +61,7 @@ pub use confinement::Confinement;
 pub use container::{check_container, container};
 pub use error::{Kind, SpecError};
 pub(crate) use host::kernel_at_least;
-pub use host::{CapabilityName, Handler, Host, HostDevice, SourceRules, Sources};
+pub use host::{CapabilityName, Features, Host, HostDevice, SourceRules, Sources};
 pub use host_paths::{MadeDirectories, MissingHostPath, MountSource};
 pub use namespaces::user_namespace as user_namespace_of;
 pub use resources::updated_oom_score_adj;
@@ -130,7 +130,7 @@ pub struct ContainerSpecInput<'a> {
     /// What it gets where the request says nothing.
     pub security: &'a Security,
     /// What the runtime can do that is to make the container.
-    pub handler: Handler,
+    pub features: Features,
     /// The node.
     pub host: &'a Host,
 }

@@ -184,7 +184,7 @@ fn one(
         return Err(SpecError::unimplemented(field("selinux_relabel"), true, rule));
     }
     let access = match (mount.recursive_read_only, mount.readonly) {
-        (true, _) if !input.host.recursive_read_only || !input.handler.recursive_read_only => {
+        (true, _) if !input.host.recursive_read_only || !input.features.recursive_read_only => {
             let rule = "RROUnsupported: needs Linux 5.12, and a runtime that knows the mount option rro";
             return Err(SpecError::unimplemented(field("recursive_read_only"), true, rule));
         }
@@ -197,7 +197,7 @@ fn one(
     options.extend(restrictions(mount, field)?);
     let mut result = bind(&source.path, &place, &options);
     if let Some((uids, gids)) = id_mappings(mount, field)? {
-        if !input.handler.idmapped_mounts {
+        if !input.features.idmapped_mounts {
             let rule = "the runtime of the pod's handler does not map the ids of mounts";
             return Err(SpecError::unimplemented(field("uidMappings"), uids.len(), rule));
         }

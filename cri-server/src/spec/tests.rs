@@ -120,15 +120,16 @@ fn sandbox_json(config: &PodSandboxConfig) -> Value {
 
 /// The JSON that lands in a container's bundle, or the refusal; of a runtime that can do everything.
 fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<Value, SpecError> {
-    let able = Handler {
+    let able = Features {
         recursive_read_only: true,
         idmapped_mounts: true,
+        user_namespaces: true,
     };
     container_json_by(able, config, sandbox)
 }
 
 fn container_json_by(
-    handler: Handler,
+    features: Features,
     config: &ContainerConfig,
     sandbox: &PodSandboxConfig,
 ) -> Result<Value, SpecError> {
@@ -162,7 +163,7 @@ fn container_json_by(
         sources: &sources,
         confinement: &Confinement::of_container(config, &host(), &Security::default())?,
         security: &Security::default(),
-        handler,
+        features,
         host: &host(),
     })?;
     Ok(serde_json::to_value(spec).unwrap())

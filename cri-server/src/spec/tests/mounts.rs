@@ -59,7 +59,7 @@ fn recursive_read_only() {
     config.mounts[2].recursive_read_only = true;
     let spec = container_json(&config, &sandbox).unwrap();
     assert_eq!(mount_at(&spec, "/e").1, ["rbind", "rprivate", "rro"]);
-    let error = container_json_by(Handler::default(), &config, &sandbox).unwrap_err();
+    let error = container_json_by(Features::default(), &config, &sandbox).unwrap_err();
     assert!(error.rule.starts_with("RROUnsupported"), "{error}");
     config.mounts[2].mount_options = vec!["nosuid".into(), "noexec".into()];
     let spec = container_json(&config, &sandbox).unwrap();
@@ -90,7 +90,7 @@ fn mapped_ids() {
         (&json!("/e"), &expected)
     );
     assert_eq!(mapped[0]["gidMappings"], expected);
-    let error = container_json_by(Handler::default(), &config, &sandbox).unwrap_err();
+    let error = container_json_by(Features::default(), &config, &sandbox).unwrap_err();
     assert_eq!(
         (error.field.as_str(), error.kind),
         ("mounts[2].uidMappings", Kind::Unimplemented)
