@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use corten_proto::id::ContainerId;
 
-use crate::stats::Process;
+use crate::stats::{Cgroups, Process};
 
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The v1 hierarchy that is looked at: the one with the limit that an update is careful about.
 const CONTROLLER: &str = "memory";
 /// How often the processes are listed anew to find those that were forked meanwhile.
@@ -37,19 +36,16 @@ pub(super) struct ContainerCgroup {
 impl ContainerCgroup {
     /// The cgroup of container `id`, whose init has this pid.
     pub(super) fn of(init: i32, id: &ContainerId) -> Result<ContainerCgroup> {
-        let path = format!("/proc/{init}/cgroup");
-        let table = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        let (v2, own) = place(&table, id.as_str())
-            .with_context(|| format!("{path}: init of {id} is in no cgroup of the container: {table:?}"))?;
-        let mount = if v2 {
-            PathBuf::from(CGROUP_ROOT)
-        } else {
-            Path::new(CGROUP_ROOT).join(CONTROLLER)
-        };
+        let process = Process::open(init).with_context(|| format!("init of {id}, process {init}, has ended"))?;
+        let cgroups = Cgroups::of(&process, id.as_str())
+            .with_context(|| format!("process {init}, init of {id}, is in no cgroup of the container"))?;
+        let directory = cgroups
+            .directory(CONTROLLER)
+            .with_context(|| format!("{id} is in no cgroup of the controller {CONTROLLER}"))?;
         Ok(ContainerCgroup {
             id: id.clone(),
-            directory: mount.join(own),
-            v2,
+            directory: directory.to_owned(),
+            v2: cgroups.is_v2(),
         })
     }
 
@@ -114,7 +110,7 @@ impl OomScores {
 
     /// One process; one that has ended meanwhile is no error.
     fn adjust(&mut self, pid: i32, score: i32) -> Result<()> {
-        let Some(process) = member(pid, &self.id) else {
+        let Some(process) = Process::of(pid, &self.id) else {
             return Ok(());
         };
         let before = match process.read(SCORE) {
@@ -133,7 +129,7 @@ impl OomScores {
 impl Drop for OomScores {
     fn drop(&mut self) {
         for (pid, before) in &self.before {
-            let Some(process) = member(*pid, &self.id) else {
+            let Some(process) = Process::of(*pid, &self.id) else {
                 continue;
             };
             match process.write(SCORE, before) {
@@ -144,33 +140,8 @@ impl Drop for OomScores {
     }
 }
 
-/// A process of the container; none if it has ended, whoever has its number now.
-fn member(pid: i32, id: &ContainerId) -> Option<Process> {
-    let process = Process::open(pid)?;
-    place(&process.text("cgroup")?, id.as_str())?;
-    Some(process)
-}
-
 fn has_ended(error: &std::io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
-}
-
-/// Whether it is on v2, and the container's path below the mount.
-fn place(table: &str, id: &str) -> Option<(bool, PathBuf)> {
-    let lines = || {
-        table
-            .lines()
-            .filter_map(|line| line.splitn(3, ':').collect::<Vec<_>>().try_into().ok())
-    };
-    let v1 = lines().find(|[_, controllers, _]: &[&str; 3]| controllers.split(',').any(|name| name == CONTROLLER));
-    let v2 = || lines().find(|[number, _, _]| *number == "0");
-    let (v2, path) = match v1 {
-        Some([_, _, path]) => (false, path),
-        None => (true, v2()?[2]),
-    };
-    let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
-    let own = names.iter().position(|name| name.contains(id))?;
-    Some((v2, names[..=own].iter().collect()))
 }
 
 /// The processes of a cgroup and of all below it.
@@ -216,23 +187,6 @@ impl Members {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_containers_part_of_the_path() {
-        let hybrid = "9:memory:/kubepods/pod1/abc/inner\n2:cpu,cpuacct:/x\n0::/kubepods/pod1/abc\n";
-        for (table, expected) in [
-            (hybrid, Some((false, "kubepods/pod1/abc"))),
-            (
-                "0::/a.slice/corten-abc.scope/init\n",
-                Some((true, "a.slice/corten-abc.scope")),
-            ),
-            ("0::/elsewhere\n", None),
-            ("", None),
-        ] {
-            let expected = expected.map(|(v2, path)| (v2, PathBuf::from(path)));
-            assert_eq!(place(table, "abc"), expected, "{table}");
-        }
-    }
 
     #[test]
     fn a_process_that_is_not_the_containers_is_left_alone() {

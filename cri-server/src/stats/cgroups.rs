@@ -14,7 +14,7 @@ use corten_runtime::cgroup::{Cgroup, CgroupPaths, Layout, layout, parse_membersh
 use super::process::Process;
 
 /// A container's or a pod's cgroups.
-pub(super) struct Cgroups {
+pub(crate) struct Cgroups {
     /// As /proc/PID/cgroup has it.
     path: PathBuf,
     /// The directories.
@@ -23,7 +23,7 @@ pub(super) struct Cgroups {
 
 impl Cgroups {
     /// The cgroups of the container with this id, of which `init` is a process; none if it is not, any more.
-    pub(super) fn of(init: &Process, id: &str) -> Option<Cgroups> {
+    pub(crate) fn of(init: &Process, id: &str) -> Option<Cgroups> {
         let memberships = init.text("cgroup")?;
         let find = |layout| find(&memberships, layout, id);
         layout().ok().and_then(find)
@@ -56,7 +56,7 @@ impl Cgroups {
     }
 
     /// Whether it is one of cgroup v2, whose files have other names.
-    pub(super) fn is_v2(&self) -> bool {
+    pub(crate) fn is_v2(&self) -> bool {
         matches!(self.paths, CgroupPaths::V2(_))
     }
 
@@ -74,7 +74,8 @@ impl Cgroups {
         Cgroup::open(one).processes().unwrap_or_default()
     }
 
-    fn directory(&self, controller: &str) -> Option<&Path> {
+    /// The directory with the files of a controller; none where the machine lacks it.
+    pub(crate) fn directory(&self, controller: &str) -> Option<&Path> {
         match &self.paths {
             CgroupPaths::V1(all) => {
                 let mut all = all.iter();
@@ -170,6 +171,8 @@ pub(super) mod tests {
                 Some("/kubepods.slice/corten-abc.scope"),
             ),
             ("0::/corten/abc/init.scope\n", Some("/corten/abc")),
+            ("0::/a.slice/corten-abc.scope/init\n", Some("/a.slice/corten-abc.scope")),
+            ("0::/elsewhere\n", None),
             // What a container names as itself counts for nothing.
             ("0::/corten/abc/x/abc\n", Some("/corten/abc")),
             ("0::/corten/other\n", None),
@@ -209,6 +212,13 @@ pub(super) mod tests {
         for (controller, directory) in table {
             assert_eq!(found.directory(controller), directory.map(Path::new), "{controller}");
         }
+        // The cgroup below that the init is in, and what is elsewhere, is not the container's.
+        let hybrid = "9:memory:/kubepods/pod1/abc/inner\n2:cpu,cpuacct:/x\n0::/kubepods/pod1/abc\n";
+        let hybrid = find(hybrid, &layout, "abc").unwrap();
+        let expected = Path::new("/c/memory/kubepods/pod1/abc");
+        assert_eq!((hybrid.directory("memory"), hybrid.is_v2()), (Some(expected), false));
+        assert_eq!(hybrid.directory("cpu"), None);
+
         let pod = found.of_pod("p").unwrap();
         assert_eq!(
             (pod.path(), pod.directory("cpu").unwrap()),

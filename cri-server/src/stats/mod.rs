@@ -36,7 +36,6 @@ use std::time::Duration;
 
 use corten_proto::cri;
 
-use self::cgroups::Cgroups;
 use self::disk::{DeviceNames, Disk};
 use crate::container::Container;
 use crate::image::snapshot::Snapshots;
@@ -44,6 +43,7 @@ use crate::node::Node;
 use crate::paths::Paths;
 use crate::store::now;
 
+pub(crate) use cgroups::Cgroups;
 pub(crate) use disk::mountpoint;
 pub(crate) use metrics::descriptors;
 pub(crate) use process::Process;
