@@ -284,7 +284,8 @@ fn ids(directory: &Path) -> Result<Vec<ContainerId>> {
     Ok(names.filter_map(|name| name.parse().ok()).collect())
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+/// The paths in a directory.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect();
     let list: std::io::Result<Vec<PathBuf>> = list();
     list.with_context(|| format!("list {}", directory.display()))

@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use corten_proto::id::SandboxId;
 use serde::{Deserialize, Serialize};
 
 use super::{Attachment, PodNetwork};
 use crate::node::{Node, blocking, remove_file};
 use crate::record;
+use crate::recover::entries;
 
 /// The first pause between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
@@ -69,8 +70,7 @@ pub async fn resume(node: &Arc<Node>) -> Result<()> {
 
 fn list(directory: &Path) -> Result<Vec<Teardown>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
-        let path = entry.with_context(|| format!("list {}", directory.display()))?.path();
+    for path in entries(directory)? {
         if path.extension() != Some(OsStr::new("json")) {
             continue;
         }

@@ -1,10 +1,10 @@
 //! Version, Status and ReopenContainerLog.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use corten_proto::cri::{
     ReopenContainerLogResponse, RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures,
     RuntimeStatus, StatusRequest, StatusResponse, VersionResponse,
@@ -15,6 +15,7 @@ use crate::container;
 use crate::error::Error;
 use crate::health::{Handler, Report, Verdict};
 use crate::node::{Node, blocking};
+use crate::recover::entries;
 
 /// Version of the kubelet's side of the API; the kubelet compares it.
 const KUBE_API_VERSION: &str = "0.1.0";
@@ -137,13 +138,8 @@ fn handler(handler: &Handler) -> RuntimeHandler {
 
 /// The names in a directory, in order.
 fn file_names(directory: &Path) -> Result<Vec<String>> {
-    let list = || {
-        std::fs::read_dir(directory)?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect()
-    };
-    let names: std::io::Result<Vec<String>> = list();
-    let mut names = names.with_context(|| format!("list {}", directory.display()))?;
+    let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
+    let mut names: Vec<_> = entries(directory)?.into_iter().filter_map(name).collect();
     names.sort();
     Ok(names)
 }
