@@ -35,7 +35,7 @@ use crate::image_service::ImageService;
 use crate::network::teardown;
 use crate::node::{Node, remove_file};
 use crate::paths::Paths;
-use crate::recover::recover;
+use crate::recover::{entries, recover};
 use crate::runtime_service::RuntimeService;
 use crate::streaming;
 
@@ -208,11 +208,7 @@ fn make_directories(paths: &Paths) -> Result<()> {
 
 /// Removes the sockets of a server that was killed: nobody listens there any more.
 fn clear_consoles(directory: &Path) -> Result<()> {
-    let context = || format!("list {}", directory.display());
-    for entry in fs::read_dir(directory).with_context(context)? {
-        remove_file(&entry.with_context(context)?.path())?;
-    }
-    Ok(())
+    entries(directory)?.iter().try_for_each(|path| remove_file(path))
 }
 
 /// The listening socket; its file goes with it.

@@ -244,7 +244,8 @@ fn a_pod_is_its_containers_together() {
     let pod = node.pod("pod");
     let burn = pod.sh("burn", BURN);
     burn.wait_output("held");
-    let idle = pod.sh("idle", "sleep 1000 & sleep 1000 & wait");
+    let idle = pod.sh("idle", "sleep 1000 & sleep 1000 & echo two; wait");
+    idle.wait_output("two");
     let found = pod_stats(&node, &pod);
     let attributes = found.attributes.as_ref().unwrap();
     assert_eq!((&attributes.id, &attributes.metadata), (&pod.id, &pod.config.metadata));
