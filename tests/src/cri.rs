@@ -11,7 +11,10 @@ use anyhow::{Context, Result};
 use corten_proto::cri;
 use cri::image_service_client::ImageServiceClient;
 use cri::runtime_service_client::RuntimeServiceClient;
+use prost::bytes::Buf as _;
 use tokio::runtime::{Builder, Runtime};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
@@ -27,6 +30,7 @@ pub struct Cri {
     executor: Arc<Runtime>,
     runtime: RuntimeServiceClient<Channel>,
     image: ImageServiceClient<Channel>,
+    channel: Channel,
     deadline: Option<Duration>,
 }
 
@@ -80,7 +84,8 @@ impl Cri {
         Ok(Cri {
             executor: Arc::new(executor),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
-            image: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            image: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            channel,
             deadline: None,
         })
     }
@@ -159,6 +164,22 @@ impl Cri {
         self.wait("pull_image", async move { client.pull_image(request).await })
     }
 
+    /// What a call of the runtime service, by its name in the API, answers to an empty request, as it came: a clock around
+    /// this shows the server's time and not that of taking the message apart.
+    ///
+    /// # Errors
+    /// The server's status.
+    pub fn undecoded(&self, call: &'static str) -> Result<Vec<u8>, Status> {
+        let mut client = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        self.wait(call, async move {
+            let ready = client.ready().await;
+            ready.map_err(|error| Status::unavailable(format!("{call}: {error}")))?;
+            let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{call}"));
+            let path = path.map_err(|error| Status::invalid_argument(format!("{call}: {error}")))?;
+            client.unary(tonic::Request::new(()), path, Undecoded).await
+        })
+    }
+
     /// Blocks until `call` has answered.
     fn wait<T>(&self, name: &str, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
         let answer = self.executor.block_on(async { tokio::time::timeout(CALL, call).await });
@@ -169,6 +190,45 @@ impl Cri {
             )));
         };
         answer.map(Response::into_inner)
+    }
+}
+
+/// Empty requests, and answers as they come.
+#[derive(Default)]
+struct Undecoded;
+
+impl Codec for Undecoded {
+    type Encode = ();
+    type Decode = Vec<u8>;
+    type Encoder = Undecoded;
+    type Decoder = Undecoded;
+
+    fn encoder(&mut self) -> Undecoded {
+        Undecoded
+    }
+
+    fn decoder(&mut self) -> Undecoded {
+        Undecoded
+    }
+}
+
+impl Encoder for Undecoded {
+    type Item = ();
+    type Error = Status;
+
+    fn encode(&mut self, (): (), _message: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+impl Decoder for Undecoded {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let mut bytes = vec![0; message.remaining()];
+        message.copy_to_slice(&mut bytes);
+        Ok(Some(bytes))
     }
 }
 
