@@ -198,9 +198,9 @@ TOML
 }
 
 # Starts Debian's containerd in $DIR and waits until it answers; sets CONTAINERD_PID. Its infra container runs our pause
-# program, which a shim of ours must have put at $DIR/run/pause before, so that pods compare.
+# program, which a shim of ours must have put at $DIR/lib/pause before, so that pods compare.
 start_containerd() {
-    install -D "$DIR/run/pause/pause" "$DIR/pause/pause"
+    install -D "$DIR/lib/pause/pause" "$DIR/pause/pause"
     "$BIN/mkimage" --out "$DIR/images" --name pause:latest --add "$DIR/pause" --entrypoint /pause >/dev/null
     write_containerd_config
     containerd --config "$DIR/containerd.toml" </dev/null >"$DIR/containerd.log" 2>&1 &

@@ -57,9 +57,9 @@ impl Paths {
         }
     }
 
-    /// Root filesystem of the infra containers.
+    /// Root filesystem of the infra containers. Not in the state directory: Debian mounts /run without execution.
     pub fn pause_rootfs(&self) -> PathBuf {
-        self.state.join("pause")
+        self.root.join("pause")
     }
 
     /// All sandboxes' state directories.
