@@ -314,6 +314,22 @@ fn clients_that_vanish_leave_nothing() {
 }
 
 #[test]
+fn a_client_that_vanishes_behind_full_input_takes_its_command_along() {
+    let node = Node::start();
+    let pod = node.pod("full");
+    let container = pod.sh("main", "sleep 1000");
+    exec(&node, &container, "true", V5).rest();
+    let (before, time) = (descriptors(&node), long_time(4));
+    let mut stream = exec(&node, &container, &format!("echo unread; sleep {time}"), V5);
+    wait_until(&1, || running(&time));
+    stream.fill(STDIN);
+    // What it has not read makes this a break, not an end that would wait behind its input.
+    stream.vanish();
+    wait_until(&0, || running(&time));
+    wait_until(&true, || descriptors(&node) <= before);
+}
+
+#[test]
 fn what_others_hold_open_is_not_waited_for() {
     let node = Node::start();
     let pod = node.pod("orphan");
@@ -419,6 +435,24 @@ fn a_session_in_which_nothing_moves_is_ended() {
         status["message"].as_str().unwrap().contains("idle_timeout_s"),
         "{status}"
     );
+}
+
+#[test]
+fn a_client_that_does_not_read_is_let_go_when_nothing_moves() {
+    let node = Node::with(|config| {
+        let table = [("idle_timeout_s".to_owned(), toml::Value::Integer(1))];
+        config.insert("streaming".into(), toml::Value::Table(table.into_iter().collect()));
+    });
+    let pod = node.pod("unread");
+    let container = pod.sh("main", "sleep 1000");
+    exec(&node, &container, "true", V5).rest();
+    let (before, word) = (descriptors(&node), long_time(5));
+    let stream = exec(&node, &container, &format!("exec yes {word}"), V5);
+    wait_until(&1, || running(&word));
+    assert!(descriptors(&node) > before);
+    wait_until(&0, || running(&word));
+    wait_until(&true, || descriptors(&node) <= before);
+    drop(stream);
 }
 
 /// A pod on the node's own network is reached there.

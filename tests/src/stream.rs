@@ -142,6 +142,25 @@ impl Stream {
         Ok(self.socket.send(Message::binary(message))?)
     }
 
+    /// Writes to a channel until the server takes no more for a second.
+    ///
+    /// # Panics
+    /// If the connection has broken.
+    pub fn fill(&mut self, channel: u8) {
+        let limit = |limit| self.socket.get_ref().set_write_timeout(Some(limit)).expect("a timeout");
+        limit(Duration::from_secs(1));
+        let message = vec![channel; 64 << 10];
+        loop {
+            match self.socket.send(Message::binary(message.clone())) {
+                Ok(()) => {}
+                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return,
+                // A child of another test has ended.
+                Err(Error::Io(error)) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("write to the server: {error}"),
+            }
+        }
+    }
+
     /// The next message's channel and bytes; none once the server has closed.
     ///
     /// # Panics

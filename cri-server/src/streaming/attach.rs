@@ -20,15 +20,21 @@ use crate::error::Error;
 use crate::node::Node;
 
 /// Serves the client until the container ends or the session is cut.
-pub(super) async fn run(node: &Node, container: &str, wanted: Wanted, client: Client, cut: impl Future<Output = Cut>) {
+pub(super) async fn run<C: Future<Output = Cut>>(
+    node: &Node,
+    container: &str,
+    wanted: Wanted,
+    client: Client,
+    cut: impl Fn() -> C,
+) {
     let ending = match start(node, container, wanted).await {
         Ok((container, ends)) => {
             client.greet().await;
-            serve(&container, ends, client.streams, cut).await
+            serve(&container, ends, client.streams, cut()).await
         }
         Err(error) => Ending::Failed(error.to_string()),
     };
-    if let Err(error) = client.error.say(&ending).await {
+    if let Err(error) = client.error.say(&ending, cut()).await {
         tracing::debug!(container, "end of an attach {ending:?}: {error:#}");
     }
 }

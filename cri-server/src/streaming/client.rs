@@ -8,13 +8,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::channel::{Incoming, Outgoing, Pulse};
 use super::negotiate::{Protocol, Upgrade};
-use super::session::Wanted;
+use super::session::{Cut, Wanted};
 use super::spdy::{Spdy, Stream, header};
 use super::status::Ending;
 use super::websocket::WebSocket;
 
 /// How long a client may take to open its streams.
 pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a client whose session is cut may take to make room for the reason.
+const SAY_LIMIT: Duration = Duration::from_secs(2);
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -89,8 +92,19 @@ pub(super) struct ErrorStream {
 }
 
 impl ErrorStream {
-    /// Says it and closes the stream.
-    pub(super) async fn say(self, ending: &Ending) -> Result<()> {
+    /// Says it and closes the stream. A client that does not read holds this up, but not once its session is cut.
+    pub(super) async fn say(self, ending: &Ending, cut: impl Future<Output = Cut>) -> Result<()> {
+        let late = async {
+            cut.await;
+            tokio::time::sleep(SAY_LIMIT).await;
+        };
+        tokio::select! {
+            said = self.write(ending) => said,
+            () = late => bail!("the client does not read"),
+        }
+    }
+
+    async fn write(self, ending: &Ending) -> Result<()> {
         if let Some(message) = ending.message(self.json) {
             self.outgoing.write(message).await?;
         }
@@ -141,7 +155,7 @@ async fn by_spdy(spdy: &mut Spdy, protocol: &Protocol, wanted: Wanted) -> Result
     let expected = [wanted.stdin, wanted.stdout, wanted.stderr, true, resize];
     let mut opened = Opened::default();
     while (0..5).any(|number| expected[number] && opened.0[number].is_none()) {
-        let stream = spdy
+        let mut stream = spdy
             .next_stream()
             .await
             .context("the client has gone before it opened its streams")?;

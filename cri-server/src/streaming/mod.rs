@@ -24,6 +24,7 @@ mod client;
 mod console;
 mod ends;
 mod exec;
+mod hangup;
 mod negotiate;
 mod pod_network;
 mod port_forward;

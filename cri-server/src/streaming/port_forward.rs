@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -32,6 +32,8 @@ use crate::node::Node;
 const PIECE: usize = 32 << 10;
 /// Most ports of a WebSocket: each has two channels, and a channel's number is a byte.
 const MAX_PORTS: usize = 127;
+/// Longest requestID, which is kept until its pair is whole.
+const MAX_REQUEST: usize = 256;
 /// Between two looks for pairs that were never completed.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -99,6 +101,10 @@ impl Part {
             (None, Kind::Error) => id.to_string(),
             (None, Kind::Data) => id.saturating_sub(2).to_string(),
         };
+        ensure!(
+            request.len() <= MAX_REQUEST,
+            "a requestID of more than {MAX_REQUEST} bytes"
+        );
         Ok(Part { kind, port, request })
     }
 }
@@ -112,10 +118,20 @@ struct Half {
 }
 
 async fn by_spdy(node: &Node, sandbox: &str, mut spdy: Spdy, limits: Limits) {
-    let mut halves: HashMap<String, Half> = HashMap::new();
     let mut forwards = JoinSet::new();
-    let cut = limits.end(spdy.pulse().clone());
-    tokio::pin!(cut);
+    let pulse = spdy.pulse().clone();
+    // All of it, as a client that does not read holds up the answers to its streams too.
+    tokio::select! {
+        () = begin(node, sandbox, &mut spdy, &mut forwards) => {}
+        _ = limits.end(&pulse) => {}
+    }
+    forwards.shutdown().await;
+    spdy.close().await;
+}
+
+/// Begins a forward for each pair of streams, until the client has gone.
+async fn begin(node: &Node, sandbox: &str, spdy: &mut Spdy, forwards: &mut JoinSet<()>) {
+    let mut halves: HashMap<String, Half> = HashMap::new();
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
@@ -132,16 +148,12 @@ async fn by_spdy(node: &Node, sandbox: &str, mut spdy: Spdy, limits: Limits) {
                     half.stream.refuse().await;
                 }
             }
-            _ = &mut cut => break,
         }
     }
-    forwards.shutdown().await;
-    drop(halves);
-    spdy.close().await;
 }
 
 /// Takes a new stream; the pair that it completes.
-async fn pair(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair> {
+async fn pair(halves: &mut HashMap<String, Half>, mut stream: Stream) -> Option<Pair> {
     let part = match Part::of(stream.id, &stream.headers) {
         Ok(part) => part,
         Err(error) => {
@@ -150,6 +162,9 @@ async fn pair(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair
             return None;
         }
     };
+    if part.kind == Kind::Error {
+        stream.write_only();
+    }
     let Some(first) = halves.remove(&part.request) else {
         // The client waits for this before it opens the other half.
         stream.accept().await;
@@ -266,25 +281,37 @@ async fn by_websocket(
     let mut forwards = JoinSet::new();
     for (channel, &port) in channels() {
         let (data, error) = (socket.outgoing(channel), socket.outgoing(channel + 1));
-        for outgoing in [&data, &error] {
-            outgoing.write(Bytes::copy_from_slice(&port.to_le_bytes())).await?;
-        }
-        let mut incoming = socket.incoming(channel).context("it was made for this")?;
+        let incoming = socket.incoming(channel).context("it was made for this")?;
         let network = pod_network::of(node, sandbox);
         forwards.spawn(async move {
-            let result = forward(network, port, &mut incoming, &data).await;
-            drop(tell(port, result, data, error).await);
+            // A client that has gone is told by its connection.
+            drop(on_channels(network, port, incoming, data, error).await);
         });
     }
-    let cut = limits.end(socket.pulse().clone());
+    let pulse = socket.pulse().clone();
     let all = async { while forwards.join_next().await.is_some() {} };
     tokio::select! {
         () = all => {}
-        _ = cut => {}
+        _ = limits.end(&pulse) => {}
     }
     forwards.shutdown().await;
     socket.close().await;
     Ok(())
+}
+
+/// One port's forward: both channels begin with the port.
+async fn on_channels(
+    network: Result<Network>,
+    port: u16,
+    mut incoming: Incoming,
+    data: Outgoing,
+    error: Outgoing,
+) -> Result<()> {
+    for outgoing in [&data, &error] {
+        outgoing.write(Bytes::copy_from_slice(&port.to_le_bytes())).await?;
+    }
+    let result = forward(network, port, &mut incoming, &data).await;
+    tell(port, result, data, error).await
 }
 
 #[cfg(test)]
@@ -301,7 +328,8 @@ mod tests {
             })
         };
         type Case<'a> = (u32, &'a [(&'a str, &'a str)], Result<Part, &'a str>);
-        let table: [Case<'_>; 8] = [
+        let long = "1".repeat(MAX_REQUEST + 1);
+        let table: [Case<'_>; 9] = [
             (
                 1,
                 &[("streamtype", "error"), ("port", "80"), ("requestid", "7")],
@@ -328,6 +356,11 @@ mod tests {
                 1,
                 &[("streamtype", "data"), ("port", "0")],
                 Err("port \"0\": must be 1 to 65535"),
+            ),
+            (
+                1,
+                &[("streamtype", "data"), ("port", "80"), ("requestid", &long)],
+                Err("a requestID of more than 256 bytes"),
             ),
             (
                 1,

@@ -27,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::hangup::Hangup;
 use super::negotiate::{Refusal, Upgrade, negotiate};
 use super::port_forward;
 use super::session::{Limits, Session};
@@ -87,10 +88,6 @@ impl Server {
 
     /// Serves until `stopping`, then ends what is under way: execs are killed, clients are told.
     pub async fn serve(self, node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
-        let limits = Limits {
-            idle: self.idle,
-            stopping: stopping.clone(),
-        };
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
@@ -100,8 +97,13 @@ impl Server {
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             };
             match accepted {
-                Ok((stream, slot)) => {
-                    let work = connection(node.clone(), stream, self.tls.clone(), limits.clone());
+                Ok((stream, hangup, slot)) => {
+                    let limits = Limits {
+                        idle: self.idle,
+                        stopping: stopping.clone(),
+                        hangup,
+                    };
+                    let work = connection(node.clone(), stream, self.tls.clone(), limits);
                     connections.spawn(async move {
                         if let Err(error) = work.await {
                             tracing::debug!("streaming connection: {error:#}");
@@ -120,13 +122,14 @@ impl Server {
     }
 }
 
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Result<(TcpStream, Hangup, OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await?;
     let (stream, _peer) = listener.accept().await?;
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
     set_socket_keepalive(&stream, true).context("set SO_KEEPALIVE")?;
     set_tcp_keepidle(&stream, KEEPALIVE).context("set TCP_KEEPIDLE")?;
-    Ok((stream, slot))
+    let hangup = Hangup::of(&stream)?;
+    Ok((stream, hangup, slot))
 }
 
 async fn connection(node: Arc<Node>, stream: TcpStream, tls: Option<TlsAcceptor>, limits: Limits) -> Result<()> {

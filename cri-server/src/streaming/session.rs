@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::channel::Pulse;
 use super::client;
+use super::hangup::Hangup;
 use super::negotiate::Upgrade;
 use super::{attach, exec, port_forward};
 use crate::node::Node;
@@ -78,14 +79,14 @@ impl Session {
         match self {
             Session::Exec { container, cmd, wanted } => {
                 let (carrier, client) = client::open(io, upgrade, wanted).await?;
-                let end = limits.end(carrier.pulse().clone());
-                exec::run(node, &container, cmd, wanted, client, end).await;
+                let pulse = carrier.pulse().clone();
+                exec::run(node, &container, cmd, wanted, client, || limits.end(&pulse)).await;
                 carrier.close().await;
             }
             Session::Attach { container, wanted } => {
                 let (carrier, client) = client::open(io, upgrade, wanted).await?;
-                let end = limits.end(carrier.pulse().clone());
-                attach::run(node, &container, wanted, client, end).await;
+                let pulse = carrier.pulse().clone();
+                attach::run(node, &container, wanted, client, || limits.end(&pulse)).await;
                 carrier.close().await;
             }
             Session::PortForward { sandbox, ports } => {
@@ -97,12 +98,13 @@ impl Session {
 }
 
 /// What ends a session from outside.
-#[derive(Clone)]
 pub(super) struct Limits {
     /// Longest time in which nothing moves.
     pub(super) idle: Duration,
     /// True once the server ends.
     pub(super) stopping: watch::Receiver<bool>,
+    /// The client's socket.
+    pub(super) hangup: Hangup,
 }
 
 /// Why a session ends before its work does.
@@ -117,13 +119,16 @@ pub(super) enum Cut {
 }
 
 impl Limits {
-    /// Resolves when the session must end.
-    pub(super) async fn end(mut self, pulse: Pulse) -> Cut {
+    /// Resolves when the session must end, and so does every later call.
+    pub(super) async fn end(&self, pulse: &Pulse) -> Cut {
+        let mut stopping = self.stopping.clone();
         tokio::select! {
             () = pulse.gone() => Cut::Gone,
+            // A reading task that waits for room does not see it.
+            () = self.hangup.seen() => Cut::Gone,
             () = pulse.idle(self.idle) => Cut::Idle(self.idle),
             // An error means that the server has gone, which is as good.
-            _ = self.stopping.wait_for(|stopping| *stopping) => Cut::Stopping,
+            _ = stopping.wait_for(|stopping| *stopping) => Cut::Stopping,
         }
     }
 }

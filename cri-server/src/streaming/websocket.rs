@@ -3,7 +3,8 @@
 //! A binary message is a channel's number and bytes of that channel; in the base64 protocols a text message is the
 //! number as a digit and the bytes in base64. With v5 a client closes a channel by the number 255 and the channel's.
 //!
-//! Memory: a message is [`MAX_MESSAGE`] at most, and [`READ_QUEUE`] of them wait for each channel.
+//! Memory: a message is [`MAX_MESSAGE`] at most; [`READ_QUEUE`] of them wait for each channel, as far as the connection's
+//! [`Budget`] goes.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
-use super::channel::{Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE, incoming};
+use super::channel::{Budget, Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE};
 use super::negotiate::Protocol;
 
 /// Longest message of a client; a longer one ends the connection with code 1009.
@@ -71,9 +72,10 @@ impl WebSocket {
         let (sink, stream) = socket(io).await.split();
         let (orders, ordered) = mpsc::channel(WRITE_QUEUE);
         let pulse = Pulse::new();
+        let budget = Budget::new();
         let (mut feeds, mut channels) = (HashMap::new(), HashMap::new());
         for channel in readable {
-            let (feed, incoming) = incoming(READ_QUEUE);
+            let (feed, incoming) = budget.incoming(READ_QUEUE);
             feeds.insert(channel, feed);
             channels.insert(channel, incoming);
         }
@@ -215,6 +217,8 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
     };
     if let Err(error) = written.await {
         tracing::debug!("write to a WebSocket: {error:#}");
+        // The reading task may wait for room and not see it.
+        pulse.leave();
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::frame::{self, Control, HEAD_LEN, Head, MAX_DATA, Reset};
 use super::headers::{Fold, Headers, Unfold};
-use crate::streaming::channel::{Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE, incoming};
+use crate::streaming::channel::{Budget, Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE};
 
 /// Most streams of one connection at once.
 const MAX_STREAMS: usize = 2048;
@@ -20,7 +20,7 @@ const MAX_STREAMS: usize = 2048;
 const NEW_STREAMS: usize = 16;
 /// The pieces in which data frames are taken in.
 const PIECE: usize = 32 << 10;
-/// Pieces of a stream that may wait: half a megabyte.
+/// Pieces of a stream that may wait: half a megabyte, as far as the connection's budget goes.
 const READ_QUEUE: usize = 16;
 /// Bytes that are read from the connection, or written to it, at once.
 const BUFFER: usize = 64 << 10;
@@ -42,10 +42,16 @@ pub(in crate::streaming) struct Stream {
 }
 
 impl Stream {
-    /// Opens it; only now may anything be written to it.
-    pub(in crate::streaming) async fn accept(&self) {
+    /// Opens it; only now may anything be written to it. Its headers have been read.
+    pub(in crate::streaming) async fn accept(&mut self) {
+        self.headers = Headers::new();
         // A connection that has ended shows at the first write.
         drop(self.orders.send(Order::Accept { stream: self.id }).await);
+    }
+
+    /// Takes nothing more from the client: what still comes is read and dropped.
+    pub(in crate::streaming) fn write_only(&mut self) {
+        self.incoming = Incoming::none();
     }
 
     /// Does not open it.
@@ -74,6 +80,7 @@ impl Spdy {
             io: BufReader::with_capacity(BUFFER, read),
             unfold: Unfold::new(),
             feeds: HashMap::new(),
+            budget: Budget::new(),
             newest: 0,
             new,
             slots: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -126,7 +133,9 @@ impl Spdy {
 struct Reading<I> {
     io: BufReader<ReadHalf<I>>,
     unfold: Unfold,
+    /// Of streams that the client has not closed.
     feeds: HashMap<u32, Feed>,
+    budget: Budget,
     newest: u32,
     new: mpsc::Sender<Stream>,
     slots: Arc<Semaphore>,
@@ -227,7 +236,7 @@ impl<I: AsyncRead> Reading<I> {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             return self.reset(stream, Reset::Refused).await;
         };
-        let (feed, incoming) = incoming(READ_QUEUE);
+        let (feed, incoming) = self.budget.incoming(READ_QUEUE);
         let new = Stream {
             id: stream,
             headers,
@@ -240,8 +249,17 @@ impl<I: AsyncRead> Reading<I> {
             return self.reset(stream, Reset::Refused).await;
         }
         if !fin {
-            self.feeds.insert(stream, feed);
+            self.remember(stream, feed);
         }
+    }
+
+    /// A client may leave streams open that this side refused or is done with. Of those that are taken from there are
+    /// [`MAX_STREAMS`] at most, so that at twice as many half or more can go.
+    fn remember(&mut self, stream: u32, feed: Feed) {
+        if self.feeds.len() >= 2 * MAX_STREAMS {
+            self.feeds.retain(|_, feed| feed.is_taken());
+        }
+        self.feeds.insert(stream, feed);
     }
 
     async fn reset(&mut self, stream: u32, reason: Reset) {
@@ -271,6 +289,8 @@ impl<I: AsyncWrite> Writing<I> {
         };
         if let Err(error) = written.await {
             tracing::debug!("write to a SPDY connection: {error:#}");
+            // The reading task may wait for room and not see it.
+            self.pulse.leave();
         }
     }
 
@@ -414,6 +434,45 @@ mod tests {
         assert_eq!(client.frame().await, (7, vec![0, 0, 0, 7, 0, 0, 0, 1]));
         spdy.pulse().gone().await;
         assert_eq!(client.io.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn streams_that_are_done_with_are_forgotten() {
+        let (new, mut streams) = mpsc::channel(1);
+        let (orders, _ordered) = mpsc::channel(1);
+        let mut reading = Reading {
+            io: BufReader::new(tokio::io::split(tokio::io::duplex(1).0).0),
+            unfold: Unfold::new(),
+            feeds: HashMap::new(),
+            budget: Budget::new(),
+            newest: 0,
+            new,
+            slots: Arc::new(Semaphore::new(MAX_STREAMS)),
+            orders,
+            pulse: Pulse::new(),
+        };
+        reading.open(1, false, Headers::new()).await;
+        let kept = streams.recv().await.unwrap();
+        // The client never closes them.
+        for stream in (3..).step_by(2).take(3 * MAX_STREAMS) {
+            reading.open(stream, false, Headers::new()).await;
+            drop(streams.recv().await.unwrap());
+            assert!(reading.feeds.len() <= 2 * MAX_STREAMS);
+        }
+        assert!(reading.feeds[&1].is_taken());
+        drop(kept);
+    }
+
+    #[tokio::test]
+    async fn a_client_whose_connection_breaks_has_gone() {
+        let (mut client, mut spdy) = Client::connect();
+        client.open(1, "data").await;
+        let stream = spdy.next_stream().await.unwrap();
+        // The reading task waits for room.
+        client.data(1, false, &vec![7; (READ_QUEUE + 2) * PIECE]).await;
+        drop(client);
+        drop(stream.outgoing.write(Bytes::from_static(b"a")).await);
+        spdy.pulse().gone().await;
     }
 
     #[tokio::test]
