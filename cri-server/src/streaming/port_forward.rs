@@ -20,7 +20,6 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::channel::{Incoming, Outgoing};
-use super::client::OPEN_LIMIT;
 use super::negotiate::{Protocol, Refusal, Upgrade};
 use super::pod_network::{self, Network};
 use super::session::Limits;
@@ -34,8 +33,8 @@ const PIECE: usize = 32 << 10;
 const MAX_PORTS: usize = 127;
 /// Longest requestID, which is kept until its pair is whole.
 const MAX_REQUEST: usize = 256;
-/// Between two looks for pairs that were never completed.
-const LOOK: Duration = Duration::from_secs(5);
+/// Looks for pairs that were never completed, in the time that a client has for one.
+const LOOKS: u32 = 6;
 
 /// Whether a client with this protocol has said what it must: SPDY's clients name a port with each stream.
 pub(super) fn check(upgrade: Upgrade, ports: &[u16]) -> Result<(), Refusal> {
@@ -120,30 +119,32 @@ struct Half {
 async fn by_spdy(node: &Node, sandbox: &str, mut spdy: Spdy, limits: Limits) {
     let mut forwards = JoinSet::new();
     let pulse = spdy.pulse().clone();
+    let network = || pod_network::of(node, sandbox);
     // All of it, as a client that does not read holds up the answers to its streams too.
     tokio::select! {
-        () = begin(node, sandbox, &mut spdy, &mut forwards) => {}
+        () = begin(network, &mut spdy, &mut forwards, limits.opening) => {}
         _ = limits.end(&pulse) => {}
     }
     forwards.shutdown().await;
     spdy.close().await;
 }
 
-/// Begins a forward for each pair of streams, until the client has gone.
-async fn begin(node: &Node, sandbox: &str, spdy: &mut Spdy, forwards: &mut JoinSet<()>) {
+/// Begins a forward for each pair of streams, until the client has gone. A stream whose other half does not come in time
+/// (`limit`) is refused.
+async fn begin(network: impl Fn() -> Result<Network>, spdy: &mut Spdy, forwards: &mut JoinSet<()>, limit: Duration) {
     let mut halves: HashMap<String, Half> = HashMap::new();
-    let mut look = tokio::time::interval(LOOK);
+    let mut look = tokio::time::interval(limit / LOOKS);
     loop {
         tokio::select! {
             stream = spdy.next_stream() => match stream {
                 Some(stream) => if let Some(pair) = pair(&mut halves, stream).await {
-                    forwards.spawn(pair.forward(pod_network::of(node, sandbox)));
+                    forwards.spawn(pair.forward(network()));
                 },
                 None => break,
             },
             Some(_ended) = forwards.join_next() => {}
             _ = look.tick() => {
-                let late = halves.extract_if(|_, half| half.since.elapsed() > OPEN_LIMIT);
+                let late = halves.extract_if(|_, half| half.since.elapsed() > limit);
                 for (_, half) in late.collect::<Vec<_>>() {
                     half.stream.refuse().await;
                 }
@@ -316,7 +317,50 @@ async fn on_channels(
 
 #[cfg(test)]
 mod tests {
+    use super::super::spdy::tests::Client;
     use super::*;
+
+    #[tokio::test]
+    async fn a_half_whose_other_half_does_not_come_is_refused() {
+        let (mut client, mut spdy) = Client::connect();
+        let mut forwards = JoinSet::new();
+        let limit = Duration::from_millis(600);
+        client.open(1, &[("streamtype", "data"), ("port", "80")]).await;
+        let begun = Instant::now();
+        let refused = async {
+            assert_eq!(client.frame().await.0, 2, "SYN_REPLY");
+            client.frame().await
+        };
+        let frame = tokio::select! {
+            frame = refused => frame,
+            () = begin(|| bail!("no network"), &mut spdy, &mut forwards, limit) => panic!("the client is there"),
+        };
+        assert_eq!(frame, (3, vec![0, 0, 0, 1, 0, 0, 0, 3]), "RST_STREAM");
+        assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_forward_that_fails_says_so_and_closes_its_pair() {
+        let (mut client, mut spdy) = Client::connect();
+        let mut forwards = JoinSet::new();
+        for (stream, kind) in [(1, "error"), (3, "data")] {
+            client.open(stream, &[("streamtype", kind), ("port", "80")]).await;
+        }
+        let told = async {
+            let mut frames = Vec::new();
+            for _ in 0..5 {
+                frames.push(client.frame().await);
+            }
+            frames
+        };
+        let limit = Duration::from_secs(30);
+        let frames = tokio::select! {
+            frames = told => frames,
+            () = begin(|| bail!("no network"), &mut spdy, &mut forwards, limit) => panic!("the client is there"),
+        };
+        assert_eq!(frames[2], (0, b"port 80: no network".to_vec()));
+        assert_eq!([frames[3].1.len(), frames[4].1.len()], [0, 0]);
+    }
 
     #[test]
     fn parts() {

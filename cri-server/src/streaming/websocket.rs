@@ -154,8 +154,9 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
 fn decode(message: &Message, protocol: &Protocol) -> Result<Option<(u8, Bytes)>> {
     match message {
         Message::Binary(bytes) if !protocol.base64 => {
-            let channel = bytes.first().context("a message without a channel")?;
-            Ok(Some((*channel, bytes.slice(1..))))
+            let (channel, rest) = bytes.split_first().context("a message without a channel")?;
+            // A copy: a slice that waits would keep all of the library's buffer, which the budget does not count.
+            Ok(Some((*channel, Bytes::copy_from_slice(rest))))
         }
         Message::Text(text) if protocol.base64 => {
             let (digit, rest) = text
@@ -312,6 +313,27 @@ mod tests {
         }
         assert_eq!(encode(1, b"ab", &RAW), binary(b"\x01ab"));
         assert_eq!(encode(1, b"ab", &BASE64), Message::text("1YWI="));
+    }
+
+    /// However many channels there are, a client is held up at what the connection may keep, and its buffers.
+    #[tokio::test]
+    async fn a_client_is_held_up_by_what_is_not_taken() {
+        let (client, server) = tokio::io::duplex(BUFFER);
+        let channels = || (0..=u8::MAX).step_by(2);
+        let socket = WebSocket::new(server, &RAW, channels()).await;
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let mut sent = 0;
+        let sending = async {
+            for channel in channels().cycle() {
+                let message = [&[channel][..], &[7; 256 << 10]].concat();
+                client.send(Message::binary(message)).await.unwrap();
+                sent += 256 << 10;
+            }
+        };
+        let early = tokio::time::timeout(Duration::from_secs(2), sending).await;
+        assert!(early.is_err(), "it was all taken in");
+        assert!(((4 << 20)..(6 << 20)).contains(&sent), "{sent}");
+        drop(socket);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::streaming::channel::{Budget, Feed, Incoming, Order, Outgoing, Pulse, 
 
 /// Most streams of one connection at once.
 const MAX_STREAMS: usize = 2048;
+/// So many streams are remembered without a look at who still takes from them.
+const FORGET_FROM: usize = 64;
 /// New streams that may wait to be looked at.
 const NEW_STREAMS: usize = 16;
 /// The pieces in which data frames are taken in.
@@ -79,7 +81,7 @@ impl Spdy {
         let reading = Reading {
             io: BufReader::with_capacity(BUFFER, read),
             unfold: Unfold::new(),
-            feeds: HashMap::new(),
+            feeds: Feeds::default(),
             budget: Budget::new(),
             newest: 0,
             new,
@@ -133,8 +135,7 @@ impl Spdy {
 struct Reading<I> {
     io: BufReader<ReadHalf<I>>,
     unfold: Unfold,
-    /// Of streams that the client has not closed.
-    feeds: HashMap<u32, Feed>,
+    feeds: Feeds,
     budget: Budget,
     newest: u32,
     new: mpsc::Sender<Stream>,
@@ -191,12 +192,12 @@ impl<I: AsyncRead> Reading<I> {
         while length > 0 {
             let piece = self.piece(length.min(PIECE)).await?;
             length -= piece.len();
-            if let Some(feed) = self.feeds.get(&stream) {
+            if let Some(feed) = self.feeds.open.get(&stream) {
                 feed.push(piece).await;
             }
         }
         if fin {
-            self.feeds.remove(&stream);
+            self.feeds.open.remove(&stream);
         }
         Ok(())
     }
@@ -211,11 +212,11 @@ impl<I: AsyncRead> Reading<I> {
                 // Nobody asks for them; but the next block builds on them.
                 self.unfold.block(&block)?;
                 if fin {
-                    self.feeds.remove(&stream);
+                    self.feeds.open.remove(&stream);
                 }
             }
             Control::RstStream { stream } => {
-                if let Some(feed) = self.feeds.remove(&stream) {
+                if let Some(feed) = self.feeds.open.remove(&stream) {
                     feed.reset();
                 }
             }
@@ -249,17 +250,8 @@ impl<I: AsyncRead> Reading<I> {
             return self.reset(stream, Reset::Refused).await;
         }
         if !fin {
-            self.remember(stream, feed);
+            self.feeds.insert(stream, feed);
         }
-    }
-
-    /// A client may leave streams open that this side refused or is done with. Of those that are taken from there are
-    /// [`MAX_STREAMS`] at most, so that at twice as many half or more can go.
-    fn remember(&mut self, stream: u32, feed: Feed) {
-        if self.feeds.len() >= 2 * MAX_STREAMS {
-            self.feeds.retain(|_, feed| feed.is_taken());
-        }
-        self.feeds.insert(stream, feed);
     }
 
     async fn reset(&mut self, stream: u32, reason: Reset) {
@@ -269,6 +261,26 @@ impl<I: AsyncRead> Reading<I> {
     async fn order(&mut self, order: Order) {
         // Where the writing task has gone, the connection is broken: reading will show it.
         drop(self.orders.send(order).await);
+    }
+}
+
+/// Streams from which a client's bytes may still come.
+#[derive(Default)]
+struct Feeds {
+    open: HashMap<u32, Feed>,
+    /// How many there were that somebody takes from, when that was looked at last.
+    taken: usize,
+}
+
+impl Feeds {
+    /// A client may leave streams open that this side refused or is done with: they go when they may be more than
+    /// those that are of use, so that a long connection holds no more than it needs.
+    fn insert(&mut self, stream: u32, feed: Feed) {
+        if self.open.len() >= FORGET_FROM.max(2 * self.taken) {
+            self.open.retain(|_, feed| feed.is_taken());
+            self.taken = self.open.len();
+        }
+        self.open.insert(stream, feed);
     }
 }
 
@@ -329,31 +341,39 @@ impl<I: AsyncWrite> Writing<I> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::streaming) mod tests {
     use tokio::io::DuplexStream;
 
     use super::super::header;
     use super::super::headers::tests::plain;
     use super::*;
 
+    const DATA: [(&str, &str); 1] = [("streamtype", "data")];
+
     /// A client: the other end, and its header compression.
-    struct Client {
+    pub(in crate::streaming) struct Client {
         io: DuplexStream,
         fold: Fold,
     }
 
     impl Client {
-        fn connect() -> (Client, Spdy) {
+        pub(in crate::streaming) fn connect() -> (Client, Spdy) {
+            let (client, io) = Client::pair();
+            (client, Spdy::new(io).unwrap())
+        }
+
+        /// A client, and the connection to it.
+        pub(in crate::streaming) fn pair() -> (Client, DuplexStream) {
             let (io, server) = tokio::io::duplex(1 << 20);
             let client = Client {
                 io,
                 fold: Fold::new().unwrap(),
             };
-            (client, Spdy::new(server).unwrap())
+            (client, server)
         }
 
-        async fn open(&mut self, stream: u32, kind: &str) {
-            let block = self.fold.bytes(&plain(&[("streamtype", kind)]));
+        pub(in crate::streaming) async fn open(&mut self, stream: u32, headers: &[(&str, &str)]) {
+            let block = self.fold.bytes(&plain(headers));
             let length = u32::try_from(10 + block.len()).unwrap();
             let mut frame = vec![0x80, 3, 0, 1];
             frame.extend_from_slice(&length.to_be_bytes());
@@ -372,7 +392,7 @@ mod tests {
         }
 
         /// The type and payload of the next frame; type 0 is data.
-        async fn frame(&mut self) -> (u16, Vec<u8>) {
+        pub(in crate::streaming) async fn frame(&mut self) -> (u16, Vec<u8>) {
             let mut head = [0; HEAD_LEN];
             self.io.read_exact(&mut head).await.unwrap();
             let (kind, length) = match Head::parse(head).unwrap() {
@@ -388,7 +408,7 @@ mod tests {
     #[tokio::test]
     async fn streams_go_both_ways_and_close_half_by_half() {
         let (mut client, mut spdy) = Client::connect();
-        client.open(1, "data").await;
+        client.open(1, &DATA).await;
         let mut stream = spdy.next_stream().await.unwrap();
         assert_eq!(header(&stream.headers, "streamtype"), Some("data"));
         stream.accept().await;
@@ -411,15 +431,15 @@ mod tests {
     async fn what_a_client_may_not_do() {
         let (mut client, mut spdy) = Client::connect();
         // Even, zero-grown and unwanted streams.
-        client.open(2, "data").await;
+        client.open(2, &DATA).await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 2, 0, 0, 0, 1]));
-        client.open(5, "data").await;
-        client.open(3, "data").await;
+        client.open(5, &DATA).await;
+        client.open(3, &DATA).await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 3, 0, 0, 0, 1]));
         spdy.next_stream().await.unwrap().refuse().await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 5, 0, 0, 0, 3]));
         spdy.no_more_streams();
-        client.open(7, "data").await;
+        client.open(7, &DATA).await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 7, 0, 0, 0, 3]));
         // Data of no stream, and a ping of its own.
         client.data(99, false, b"ab").await;
@@ -443,7 +463,7 @@ mod tests {
         let mut reading = Reading {
             io: BufReader::new(tokio::io::split(tokio::io::duplex(1).0).0),
             unfold: Unfold::new(),
-            feeds: HashMap::new(),
+            feeds: Feeds::default(),
             budget: Budget::new(),
             newest: 0,
             new,
@@ -451,22 +471,23 @@ mod tests {
             orders,
             pulse: Pulse::new(),
         };
-        reading.open(1, false, Headers::new()).await;
-        let kept = streams.recv().await.unwrap();
+        let mut kept = Vec::new();
         // The client never closes them.
-        for stream in (3..).step_by(2).take(3 * MAX_STREAMS) {
+        for stream in (1..).step_by(2).take(3 * MAX_STREAMS) {
             reading.open(stream, false, Headers::new()).await;
-            drop(streams.recv().await.unwrap());
-            assert!(reading.feeds.len() <= 2 * MAX_STREAMS);
+            let new = streams.recv().await.unwrap();
+            if stream % 32 == 1 && kept.len() < 100 {
+                kept.push(new);
+            }
+            assert!(reading.feeds.open.len() <= 2 * kept.len().max(FORGET_FROM));
         }
-        assert!(reading.feeds[&1].is_taken());
-        drop(kept);
+        assert!(kept.iter().all(|stream| reading.feeds.open[&stream.id].is_taken()));
     }
 
     #[tokio::test]
     async fn a_client_whose_connection_breaks_has_gone() {
         let (mut client, mut spdy) = Client::connect();
-        client.open(1, "data").await;
+        client.open(1, &DATA).await;
         let stream = spdy.next_stream().await.unwrap();
         // The reading task waits for room.
         client.data(1, false, &vec![7; (READ_QUEUE + 2) * PIECE]).await;
@@ -478,7 +499,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_is_held_up_by_what_is_not_taken() {
         let (mut client, mut spdy) = Client::connect();
-        client.open(1, "data").await;
+        client.open(1, &DATA).await;
         let mut stream = spdy.next_stream().await.unwrap();
         // More than the queue, the buffer and the pipe hold.
         let size = READ_QUEUE * PIECE + BUFFER + (1 << 20) + 8 * PIECE;

@@ -22,3 +22,6 @@ mod headers;
 
 pub(super) use connection::{Spdy, Stream};
 pub(super) use headers::{Headers, header};
+
+#[cfg(test)]
+pub(super) use connection::tests;
