@@ -68,7 +68,7 @@ struct Load<'n> {
     /// Held for reading in each call; for writing while the world is looked at.
     calls: RwLock<()>,
     over: AtomicBool,
-    /// The server's deaths so far; counted before each.
+    /// The server's deaths so far, each counted when it begins and when it is over.
     kills: AtomicUsize,
     broken_calls: AtomicUsize,
     busy_networks: AtomicUsize,
@@ -114,13 +114,7 @@ impl Load<'_> {
             let first = FIRST_ID + u32::try_from(client).expect("small") * LENGTH;
             namespaces(&mut config).userns_options = Some(own(first));
         }
-        let run = cri::RunPodSandboxRequest {
-            config: Some(config.clone()),
-            ..Default::default()
-        };
-        let pod = self
-            .call("RunPodSandbox", || cri.run_pod_sandbox(run.clone()))
-            .pod_sandbox_id;
+        let pod = self.run(&config);
         let talker = sessions::talker(random);
         let terminal = talker.tty;
         let stays = self.start(&pod, &config, talker);
@@ -137,6 +131,34 @@ impl Load<'_> {
         self.call("StopPodSandbox", || cri.stop_pod_sandbox(stop.clone()));
         let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: pod };
         self.call("RemovePodSandbox", || cri.remove_pod_sandbox(remove.clone()));
+    }
+
+    fn run(&self, config: &cri::PodSandboxConfig) -> String {
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            ..Default::default()
+        };
+        let run = || self.node.cri.run_pod_sandbox(request.clone());
+        let answer = self.call("RunPodSandbox", || match run() {
+            // The last server had half made it, and this one could not remove that at once: its network is busy.
+            Err(status) if status.code() == Code::AlreadyExists => self.remove_half_made(config).and_then(|()| run()),
+            answer => answer,
+        });
+        answer.pod_sandbox_id
+    }
+
+    /// Removes the pod that has the name of `config` and is not ready, as a kubelet does.
+    fn remove_half_made(&self, config: &cri::PodSandboxConfig) -> Result<(), Status> {
+        let cri = &self.node.cri;
+        let listed = cri.list_pod_sandbox(cri::ListPodSandboxRequest::default())?.items;
+        let is_it =
+            |it: &cri::PodSandbox| it.metadata == config.metadata && it.state() != cri::PodSandboxState::SandboxReady;
+        for id in listed.into_iter().filter(is_it).map(|it| it.id) {
+            let pod_sandbox_id = id.clone();
+            cri.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id })?;
+            cri.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id })?;
+        }
+        Ok(())
     }
 
     /// Waits for the end of a [`writer`], whose log has every line once.
@@ -230,6 +252,7 @@ fn kill_and_check(load: &Load<'_>, moment: Duration) {
     thread::sleep(moment);
     load.kills.fetch_add(1, Ordering::SeqCst);
     load.node.kill_server();
+    load.kills.fetch_add(1, Ordering::SeqCst);
     // What a kill leaves of an exec whose terminal is on its way, which few of these clients' are.
     drop(UnixListener::bind(load.node.dir().join("run/consoles/left")).expect("a socket"));
     // Calls that were under way have failed by now, or will.

@@ -104,7 +104,7 @@ fn a_client_that_does_not_read_is_let_go_when_nothing_moves() {
     let container = pod.sh("main", "sleep 1000");
     exec(&node, &container, "true", V5).rest();
     let (before, word) = (descriptors(&node), long_time(5));
-    let stream = exec(&node, &container, &format!("exec yes {word}"), V5);
+    let stream = exec(&node, &container, &format!("exec /bin/yes {word}"), V5);
     wait_until(&1, || running(&word));
     assert!(descriptors(&node) > before);
     wait_until(&0, || running(&word));
@@ -122,7 +122,7 @@ fn a_client_that_goes_in_order_behind_unread_input_takes_its_command_along() {
     for protocol in ["websocket", "spdy"] {
         let time = long_time(6);
         let script = format!("echo ready; sleep {time}");
-        // More than the pipe and the stream's queue hold, less than the socket does: the end of it comes in.
+        // More than the pipe and the stream's queue hold. The end comes in behind it, or is stuck at the client.
         let piece = vec![7; 32 << 10];
         if protocol == "websocket" {
             let mut stream = exec(&node, &container, &script, V5);

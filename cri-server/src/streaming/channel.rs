@@ -20,6 +20,9 @@ pub(super) const WRITE_QUEUE: usize = 16;
 /// Bytes of a client that may wait to be taken, all streams together; more than the longest piece.
 const BUDGET: usize = 4 << 20;
 
+/// How long a client is held up before it is asked whether it is there, and between two such questions.
+const ASK: Duration = Duration::from_secs(5);
+
 /// What a connection's streams may keep waiting together, however many there are.
 pub(super) struct Budget(Arc<Semaphore>);
 
@@ -75,7 +78,19 @@ pub(super) struct Feed {
 
 impl Feed {
     /// Waits for room in the stream's queue, then in the connection's budget. What nobody takes any more is dropped.
-    pub(super) async fn push(&self, piece: Bytes) {
+    ///
+    /// The end of a client that is held up may be stuck behind what it has sent. What is written to one that has gone
+    /// breaks the connection, so it is asked now and then whether it is there.
+    pub(super) async fn push(&self, piece: Bytes, orders: &mpsc::Sender<Order>) {
+        let pushing = self.hold(piece);
+        tokio::pin!(pushing);
+        while tokio::time::timeout(ASK, &mut pushing).await.is_err() {
+            // Where there is no room for the question, something else is being written.
+            drop(orders.try_send(Order::Ping));
+        }
+    }
+
+    async fn hold(&self, piece: Bytes) {
         let Ok(room) = self.pieces.reserve().await else {
             return;
         };
@@ -154,6 +169,8 @@ pub(super) enum Order {
     Taken { stream: u32, delta: u32 },
     /// The transport's own: a frame as it stands.
     Frame(Bytes),
+    /// Ask the client whether it is there. Nobody waits for the answer.
+    Ping,
     /// Accept a stream of the client's.
     Accept { stream: u32 },
     /// Write what waits, then close.
@@ -246,11 +263,31 @@ impl Pulse {
 mod tests {
     use super::*;
 
+    /// Where no question is written to.
+    fn nobody() -> mpsc::Sender<Order> {
+        mpsc::channel(1).0
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_held_up_is_asked_whether_it_is_there() {
+        let (orders, mut written) = mpsc::channel(1);
+        let (feed, mut incoming) = Budget::new().incoming(1);
+        feed.push(Bytes::from_static(b"a"), &orders).await;
+        let begun = Instant::now();
+        let asked = tokio::select! {
+            () = feed.push(Bytes::from_static(b"b"), &orders) => panic!("there is no room"),
+            asked = written.recv() => asked,
+        };
+        assert!(matches!(asked, Some(Order::Ping)), "{asked:?}");
+        assert!(begun.elapsed() >= ASK, "{:?}", begun.elapsed());
+        assert_eq!(incoming.next().await.as_deref(), Some(&b"a"[..]));
+    }
+
     #[tokio::test]
     async fn a_stream_ends_closed_or_reset() {
         for reset in [false, true] {
             let (feed, mut incoming) = Budget::new().incoming(2);
-            feed.push(Bytes::from_static(b"a")).await;
+            feed.push(Bytes::from_static(b"a"), &nobody()).await;
             match reset {
                 true => feed.reset(),
                 false => drop(feed),
@@ -268,11 +305,12 @@ mod tests {
         let (second, dropped) = budget.incoming(8);
         let (third, mut last) = budget.incoming(8);
         let piece = Bytes::from(vec![0; BUDGET / 2]);
-        first.push(piece.clone()).await;
-        second.push(piece.clone()).await;
+        let orders = nobody();
+        first.push(piece.clone(), &orders).await;
+        second.push(piece.clone(), &orders).await;
         // Room comes from what is taken, and from a stream that is given up.
         for free in [true, false] {
-            let pushing = third.push(piece.clone());
+            let pushing = third.push(piece.clone(), &orders);
             tokio::pin!(pushing);
             let early = tokio::time::timeout(Duration::from_millis(50), &mut pushing).await;
             assert!(early.is_err(), "more than the budget is held");
@@ -283,10 +321,10 @@ mod tests {
             pushing.await;
         }
         drop(dropped);
-        first.push(piece.clone()).await;
+        first.push(piece.clone(), &orders).await;
         assert!(first.is_taken() && !second.is_taken());
         // Who is not listened to does not wait for the others.
-        second.push(piece).await;
+        second.push(piece, &orders).await;
     }
 
     #[tokio::test]
@@ -295,7 +333,7 @@ mod tests {
         let (feed, incoming) = Budget::new().incoming(4);
         let mut incoming = incoming.reporting(7, orders);
         for length in [REPORT_FROM - 1, 2] {
-            feed.push(vec![0; length as usize].into()).await;
+            feed.push(vec![0; length as usize].into(), &nobody()).await;
             incoming.next().await.unwrap();
         }
         let order = written.recv().await.unwrap();

@@ -2,8 +2,7 @@
 //!
 //! A reading task that is held up by a full queue does not come to the end of the connection. The kernel tells of it
 //! nevertheless: at once where the connection broke, or where the client's last bytes are here already. Where they are
-//! not, because there is no room for them, it takes until the client's kernel has given them up and the keepalive shows
-//! that: minutes.
+//! not, because there is no room for them, the connection breaks by what is written to the client (`channel`).
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;

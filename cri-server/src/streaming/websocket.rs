@@ -47,6 +47,18 @@ async fn socket<I: AsyncRead + AsyncWrite + Unpin>(io: I) -> WebSocketStream<I> 
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
+/// Reads and writes to the end, then closes what is below: TLS has a goodbye of its own, without which a client takes the
+/// end for one that an attacker made.
+async fn both<I: AsyncRead + AsyncWrite + Unpin>(
+    reading: impl Future<Output = SplitStream<WebSocketStream<I>>>,
+    writing: impl Future<Output = SplitSink<WebSocketStream<I>, Message>>,
+) {
+    let (stream, sink) = tokio::join!(reading, writing);
+    let mut socket = stream.reunite(sink).expect("two halves of one");
+    // A client that has gone does not miss it.
+    drop(socket.get_mut().shutdown().await);
+}
+
 fn farewell() -> Message {
     Message::Close(Some(CloseFrame {
         code: CloseCode::Normal,
@@ -80,8 +92,8 @@ impl WebSocket {
             channels.insert(channel, incoming);
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(read(stream, protocol, feeds, pulse.clone()));
-        tasks.spawn(write(sink, protocol, ordered, pulse.clone()));
+        let reading = read(stream, protocol, feeds, orders.clone(), pulse.clone());
+        tasks.spawn(both(reading, write(sink, protocol, ordered, pulse.clone())));
         WebSocket {
             orders,
             incoming: channels,
@@ -120,8 +132,9 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
     mut stream: SplitStream<WebSocketStream<I>>,
     protocol: &'static Protocol,
     mut feeds: HashMap<u8, Feed>,
+    orders: mpsc::Sender<Order>,
     pulse: Pulse,
-) {
+) -> SplitStream<WebSocketStream<I>> {
     while let Some(message) = stream.next().await {
         let read = message
             .map_err(anyhow::Error::from)
@@ -137,7 +150,7 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
                 if let Some(feed) = feeds.get(&channel)
                     && !bytes.is_empty()
                 {
-                    feed.push(bytes).await;
+                    feed.push(bytes, &orders).await;
                 }
             }
             Ok(None) => {}
@@ -148,6 +161,7 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     pulse.leave();
+    stream
 }
 
 /// A message's channel and bytes; none for the protocol's own messages, which the library answers.
@@ -190,7 +204,7 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
     protocol: &'static Protocol,
     mut orders: mpsc::Receiver<Order>,
     pulse: Pulse,
-) {
+) -> SplitSink<WebSocketStream<I>, Message> {
     let written = async {
         loop {
             let order = match orders.try_recv() {
@@ -208,6 +222,7 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
                     pulse.moved();
                     sink.feed(encode(stream, &piece, protocol)).await?;
                 }
+                Order::Ping => sink.feed(Message::Ping(Bytes::new())).await?,
                 Order::Close => break,
                 // There is no way to say that a channel has ended; the others are SPDY's.
                 Order::Finish { .. } | Order::Taken { .. } | Order::Frame(_) | Order::Accept { .. } => {}
@@ -218,9 +233,10 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
     };
     if let Err(error) = written.await {
         tracing::debug!("write to a WebSocket: {error:#}");
-        // The reading task may wait for room and not see it.
+        // Reading may wait for room and not see it.
         pulse.leave();
     }
+    sink
 }
 
 /// The tasks that carry a connection in a WebSocket's messages.
@@ -233,8 +249,7 @@ impl Tunnel {
         let (sink, stream) = socket(io).await.split();
         let (from, to) = tokio::io::split(outer);
         let mut tasks = JoinSet::new();
-        tasks.spawn(unpack(stream, to));
-        tasks.spawn(pack(from, sink));
+        tasks.spawn(both(unpack(stream, to), pack(from, sink)));
         (inner, Tunnel(tasks))
     }
 
@@ -248,7 +263,7 @@ impl Tunnel {
 async fn unpack<I: AsyncRead + AsyncWrite + Unpin>(
     mut stream: SplitStream<WebSocketStream<I>>,
     mut to: WriteHalf<DuplexStream>,
-) {
+) -> SplitStream<WebSocketStream<I>> {
     while let Some(Ok(message)) = stream.next().await {
         if let Message::Binary(bytes) = message {
             // Where the connection inside is over, the rest is read so that the client sees its own end.
@@ -256,20 +271,22 @@ async fn unpack<I: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     drop(to.shutdown().await);
+    stream
 }
 
 async fn pack<I: AsyncRead + AsyncWrite + Unpin>(
     mut from: ReadHalf<DuplexStream>,
     mut sink: SplitSink<WebSocketStream<I>, Message>,
-) {
+) -> SplitSink<WebSocketStream<I>, Message> {
     let mut buffer = BytesMut::with_capacity(BUFFER);
     while let Ok(1..) = from.read_buf(&mut buffer).await {
         if sink.send(Message::Binary(buffer.split().freeze())).await.is_err() {
-            return;
+            return sink;
         }
         buffer.reserve(BUFFER);
     }
     drop(sink.send(farewell()).await);
+    sink
 }
 
 #[cfg(test)]

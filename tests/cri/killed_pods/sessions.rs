@@ -136,20 +136,22 @@ impl Load<'_> {
     ) -> Option<T> {
         let _calling = self.calls.read().unwrap_or_else(PoisonError::into_inner);
         let before = self.kills.load(Ordering::SeqCst);
+        count.all.fetch_add(1, Ordering::Relaxed);
         let talked = match url() {
             Ok(url) => Stream::open(self.node, &url, V5).and_then(talk),
-            Err(status) if is_broken(&status) => Err(status.into()),
+            Err(status) if is_broken(&status) => {
+                count.broken.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
             Err(status) => panic!("{what}: {status:?}"),
         };
-        count.all.fetch_add(1, Ordering::Relaxed);
-        match talked {
-            Ok(received) => Some(received),
-            Err(error) => {
-                assert!(self.kills.load(Ordering::SeqCst) > before, "{what}: {error:#}");
-                count.broken.fetch_add(1, Ordering::Relaxed);
-                None
-            }
+        if let Err(error) = &talked {
+            // An odd number is a kill under way.
+            let killed = before % 2 == 1 || self.kills.load(Ordering::SeqCst) > before;
+            assert!(killed, "{what}: {error:#}");
+            count.broken.fetch_add(1, Ordering::Relaxed);
         }
+        talked.ok()
     }
 
     /// Another limit, which is in force once it has been answered.

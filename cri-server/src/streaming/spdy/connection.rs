@@ -26,6 +26,8 @@ const PIECE: usize = 32 << 10;
 const READ_QUEUE: usize = 16;
 /// Bytes that are read from the connection, or written to it, at once.
 const BUFFER: usize = 64 << 10;
+/// The number of this side's pings, which is even; none is waited for.
+const OWN_PING: u32 = 2;
 /// How long a client may take to close a connection once all is written.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -193,7 +195,7 @@ impl<I: AsyncRead> Reading<I> {
             let piece = self.piece(length.min(PIECE)).await?;
             length -= piece.len();
             if let Some(feed) = self.feeds.open.get(&stream) {
-                feed.push(piece).await;
+                feed.push(piece, &self.orders).await;
             }
         }
         if fin {
@@ -220,7 +222,7 @@ impl<I: AsyncRead> Reading<I> {
                     feed.reset();
                 }
             }
-            // Odd numbers are the client's own; even ones would be answers to pings that this side never sends.
+            // Odd numbers are the client's own; even ones are answers, for which nobody waits.
             Control::Ping { id } if id % 2 == 1 => self.order(Order::Frame(frame::ping(id))).await,
             Control::Ping { .. } | Control::GoAway | Control::Other => {}
         }
@@ -329,6 +331,7 @@ impl<I: AsyncWrite> Writing<I> {
             }
             Order::Finish { stream } => self.io.write_all(&frame::data_head(stream, true, 0)).await?,
             Order::Taken { stream, delta } => self.io.write_all(&frame::window_update(stream, delta)).await?,
+            Order::Ping => self.io.write_all(&frame::ping(OWN_PING)).await?,
             Order::Frame(frame) => self.io.write_all(&frame).await?,
             Order::Accept { stream } => {
                 let block = self.fold.empty()?;
