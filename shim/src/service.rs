@@ -141,6 +141,8 @@ impl Service {
             Source::Signals => {
                 self.orphans_due = true;
                 while self.signals.read_signal().context("read(signalfd)")?.is_some() {}
+                // The others wait until no call is in flight.
+                self.children.reap_elders()?;
             }
             Source::Client(id) => self.client_ready(id),
             Source::Child(pid) => {

@@ -49,6 +49,8 @@ mod status;
 mod stop;
 mod streaming;
 mod streaming_crictl;
+mod streaming_limits;
+mod streaming_tls;
 mod streams;
 mod unimplemented;
 mod update;

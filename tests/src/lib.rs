@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod random;
 pub mod registry;
 pub mod shim;
+pub mod spdy;
 pub mod stream;
 pub mod table;
 
