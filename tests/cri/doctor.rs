@@ -27,6 +27,12 @@ const HEALTHY: &str = r#"
     over /proc/sys/fs/inotify/max_user_instances 8192
 "#;
 
+/// Disks with room, whatever the machine has.
+const ROOM: &str = "
+    mount -t tmpfs -o mode=700,size=256m none $DIR/lib
+    mount -t tmpfs -o mode=700,size=256m none $DIR/run
+";
+
 /// A machine without a server: its configuration, its directories, its network.
 struct Machine {
     network: Netns,
@@ -77,7 +83,7 @@ impl Machine {
 
     /// Runs the doctor after a shell script, both in a mount namespace that goes with them.
     fn output(&self, program: &Path, plant: &str, arguments: &[&str]) -> Output {
-        let script = format!("set -e\n{HEALTHY}\n{plant}\nexec \"$@\"");
+        let script = format!("set -e\n{HEALTHY}\n{ROOM}\n{plant}\nexec \"$@\"");
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
         command.arg(program).arg("--config").arg(self.path("config.toml"));
@@ -383,7 +389,13 @@ const LEFTOVERS: &[Fault] = &[
 fn assert_found(faults: &[Fault]) {
     let healthy = Machine::new().doctor("");
     for fault in faults {
-        assert_eq!(healthy.complaint(fault.name), None, "without the fault");
+        let said = healthy.complaint(fault.name).map(|check| check["found"].to_string());
+        // The machine that runs the tests may lack something else.
+        assert!(
+            said.is_none_or(|said| !said.contains(fault.found)),
+            "{}: without the fault",
+            fault.name
+        );
         let machine = Machine::new();
         machine.configure(fault.keys);
         let report = machine.doctor(fault.plant);

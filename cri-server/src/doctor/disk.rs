@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::BufRead;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use corten_runtime::mountinfo::Line;
@@ -53,12 +54,15 @@ pub(super) fn look(config: &Config) -> Vec<Check> {
     );
     let mut checks = Vec::new();
     for (name, directory) in [("disk-root", root), ("disk-state", state), ("disk-images", images)] {
-        if name == "disk-images" && images == root {
+        // Said once of a filesystem.
+        if name == "disk-images" && same_filesystem(images, root) {
             continue;
         }
         match gather(directory) {
             Ok(facts) => {
-                checks.push(judge_room(name, directory, &facts));
+                if name == "disk-root" || !same_filesystem(directory, root) {
+                    checks.push(judge_room(name, directory, &facts));
+                }
                 checks.extend(match name {
                     "disk-state" => judge_state(directory, &facts),
                     _ => Some(judge_kind(directory, &facts, config.storage.snapshotter)),
@@ -83,6 +87,11 @@ pub(super) fn look(config: &Config) -> Vec<Check> {
 /// The deepest directory of `path` that exists: what is not there yet will be made on its filesystem.
 pub(super) fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+fn same_filesystem(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    device(one) == device(other)
 }
 
 fn gather(directory: &Path) -> rustix::io::Result<Facts> {

@@ -111,6 +111,8 @@ fn string(text: &mut String) {
 fn leaves(value: &mut Value) {
     match value {
         Value::Object(map) => map.values_mut().for_each(leaves),
+        // Bytes, which say how many there are.
+        Value::Array(items) if items.iter().all(Value::is_number) => *value = MASK.into(),
         Value::Array(items) => items.iter_mut().for_each(leaves),
         Value::String(text) if text.is_empty() => {}
         Value::String(_) | Value::Number(_) => *value = MASK.into(),
@@ -266,6 +268,10 @@ mod tests {
         let table = [
             (
                 value!({"envs": [{"key": "A", "value": "X"}]}),
+                value!({"envs": [{"key": "A", "value": "***"}]}),
+            ),
+            (
+                value!({"envs": [{"key": "A", "value": [88, 89]}]}),
                 value!({"envs": [{"key": "A", "value": "***"}]}),
             ),
             (
