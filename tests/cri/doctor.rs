@@ -22,7 +22,7 @@ const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd
 /// Makes what could be wrong with the machine that runs the tests right, where the doctor looks.
 const HEALTHY: &str = r#"
     echo 1 > /proc/sys/net/ipv4/ip_forward
-    over() { printf '%s\n' "$2" > "$DIR/over"; mount --bind "$DIR/over" "$1"; mv "$DIR/over" "$DIR/over-$(basename "$1")"; }
+    over() { file=$(mktemp -p "$DIR"); printf '%s\n' "$2" > "$file"; mount --bind "$file" "$1"; }
     over /etc/resolv.conf 'nameserver 192.0.2.1'
     over /proc/sys/fs/inotify/max_user_instances 8192
 "#;

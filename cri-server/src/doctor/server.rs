@@ -96,7 +96,7 @@ fn judge_permissions(all: &[Private]) -> Check {
         let path = file.path.display();
         match (owner, mode & 0o077) {
             (0, 0) => None,
-            (0, _) => Some((mode & 0o022 != 0, format!("{path} has mode {mode:04o}"))),
+            (0, _) => Some((mode & 0o002 != 0, format!("{path} has mode {mode:04o}"))),
             (owner, _) => Some((true, format!("{path} belongs to user {owner}"))),
         }
     };
@@ -109,8 +109,18 @@ fn judge_permissions(all: &[Private]) -> Check {
     let fix = "chown root: and chmod go= these; a restarted server gives its own directories 0700 by itself";
     match complaints.iter().any(|(is_open, _)| *is_open) {
         _ if complaints.is_empty() => Check::ok(name, "root alone can reach directories and socket"),
-        true => Check::problem(name, found, "whoever can write there can become root on this node", fix),
-        false => Check::warning(name, found, "others can read containers' files and specifications", fix),
+        true => Check::problem(
+            name,
+            found,
+            "whoever can write there, or is that user, can become root on this node",
+            fix,
+        ),
+        false => Check::warning(
+            name,
+            found,
+            "others than root can read containers' files, or a group can become root",
+            fix,
+        ),
     }
 }
 
@@ -138,7 +148,7 @@ mod tests {
             (Some((0o600, 0)), Verdict::Ok),
             (Some((0o755, 0)), Verdict::Warning),
             (Some((0o777, 0)), Verdict::Problem),
-            (Some((0o660, 0)), Verdict::Problem),
+            (Some((0o660, 0)), Verdict::Warning),
             (Some((0o700, 1000)), Verdict::Problem),
         ];
         for (found, expected) in table {
