@@ -38,7 +38,7 @@ impl Entry {
         Entry {
             name: name.into(),
             cut: from > 0,
-            content: masked[from..].as_bytes().to_vec(),
+            content: masked.as_bytes()[from..].to_vec(),
         }
     }
 

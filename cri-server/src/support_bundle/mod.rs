@@ -13,8 +13,8 @@
 //! Everything passes `mask` before it is written. Left out altogether: environments of processes, credentials and
 //! hosts.toml files, containers' logs, and whatever containers write.
 //!
-//! A part that hangs is left out after [`LIMIT`], and said to be in MANIFEST. What a part or a file may have at most is in
-//! `entry`. The file has mode 0600 and appears under its name when it is whole.
+//! A part that hangs is left out after [`LIMIT`], and what does not fit into [`MAX_TOTAL`]; MANIFEST says so. What a part
+//! or a file may have at most is in `entry`. The file has mode 0600 and appears under its name when it is whole.
 
 mod cri;
 mod entry;
@@ -39,8 +39,10 @@ use crate::bounded::{Look, run_all};
 use crate::config::{Config, Problems};
 use crate::{doctor, status_cli};
 
-/// How long all parts may take together; the longest is the doctor's.
-const LIMIT: Duration = Duration::from_secs(45);
+/// How long all parts but the doctor's, which has its own limit, may take together.
+const LIMIT: Duration = Duration::from_secs(40);
+/// Most bytes of all files together, before they are packed.
+const MAX_TOTAL: usize = 64 << 20;
 
 /// What `corten-cri support-bundle` is asked for.
 #[derive(Args, Clone, Debug)]
@@ -93,7 +95,8 @@ fn pack(config: Result<Config, Problems>, output: Option<&Path>) -> Result<PathB
             None => missing.push(part),
         }
     }
-    entries.push(manifest(&entries, &missing));
+    let (mut entries, dropped) = within(entries, MAX_TOTAL);
+    entries.push(manifest(&entries, &missing, &dropped));
     write(&path, &name, &entries)?;
     Ok(path)
 }
@@ -120,10 +123,24 @@ fn status(config: &Config) -> Vec<Entry> {
     vec![Entry::text("status.txt", &text)]
 }
 
-fn manifest(entries: &[Entry], missing: &[&str]) -> Entry {
+/// The first files that have room, and the names of the others.
+fn within(entries: Vec<Entry>, limit: usize) -> (Vec<Entry>, Vec<String>) {
+    let mut total = 0;
+    let (kept, dropped): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| {
+        let fits = total + entry.content.len() <= limit;
+        total += if fits { entry.content.len() } else { 0 };
+        fits
+    });
+    (kept, dropped.into_iter().map(|entry| entry.name).collect())
+}
+
+fn manifest(entries: &[Entry], missing: &[&str], dropped: &[String]) -> Entry {
     let mut text = format!("corten-cri {}\n", env!("CARGO_PKG_VERSION"));
     for part in missing {
         text += &format!("{part}: left out: not done in {} s\n", LIMIT.as_secs());
+    }
+    for name in dropped {
+        text += &format!("{name}: left out: more than {MAX_TOTAL} bytes in all\n");
     }
     for entry in entries {
         text += &format!("{}: {} bytes{}\n", entry.name, entry.content.len(), entry.note());
@@ -153,4 +170,21 @@ fn write(path: &Path, name: &str, entries: &[Entry]) -> Result<()> {
     file.persist(path)
         .with_context(|| format!("write {}", path.display()))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_room_is_named() {
+        let entry = |name: &str| Entry::text(name, "12345");
+        let (kept, dropped) = within(vec![entry("a"), entry("b"), entry("c")], 11);
+        assert_eq!(kept.len(), 2);
+        assert_eq!(dropped, ["c"]);
+        let text = String::from_utf8(manifest(&kept, &["kernel"], &dropped).content).unwrap();
+        for line in ["kernel: left out: not done", "c: left out: more than", "a: 5 bytes\n"] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
 }
