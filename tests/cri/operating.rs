@@ -126,9 +126,8 @@ fn with_secrets() -> cri::ContainerConfig {
     config
 }
 
-#[test]
-fn a_support_bundle_has_everything_but_secrets() {
-    let node = Node::start();
+/// Secrets in files of the node's configuration.
+fn plant_files(node: &Node) {
     let write = |name: &str, text: &str| {
         let path = node.dir().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -150,6 +149,30 @@ fn a_support_bundle_has_everything_but_secrets() {
         "cni/98-key.pem",
         &format!("-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n"),
     );
+}
+
+/// No file holds a secret, in any form.
+#[track_caller]
+fn assert_no_secret(files: &BTreeMap<String, String>) {
+    let bytes: Vec<String> = SECRET.bytes().map(|byte| byte.to_string()).collect();
+    let bytes = bytes.join(",");
+    for (name, content) in files {
+        // The CRI has values of environment variables as bytes, which JSON has as numbers.
+        let packed: String = content.chars().filter(|c| !c.is_whitespace()).collect();
+        assert!(!packed.contains(&bytes), "{name}");
+        let at = content.find(SECRET);
+        assert!(
+            at.is_none(),
+            "{name}: ...{}",
+            &content[at.unwrap_or(0).saturating_sub(200)..]
+        );
+    }
+}
+
+#[test]
+fn a_support_bundle_has_everything_but_secrets() {
+    let node = Node::start();
+    plant_files(&node);
     let pod = node.pod("secretive");
     let running = pod.start(with_secrets());
     let mut failing = with_secrets();
@@ -169,19 +192,7 @@ fn a_support_bundle_has_everything_but_secrets() {
     assert!(metadata.len() < 8 << 20, "{} bytes", metadata.len());
 
     let files = unpack(&archive);
-    let bytes: Vec<String> = SECRET.bytes().map(|byte| byte.to_string()).collect();
-    let bytes = bytes.join(",");
-    for (name, content) in &files {
-        // The CRI has values of environment variables as bytes, which JSON has as numbers.
-        let packed: String = content.chars().filter(|c| !c.is_whitespace()).collect();
-        assert!(!packed.contains(&bytes), "{name}");
-        let at = content.find(SECRET);
-        assert!(
-            at.is_none(),
-            "{name}: ...{}",
-            &content[at.unwrap_or(0).saturating_sub(200)..]
-        );
-    }
+    assert_no_secret(&files);
     for (name, words) in [
         ("MANIFEST", "doctor.txt: "),
         ("doctor.txt", "kernel-version"),
