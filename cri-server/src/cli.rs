@@ -5,6 +5,9 @@
 //! corten-cri config default                                                   prints the default configuration
 //! corten-cri config check [--config FILE] ...                                 prints what is wrong with one
 //! corten-cri image ... [--listen SOCKET]                                      looks after a running server's images
+//! corten-cri doctor [--json] [--all]                                          says what is wrong with the machine
+//! corten-cri status [--json]                                                  says how the running server is
+//! corten-cri support-bundle [-o FILE]                                         packs all that a supporter wants to see
 //! ```
 
 use std::io::Write as _;
@@ -14,7 +17,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_TEXT, Problems};
+use crate::doctor::{self, Doctor};
 use crate::image_cli::ImageCommand;
+use crate::status_cli::{self, Status};
+use crate::support_bundle::{self, SupportBundle};
 
 /// Serves the Kubernetes Container Runtime Interface.
 #[derive(Debug, Parser)]
@@ -44,6 +50,12 @@ enum Command {
     /// Looks after the images of the running server
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Says what is wrong with this machine, what it means and how to mend it; a server need not run
+    Doctor(Doctor),
+    /// Shows how the running server is: pods, containers, images, memory, disk, conditions, recent failures
+    Status(Status),
+    /// Writes an archive of all that helps to find a fault, without secrets
+    SupportBundle(SupportBundle),
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -66,10 +78,14 @@ pub enum Action {
 }
 
 impl Cli {
-    /// Does what needs no server; for the rest loads the configuration, with the command line's word over it.
+    /// Does all but serving and what is about images; for these loads the configuration, with the command line's word over
+    /// it.
     pub fn run(mut self) -> Result<Action, Problems> {
         match self.command.take() {
             Some(Command::Image(command)) => Ok(Action::Image(Box::new(self.load()?), command)),
+            Some(Command::Doctor(wanted)) => Ok(Action::Exit(doctor::run(self.load(), wanted))),
+            Some(Command::Status(wanted)) => Ok(Action::Exit(status_cli::run(&self.load()?, wanted))),
+            Some(Command::SupportBundle(wanted)) => Ok(Action::Exit(support_bundle::run(self.load(), &wanted))),
             None => Ok(Action::Serve(Box::new(self.load()?))),
             Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
             Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {

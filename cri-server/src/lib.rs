@@ -14,11 +14,14 @@
 
 mod apparmor;
 mod batches;
+mod bounded;
 pub mod cdi;
 pub mod cli;
+mod client;
 pub mod config;
 pub mod container;
 mod deadline;
+pub mod doctor;
 mod drop_in;
 pub mod error;
 mod events;
@@ -41,9 +44,11 @@ pub mod shim;
 pub mod spec;
 mod stage;
 mod stats;
+pub mod status_cli;
 pub mod store;
 pub mod streaming;
 mod supervisor;
+pub mod support_bundle;
 pub mod tasks;
 mod tree;
 

@@ -357,6 +357,28 @@ fn read_first(directory: &Path, listing: &[Listed]) -> Result<Network, String> {
     Err(format!("no valid CNI configuration: {}", problems.join("; ")))
 }
 
+/// A configuration file, and the plugins of its network or what is wrong with it.
+pub(crate) type Found = (PathBuf, Result<Vec<String>, String>);
+
+/// Every configuration file of the directory by name; none where there is no directory. Blocks.
+pub(crate) fn inspect(directory: &Path) -> Result<Vec<Found>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let listing = list(directory).map_err(anyhow::Error::msg)?;
+    let files = listing
+        .into_iter()
+        .map(|it| it.path)
+        .filter(|path| path.parent() == Some(directory));
+    let found = files.map(|path| {
+        let kinds = conf::read(&path)
+            .map(|network| network.programs())
+            .map_err(|error| format!("{error:#}"));
+        (path, kinds)
+    });
+    Ok(found.collect())
+}
+
 /// CNI_ARGS as every Kubernetes runtime gives them. The list is joined by `;`: a name with one would add a key.
 fn kubernetes_args(pod: &PodNetwork) -> String {
     let safe = |value: &str| value.replace([';', '=', '\0', '\n'], "_");

@@ -56,6 +56,7 @@ use corten_proto::cri::{ContainerConfig, PodSandboxConfig};
 use corten_proto::id::{ContainerId, SandboxId};
 use oci_spec::image::ImageConfiguration;
 
+pub(crate) use capabilities::from_status as capabilities_in;
 pub use cgroup_path::{CgroupDriver, cgroups_path};
 pub use confinement::Confinement;
 pub use container::{check_container, container};

@@ -31,7 +31,7 @@ mod usage;
 mod view;
 
 use std::fs;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -267,7 +267,7 @@ fn is_native(wanted: Snapshotter, containers: &Path) -> Result<bool> {
 }
 
 /// Mounts an overlay as a container's would be, and unmounts it.
-fn try_overlay(containers: &Path) -> Result<()> {
+pub(crate) fn try_overlay(containers: &Path) -> Result<()> {
     let dir = containers.join(".trial");
     let trial = || -> Result<()> {
         // What a killed server left of its trial.
@@ -287,6 +287,17 @@ fn try_overlay(containers: &Path) -> Result<()> {
     let result = trial();
     tree::remove(&dir)?;
     result
+}
+
+/// Maps the ids of a mount of `directory` that is nowhere in the tree.
+pub(crate) fn try_mapped(directory: &Path, user_namespace: BorrowedFd<'_>) -> Result<()> {
+    MappedLayers::new(directory, user_namespace).map(drop)
+}
+
+/// Whether the filesystem of `directory` refuses what goes beyond a project's limit.
+pub(crate) fn enforces_project_quotas(directory: &Path) -> bool {
+    let opened = fs::File::open(directory);
+    opened.is_ok_and(|it| sys::project_quotas(it.as_fd()).is_ok_and(|quotas| quotas.enforced))
 }
 
 /// Adds empty directories below `dir` until there are `least`.
