@@ -41,7 +41,7 @@ pub fn detach() -> Result<()> {
         }
     }
     let before = getrlimit(Resource::Nofile);
-    DESCRIPTORS.get_or_init(|| before.clone());
+    DESCRIPTORS.get_or_init(|| before);
     let wanted = before.maximum.map_or(MAX_DESCRIPTORS, |most| most.min(MAX_DESCRIPTORS));
     if before.current.is_some_and(|current| current < wanted) {
         let raised = Rlimit {
@@ -75,7 +75,7 @@ pub(crate) fn restore_descriptors(child: u32) -> Result<()> {
     let (Some(limit), Some(pid)) = (DESCRIPTORS.get(), Pid::from_raw(child.cast_signed())) else {
         return Ok(());
     };
-    prlimit(Some(pid), Resource::Nofile, limit.clone())
+    prlimit(Some(pid), Resource::Nofile, *limit)
         .map(drop)
         .with_context(|| format!("prlimit({child}, RLIMIT_NOFILE)"))
 }
