@@ -56,7 +56,7 @@ fn clients_that_attach_and_vanish_leave_nothing() {
         };
         let url = node.cri.attach(request).expect("Attach").url;
         let mut stream = Stream::open(&node, &url, "v5.channel.k8s.io").expect("upgrade");
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             stream.send(0, b"y");
         }
         stream.vanish();
@@ -74,7 +74,7 @@ fn clients_that_exec_and_vanish_leave_no_command() {
     let pod = node.pod("web");
     let main = pod.start(container("main", &["sleep", "1000"]));
     let run = |number: usize| {
-        let url = exec_url(&node, &main, "cat", number % 2 == 0);
+        let url = exec_url(&node, &main, "cat", number.is_multiple_of(2));
         Stream::open(&node, &url, "v4.channel.k8s.io")
             .expect("upgrade")
             .vanish();
