@@ -27,7 +27,7 @@ pub use streaming::Streaming;
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
-use crate::spec::{CgroupDriver, MissingHostPath};
+use crate::spec::{Allowed, CgroupDriver, MissingHostPath};
 
 /// The file that is read unless another is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -202,11 +202,17 @@ pub struct Storage {
 }
 
 /// An OCI runtime.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
     /// The executable; it takes runc's command line.
     pub path: PathBuf,
+    /// The annotations of pods that it gets, in the specifications of all their containers.
+    #[serde(default)]
+    pub pod_annotations: Vec<String>,
+    /// The annotations of containers that it gets.
+    #[serde(default)]
+    pub container_annotations: Vec<String>,
 }
 
 impl Default for Config {
@@ -295,6 +301,16 @@ impl Config {
         }
     }
 
+    /// Which annotations of requests a runtime gets, by its name.
+    pub fn annotations(&self, name: &str) -> Allowed<'_> {
+        self.runtimes
+            .get(name)
+            .map_or_else(Allowed::default, |runtime| Allowed {
+                pod: &runtime.pod_annotations,
+                container: &runtime.container_annotations,
+            })
+    }
+
     /// Whether a runtime handler's executable is that of [`OWN_RUNTIME`].
     pub fn is_own_runtime(&self, handler: &str) -> bool {
         self.runtime(handler) == self.runtime(OWN_RUNTIME)
@@ -358,6 +374,8 @@ mod tests {
             "# client_ca =",
             "# [runtimes.",
             "# path =",
+            "# pod_annotations =",
+            "# container_annotations =",
             "# [registries.",
             "# plain_http =",
             "# image_root =",
@@ -378,6 +396,7 @@ mod tests {
                 name.into(),
                 Runtime {
                     path: "/usr/sbin/runc".into(),
+                    ..Runtime::default()
                 },
             );
         }

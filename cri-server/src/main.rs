@@ -7,7 +7,7 @@ use clap::Parser;
 use corten_cri::BLOCKING_THREADS;
 use corten_cri::cli::{Action, Cli};
 use corten_cri::config::{Config, LogFormat, LogLevel};
-use corten_cri::{image_cli, server};
+use corten_cri::{image_cli, own_process, server};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -23,6 +23,9 @@ fn main() -> ExitCode {
         Err(problems) => return fail(&problems.to_string()),
     };
     log_to_stderr(&config);
+    if let Err(error) = own_process::detach() {
+        return fail(&format!("{error:#}"));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.worker_threads)
         .max_blocking_threads(BLOCKING_THREADS)

@@ -24,6 +24,7 @@ use crate::image::{ImageStore, MAX_LAYERS};
 use crate::network::Cni;
 use crate::paths::Paths;
 use crate::record::{self, Record};
+use crate::runtime_service::container_exec::OutputBudget;
 use crate::sandbox::{self, Sandbox};
 use crate::spec::Host;
 use crate::store::{Lookup, Store};
@@ -71,6 +72,8 @@ pub struct Node {
     /// Threads that may look at host paths. One on a filesystem that does not answer keeps its thread for as long as that
     /// lasts; what they leave is for everything else the server does.
     pub looks: Arc<Semaphore>,
+    /// What the outputs of all ExecSyncs may hold together.
+    pub(crate) exec_outputs: OutputBudget,
     /// Work that calls have begun.
     pub work: Tasks,
     /// One task per shim.
@@ -103,6 +106,7 @@ impl Node {
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
+            exec_outputs: OutputBudget::default(),
             work: Tasks::default(),
             supervisors: Tasks::default(),
             config,

@@ -79,7 +79,11 @@ pub async fn kill(runtime: &Path, root: &Path, id: &ContainerId, signal: i32) ->
 
 fn command(runtime: &Path) -> Command {
     let mut command = Command::new(runtime);
-    command.env_clear().env("PATH", PATH).stdin(Stdio::null());
+    command
+        .env_clear()
+        .env("PATH", PATH)
+        .current_dir("/")
+        .stdin(Stdio::null());
     command
 }
 

@@ -9,6 +9,7 @@
 //! sees it: the exit is told when the log is complete and the exit record is on disk.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -271,7 +272,14 @@ pub(crate) fn write_exit_record(path: &std::path::Path, record: &ExitRecord) -> 
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".partial");
     let temporary = PathBuf::from(temporary);
-    std::fs::write(&temporary, text).with_context(|| format!("write({})", temporary.display()))?;
+    let written = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, &text));
+    written.with_context(|| format!("write({})", temporary.display()))?;
     std::fs::rename(&temporary, path).with_context(|| format!("rename({}, {})", temporary.display(), path.display()))
 }
 

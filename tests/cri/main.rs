@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
+mod abuse;
+mod annotations;
 mod cdi;
 mod cgroup_driver;
+mod children;
 mod cni;
 mod config;
 mod container;
@@ -16,6 +19,8 @@ mod doctor;
 mod error;
 mod events;
 mod exec;
+mod file_modes;
+mod hostile_text;
 mod image;
 mod image_archive;
 mod image_archive_hostile;
@@ -39,6 +44,8 @@ mod parallel;
 mod pid_namespace;
 mod pod_files;
 mod process;
+mod protection;
+mod published;
 mod pull_memory;
 mod registry;
 mod resources;

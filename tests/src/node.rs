@@ -13,6 +13,7 @@
 //! of two nodes never meet. `Drop` removes the pods through the CRI, ends the server, and fails the test if anything
 //! is left; after a failed test it prints the server's log and cleans up by force.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -105,11 +106,23 @@ impl Node {
     /// # Errors
     /// If it exits first, or takes longer than 20 seconds.
     pub fn launch(&self) -> Result<()> {
+        self.launch_by(&[])
+    }
+
+    /// The same by a program that becomes the server: `parent` with the server's command line behind it.
+    ///
+    /// # Errors
+    /// See [`Node::launch`].
+    pub fn launch_by(&self, parent: &[&str]) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.path().join("cri.log"))?;
-        let mut command = Command::new(binary("corten-cri"));
+        let own = binary("corten-cri");
+        let mut words: Vec<&OsStr> = parent.iter().map(OsStr::new).collect();
+        words.push(own.as_os_str());
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
         command.arg("--config").arg(self.dir.path().join("config.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let server = self.network.enter(|| command.spawn()).context("spawn corten-cri")?;

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use super::{Config, OWN_RUNTIME};
 use crate::image::reference::{is_registry, short_name};
 use crate::image::{MAX_LAYERS, Pins, Reference};
+use crate::spec::annotations;
 
 /// Longest path of a unix socket: sun_path without its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -91,6 +92,13 @@ impl Rules {
             self.check(is_plain_absolute(&runtime.path), &["runtimes", name, "path"], PLAIN);
             let rule = "must be named by a-z, 0-9, - and ., as a RuntimeClass's handler";
             self.check(is_handler(name), &["runtimes", name], rule);
+            for (key, list) in [
+                ("pod_annotations", &runtime.pod_annotations),
+                ("container_annotations", &runtime.container_annotations),
+            ] {
+                let entries = list.iter().all(|entry| annotations::is_entry(entry));
+                self.check(entries, &["runtimes", name, key], annotations::RULE);
+            }
         }
     }
 
@@ -261,6 +269,15 @@ mod tests {
         config.pull.short_names.insert(name.into(), full.into());
     }
 
+    fn runtime(pod_annotations: &[&str], container_annotations: &[&str]) -> Runtime {
+        let strings = |list: &[&str]| list.iter().map(|&entry| entry.to_owned()).collect();
+        Runtime {
+            path: "/x".into(),
+            pod_annotations: strings(pod_annotations),
+            container_annotations: strings(container_annotations),
+        }
+    }
+
     type Change = fn(&mut Config);
 
     /// A change that breaks one rule, and the key that is to blame.
@@ -291,9 +308,21 @@ mod tests {
         (|c| c.shim = Some("shim".into()), "shim"),
         (
             |c| {
-                c.runtimes.insert("Bad_Name".into(), Runtime { path: "/x".into() });
+                c.runtimes.insert("Bad_Name".into(), runtime(&[], &[]));
             },
             "runtimes.Bad_Name",
+        ),
+        (
+            |c| {
+                c.runtimes.insert("a".into(), runtime(&["*"], &["x"]));
+            },
+            "runtimes.a.pod_annotations",
+        ),
+        (
+            |c| {
+                c.runtimes.insert("a".into(), runtime(&["x.*"], &["x y"]));
+            },
+            "runtimes.a.container_annotations",
         ),
         (|c| c.pull.layers_at_once = MAX_LAYERS + 1, "pull.layers_at_once"),
         (

@@ -21,6 +21,7 @@ use tonic::Status as RpcStatus;
 
 use super::container_namespaces::Namespaces;
 use super::image_volumes::{VolumeImages, all_layers};
+use super::names::{check_labels, check_name};
 use crate::cdi;
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
@@ -88,6 +89,8 @@ impl Node {
         // Against what the sandbox was run with, not the copy that came with this request.
         spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
         cdi::check(&config).map_err(Error::from)?;
+        let allowed = self.config.annotations(&sandbox.metadata.runtime).container;
+        spec::annotations::passed("annotations", &config.annotations, allowed).map_err(Error::from)?;
         let key = (sandbox.id().clone(), metadata.name.clone(), metadata.attempt);
         let existing = || self.existing_container(&sandbox, &metadata);
         let create = || {
@@ -334,6 +337,7 @@ impl Node {
             confinement,
             security: &self.config.security,
             features,
+            annotations: self.config.annotations(&sandbox.runtime),
             host: &self.host,
         })?)
     }
@@ -454,10 +458,11 @@ fn make_directories(
 
 /// Checks what is this call's own; its metadata. The rest is the spec's (`spec::check_container`).
 fn check(config: &ContainerConfig) -> Result<&ContainerMetadata, Error> {
-    let metadata = config.metadata.as_ref();
-    let Some(metadata) = metadata.filter(|metadata| !metadata.name.is_empty()) else {
+    let Some(metadata) = config.metadata.as_ref() else {
         return Err(Error::invalid("metadata.name", "", "must not be empty"));
     };
+    check_name("metadata.name", &metadata.name)?;
+    check_labels(&config.labels, &config.annotations)?;
     if config.image.as_ref().is_none_or(|image| image.image.is_empty()) {
         return Err(Error::invalid("image.image", "", "must name an image"));
     }

@@ -14,6 +14,7 @@
 //! | `streams` | Exec, Attach, PortForward: a URL; `crate::streaming` does the rest |
 //! | `container_events` | GetContainerEvents |
 //! | `status` `runtime_config` | Version, Status, ReopenContainerLog; RuntimeConfig, UpdateRuntimeConfig |
+//! | `names` | what names, labels and annotations must be |
 //! | `info` | what the verbose status calls have in common |
 //! | `stats` `metrics` | what containers and pods use, as messages and as metrics |
 //!
@@ -22,7 +23,7 @@
 mod container_cgroup;
 mod container_create;
 mod container_events;
-mod container_exec;
+pub(crate) mod container_exec;
 mod container_namespaces;
 mod container_remove;
 mod container_start;
@@ -33,6 +34,7 @@ pub(crate) mod exec;
 mod image_volumes;
 mod info;
 mod metrics;
+mod names;
 mod runtime_config;
 mod sandbox_remove;
 mod sandbox_run;
@@ -228,7 +230,12 @@ impl Rpc for RuntimeService {
         let started = Instant::now();
         // Not a task of its own: a caller that goes away ends its exec.
         let result = self.node.container_exec(request.into_inner()).await;
-        answer("ExecSync", started, result.map_err(Status::from))
+        let mut response = answer("ExecSync", started, result.map_err(Status::from))?;
+        let (_, held) = response.get_ref();
+        let held = held.clone();
+        // Until the caller has taken it.
+        response.extensions_mut().insert(held);
+        Ok(response.map(|(reply, _held)| reply))
     }
 
     async fn reopen_container_log(

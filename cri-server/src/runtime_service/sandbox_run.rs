@@ -18,6 +18,7 @@ use nix::mount::{MsFlags, mount};
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
+use super::names::{check_labels, check_log_directory, check_name};
 use crate::config::OWN_RUNTIME;
 use crate::error::Error;
 use crate::network::{Bandwidth, PodNetwork, dns, netns};
@@ -50,6 +51,8 @@ impl Node {
         };
         self.runtime(&runtime)?;
         self.check_user_namespace(&config, &runtime)?;
+        let allowed = self.config.annotations(&runtime).pod;
+        spec::annotations::passed("annotations", &config.annotations, allowed).map_err(Error::from)?;
         let existing = || self.existing_sandbox(&pod);
         let handler = request.runtime_handler;
         let run = || {
@@ -214,6 +217,7 @@ impl Node {
             user_namespace: holder.map(|holder| holder.path("user")).as_deref(),
             confinement: &confinement,
             cgroups_path: &self.cgroups_path(&metadata.config, &metadata.id)?,
+            annotations: self.config.annotations(&metadata.runtime),
             host: &self.host,
         })?)
     }
@@ -302,15 +306,10 @@ fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
         ("metadata.uid", &metadata.uid),
     ];
     for (field, value) in fields {
-        if value.is_empty() {
-            return Err(Error::invalid(field, value, "must not be empty"));
-        }
+        check_name(field, value)?;
     }
-    let logs = &config.log_directory;
-    if !logs.is_empty() && (!Path::new(logs).is_absolute() || logs.contains('\0')) {
-        let rule = "must be absolute and hold no NUL byte";
-        return Err(Error::invalid("log_directory", logs, rule));
-    }
+    check_labels(&config.labels, &config.annotations)?;
+    check_log_directory(&config.log_directory)?;
     if let Err((annotation, value, rule)) = Bandwidth::of(&config.annotations) {
         return Err(Error::invalid(&format!("annotations[{annotation:?}]"), &value, &rule));
     }
