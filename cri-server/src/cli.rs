@@ -5,6 +5,7 @@
 //! corten-cri config default                                                   prints the default configuration
 //! corten-cri config check [--config FILE] ...                                 prints what is wrong with one
 //! corten-cri image ... [--listen SOCKET]                                      looks after a running server's images
+//! corten-cri why ID|NAME [--json]                                             tells why a container ended
 //! ```
 
 use std::io::Write as _;
@@ -15,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_TEXT, Problems};
 use crate::image_cli::ImageCommand;
+use crate::why_cli::Why;
 
 /// Serves the Kubernetes Container Runtime Interface.
 #[derive(Debug, Parser)]
@@ -44,6 +46,8 @@ enum Command {
     /// Looks after the images of the running server
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Tells why a container ended
+    Why(Why),
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -61,6 +65,8 @@ pub enum Action {
     Serve(Box<Config>),
     /// Ask the server of this configuration.
     Image(Box<Config>, ImageCommand),
+    /// Ask it, or its records, why a container ended.
+    Why(Box<Config>, Why),
     /// All is done; exit so.
     Exit(ExitCode),
 }
@@ -70,6 +76,7 @@ impl Cli {
     pub fn run(mut self) -> Result<Action, Problems> {
         match self.command.take() {
             Some(Command::Image(command)) => Ok(Action::Image(Box::new(self.load()?), command)),
+            Some(Command::Why(why)) => Ok(Action::Why(Box::new(self.load()?), why)),
             None => Ok(Action::Serve(Box::new(self.load()?))),
             Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
             Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {

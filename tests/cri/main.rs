@@ -53,3 +53,4 @@ mod streams;
 mod unimplemented;
 mod update;
 mod user_namespace;
+mod why;
