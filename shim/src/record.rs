@@ -1,7 +1,7 @@
 //! The exit record on its way to the disk.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,18 +11,20 @@ use corten_proto::exit::{ExitRecord, MAX_REASON};
 /// Puts an exit record in place by rename, so that a reader finds all of it or none. Not synced: after a power cut the
 /// containers are gone anyway. Only for the user the shim runs as: the end of the output is in it.
 pub(crate) fn write_exit_record(path: &Path, record: &ExitRecord) -> Result<()> {
-    let text = serde_json::to_vec(record).context("exit record as JSON")?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".partial");
     let temporary = PathBuf::from(temporary);
-    write_private(&temporary, &text).with_context(|| format!("write({})", temporary.display()))?;
+    write_private(&temporary, record).with_context(|| format!("write({})", temporary.display()))?;
     std::fs::rename(&temporary, path).with_context(|| format!("rename({}, {})", temporary.display(), path.display()))
 }
 
-fn write_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
+fn write_private(path: &Path, record: &ExitRecord) -> Result<()> {
     let mut options = File::options();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-    file?.write_all(text)
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // Through a small buffer: the shim's memory is to stay what it is.
+    let mut writer = BufWriter::with_capacity(1024, file);
+    serde_json::to_writer(&mut writer, record)?;
+    writer.flush().context("flush")
 }
 
 /// What is kept of the reason of a signal.

@@ -71,7 +71,7 @@ impl Collector {
         Collector {
             stream,
             at,
-            words: Vec::new(),
+            words: Vec::with_capacity(2 * MAX_TAIL),
         }
     }
 
@@ -104,11 +104,12 @@ impl Collector {
         }
     }
 
+    /// Content comes in pieces that are no longer than what is kept, so that twice that much is always room enough.
     fn push(&mut self, content: &[u8]) {
-        self.words.extend_from_slice(content);
-        if self.words.len() > 2 * MAX_TAIL {
-            self.words.drain(..self.words.len() - MAX_TAIL);
+        if self.words.len() + content.len() > 2 * MAX_TAIL {
+            self.words.drain(..self.words.len().saturating_sub(MAX_TAIL));
         }
+        self.words.extend_from_slice(content);
     }
 
     fn words(&self) -> &[u8] {
