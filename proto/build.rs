@@ -4,6 +4,7 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=cri/api.proto");
+    println!("cargo::rerun-if-changed=exits/exits.proto");
     println!("cargo::rerun-if-changed=images/images.proto");
     println!("cargo::rerun-if-changed=shim/shim.proto");
 
@@ -23,5 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let images = protox::compile(["images/images.proto"], ["images"])?;
     tonic_prost_build::configure().compile_fds(images)?;
+
+    let exits = protox::compile(["exits/exits.proto"], ["exits"])?;
+    tonic_prost_build::configure().compile_fds(exits)?;
     Ok(())
 }

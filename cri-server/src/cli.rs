@@ -8,6 +8,7 @@
 //! corten-cri doctor [--json] [--all]                                          says what is wrong with the machine
 //! corten-cri status [--json]                                                  says how the running server is
 //! corten-cri support-bundle [-o FILE]                                         packs all that a supporter wants to see
+//! corten-cri why ID|NAME [--json]                                             tells why a container ended
 //! ```
 
 use std::io::Write as _;
@@ -21,6 +22,7 @@ use crate::doctor::{self, Doctor};
 use crate::image_cli::ImageCommand;
 use crate::status_cli::{self, Status};
 use crate::support_bundle::{self, SupportBundle};
+use crate::why_cli::Why;
 
 /// Serves the Kubernetes Container Runtime Interface.
 #[derive(Debug, Parser)]
@@ -56,6 +58,8 @@ enum Command {
     Status(Status),
     /// Writes an archive of all that helps to find a fault, without secrets
     SupportBundle(SupportBundle),
+    /// Tells why a container ended
+    Why(Why),
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -73,6 +77,8 @@ pub enum Action {
     Serve(Box<Config>),
     /// Ask the server of this configuration.
     Image(Box<Config>, ImageCommand),
+    /// Ask it, or its records, why a container ended.
+    Why(Box<Config>, Why),
     /// All is done; exit so.
     Exit(ExitCode),
 }
@@ -86,6 +92,7 @@ impl Cli {
             Some(Command::Doctor(wanted)) => Ok(Action::Exit(doctor::run(self.load(), wanted))),
             Some(Command::Status(wanted)) => Ok(Action::Exit(status_cli::run(&self.load()?, wanted))),
             Some(Command::SupportBundle(wanted)) => Ok(Action::Exit(support_bundle::run(self.load(), &wanted))),
+            Some(Command::Why(why)) => Ok(Action::Why(Box::new(self.load()?), why)),
             None => Ok(Action::Serve(Box::new(self.load()?))),
             Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
             Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {

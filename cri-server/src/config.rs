@@ -75,6 +75,9 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
     pub container_log_max_line_bytes: u32,
+    /// Most bytes of a container's log file; absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_log_limit_bytes: Option<u64>,
     /// The server's own log, on stderr.
     pub log: Log,
     /// What a request gets that leaves its security out.
@@ -199,6 +202,9 @@ pub struct Storage {
     /// The most that one container may write into its root, in bytes; absent: as much as there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub writable_layer_limit_bytes: Option<u64>,
+    /// The most files of every type that it may have there; absent: as many as there can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writable_layer_limit_inodes: Option<u64>,
 }
 
 /// An OCI runtime.
@@ -233,6 +239,7 @@ impl Default for Config {
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             netns_dir: "/run/netns".into(),
             container_log_max_line_bytes: 16 * 1024,
+            container_log_limit_bytes: None,
             log: Log::default(),
             security: Security::default(),
             cni: Cni::default(),
@@ -380,6 +387,8 @@ mod tests {
             "# plain_http =",
             "# image_root =",
             "# writable_layer_limit_bytes =",
+            "# writable_layer_limit_inodes =",
+            "# container_log_limit_bytes =",
         ] {
             assert!(DEFAULT_TEXT.contains(optional), "{optional}");
         }

@@ -6,7 +6,8 @@
 //!                              │            ├──────────> network        CNI, network namespaces
 //!                              │            └──────────> shim           one corten-shim per pod
 //!                              ├──── image_service ────> image          pull, layers, snapshots
-//! corten-cri image --gRPC-->   └──── image_admin ──────> image          progress, archives, upkeep
+//! corten-cri image --gRPC-->   ├──── image_admin ──────> image          progress, archives, upkeep
+//! corten-cri why   --gRPC-->   └──── why                               why containers ended
 //! ```
 //!
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
@@ -54,6 +55,8 @@ mod supervisor;
 pub mod support_bundle;
 pub mod tasks;
 mod tree;
+mod why;
+pub mod why_cli;
 
 /// Most threads for blocking work: mounts, unpacking, records, looks at host paths.
 pub const BLOCKING_THREADS: usize = 32;

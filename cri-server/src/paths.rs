@@ -11,6 +11,7 @@
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
 //!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
+//!   exits/                       how the last removed containers ended (`why`)
 //!   networks/ID.json             networks that are still to be taken down (`network::teardown`)
 //!   pod-cidrs.json               what the kubelet said of the pods' addresses
 //!   import/                      archives of images for the start (drop_in), unless configured elsewhere
@@ -125,6 +126,11 @@ impl Paths {
     /// A container's exit record.
     pub fn container_exit(&self, id: &ContainerId) -> PathBuf {
         self.container(id).join("exit.json")
+    }
+
+    /// How containers ended that were removed.
+    pub fn exits(&self) -> PathBuf {
+        self.root.join("exits")
     }
 
     /// Networks that are still to be taken down.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
+use corten_proto::exits::exits_server::ExitsServer;
 use corten_proto::images::images_server::ImagesServer;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -27,7 +28,7 @@ use crate::apparmor;
 use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::drop_in;
-use crate::image::snapshot::Snapshots;
+use crate::image::snapshot::{self, Snapshots};
 use crate::image::{ImageStore, Policy};
 use crate::image_admin::ImageAdmin;
 use crate::image_service::ImageService;
@@ -40,6 +41,7 @@ use crate::paths::Paths;
 use crate::recover::{entries, recover};
 use crate::runtime_service::RuntimeService;
 use crate::streaming;
+use crate::why::{self, ExitsService};
 
 /// Largest answer: what the kubelet's client takes.
 const MAX_ANSWER: usize = 16 << 20;
@@ -66,11 +68,16 @@ pub async fn serve(config: Config) -> Result<()> {
     let _image_lock = take_images(&config)?;
     make_directories(&paths)?;
     clear_consoles(&paths.consoles())?;
+    why::tidy(&paths.exits())?;
     let image_root = config.image_root();
     let images = ImageStore::open(image_root, config.registries())
         .with_context(|| format!("open the images in {}", image_root.display()))?;
-    let (wanted, limit) = (config.storage.snapshotter, config.storage.writable_layer_limit_bytes);
-    let snapshots = Snapshots::open(images.clone(), &paths.containers(), wanted, limit)?;
+    let limits = snapshot::Limits {
+        bytes: config.storage.writable_layer_limit_bytes,
+        inodes: config.storage.writable_layer_limit_inodes,
+    };
+    let wanted = config.storage.snapshotter;
+    let snapshots = Snapshots::open(images.clone(), &paths.containers(), wanted, limits)?;
     if let Some(file) = &config.image_policy {
         let policy = Policy::of(file);
         if let Err(error) = policy.check() {
@@ -121,6 +128,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_ANSWER);
     let admin = ImagesServer::new(ImageAdmin::new(node.clone()));
+    let exits = ExitsServer::new(ExitsService::new(node.clone()));
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender has gone, which is as good.
@@ -135,6 +143,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .add_service(limits.on(Deadline(runtime)))
         .add_service(limits.on(Deadline(image)))
         .add_service(limits.on(admin))
+        .add_service(limits.on(exits))
         .serve_with_incoming_shutdown(connections(incoming, limits), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),
@@ -212,6 +221,7 @@ fn make_directories(paths: &Paths) -> Result<()> {
     let all = [
         paths.sandbox_records(),
         paths.containers(),
+        paths.exits(),
         paths.quarantine(),
         paths.networks(),
         paths.sandboxes(),

@@ -327,11 +327,12 @@ impl Shim {
     }
 
     /// Sends `signal` to the container's init, or with `all` to every process of its cgroup.
-    pub async fn kill(&self, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
+    pub async fn kill(&self, id: &ContainerId, signal: i32, all: bool, reason: &str) -> Result<(), Error> {
         let call = request::Call::Kill(proto::Kill {
             id: id.to_string(),
             signal,
             all,
+            reason: reason.to_owned(),
         });
         self.done("kill", END_LIMIT, call).await
     }

@@ -81,7 +81,9 @@ impl Node {
         }
         for container in self.store.containers_of(sandbox.id()) {
             if container.id().as_str() == event.id {
-                self.container_changed(&container, |status| status.exited(exit)).await;
+                let message = self.message_of(container.id(), exit).await;
+                self.container_changed(&container, |status| status.exited(exit).explained(message))
+                    .await;
             }
         }
     }
@@ -96,7 +98,11 @@ impl Node {
         for container in self.store.containers_of(sandbox.id()) {
             match held(container.id().as_str()) {
                 Some(held) => {
-                    self.container_changed(&container, |status| status.connected(held))
+                    let message = match &held.exit {
+                        Some(exit) if !container.has_exited() => self.message_of(container.id(), exit).await,
+                        _ => String::new(),
+                    };
+                    self.container_changed(&container, |status| status.connected(held).explained(message))
                         .await;
                 }
                 None => self.settle(&container, "its shim does not know it").await,
@@ -139,8 +145,12 @@ impl Node {
         }
         let path = self.paths.container_exit(container.id());
         let record = blocking(move || read_optional::<ExitRecord>(&path)).await;
+        let message = match &record {
+            Ok(Some(record)) => self.message_of(container.id(), &record.exit()).await,
+            _ => String::new(),
+        };
         self.container_changed(container, |status| match record {
-            Ok(Some(record)) => status.recorded(&record),
+            Ok(Some(record)) => status.recorded(&record).explained(message),
             Ok(None) => status.lost(cause, now()),
             Err(error) => status.lost(&format!("{cause}; {error:#}"), now()),
         })

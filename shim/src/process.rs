@@ -31,19 +31,23 @@ pub(crate) struct Ended {
     pub(crate) code: i32,
     /// The signal, 0 where there was none.
     pub(crate) signal: i32,
+    /// A core was dumped.
+    pub(crate) dumped: bool,
 }
 
 impl Ended {
     /// From what the wait calls give: one of the two is set.
-    pub(crate) fn new(code: Option<i32>, signal: Option<i32>) -> Ended {
+    pub(crate) fn new(code: Option<i32>, signal: Option<i32>, dumped: bool) -> Ended {
         match signal {
             Some(signal) => Ended {
                 code: 128 + signal,
                 signal,
+                dumped,
             },
             None => Ended {
                 code: code.unwrap_or(-1),
                 signal: 0,
+                dumped: false,
             },
         }
     }
@@ -79,7 +83,7 @@ impl Process {
     fn wait(&self, options: WaitIdOptions) -> Result<Option<Ended>> {
         let status = waitid(WaitId::PidFd(self.fd.as_fd()), options)
             .with_context(|| format!("waitid(P_PIDFD, {})", self.pid))?;
-        Ok(status.map(|status| Ended::new(status.exit_status(), status.terminating_signal())))
+        Ok(status.map(|status| Ended::new(status.exit_status(), status.terminating_signal(), status.dumped())))
     }
 }
 
@@ -281,7 +285,9 @@ mod tests {
 
     #[test]
     fn ends() {
-        assert_eq!(Ended::new(Some(3), None), Ended { code: 3, signal: 0 });
-        assert_eq!(Ended::new(None, Some(9)), Ended { code: 137, signal: 9 });
+        let ended = |code, signal, dumped| Ended { code, signal, dumped };
+        assert_eq!(Ended::new(Some(3), None, false), ended(3, 0, false));
+        assert_eq!(Ended::new(None, Some(9), false), ended(137, 9, false));
+        assert_eq!(Ended::new(None, Some(11), true), ended(139, 11, true));
     }
 }

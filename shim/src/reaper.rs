@@ -154,7 +154,11 @@ impl Children {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
             Ok(Some((pid, status))) => {
-                let ended = Ended::new(status.exit_status(), status.terminating_signal());
+                let ended = Ended::new(
+                    status.exit_status(),
+                    status.terminating_signal(),
+                    nix::libc::WCOREDUMP(status.as_raw()),
+                );
                 Ok(Some((self.take(pid.as_raw_pid(), poll), ended)))
             }
             Err(errno) => Err(errno).context("waitpid(-1, WNOHANG)"),

@@ -34,6 +34,7 @@ use crate::events::{Clients, Outcome, Received, Requester};
 use crate::io::{self, Io};
 use crate::poll::{Poll, Source};
 use crate::reaper::{self, Children, ExecId, Launch, Operation};
+use crate::record::bounded;
 use crate::report::report;
 use crate::runtime::{Runtime, Verb};
 use crate::sys;
@@ -213,7 +214,7 @@ impl Service {
             Call::Connect(shim::Connect {}) => Ok(Some(self.connect(from))),
             Call::Create(create) => self.create(from, create),
             Call::Start(start) => self.submit(from, &start.id, Task::Start),
-            Call::Kill(kill) => self.kill(from, &kill),
+            Call::Kill(kill) => self.kill(from, kill),
             Call::Delete(delete) => self.submit(from, &delete.id, Task::Delete),
             Call::Exec(exec) => self.exec(from, exec, fds),
             Call::KillExec(kill) => self.kill_exec(kill),
@@ -258,7 +259,7 @@ impl Service {
         Ok(None)
     }
 
-    fn kill(&mut self, from: Requester, request: &shim::Kill) -> Answer {
+    fn kill(&mut self, from: Requester, request: shim::Kill) -> Answer {
         // Up to the last real-time signal; 0 would answer success and do nothing.
         if !(1..=64).contains(&request.signal) {
             return Err(error(
@@ -266,8 +267,12 @@ impl Service {
                 format!("signal {}: must be 1 to 64", request.signal),
             ));
         }
-        let (signal, all) = (request.signal, request.all);
-        self.submit(from, &request.id, Task::Kill { signal, all })
+        let task = Task::Kill {
+            signal: request.signal,
+            all: request.all,
+            reason: bounded(request.reason),
+        };
+        self.submit(from, &request.id, task)
     }
 
     /// Gives a container a task; it begins at once if the container has none in flight.

@@ -64,3 +64,4 @@ mod streams;
 mod unimplemented;
 mod update;
 mod user_namespace;
+mod why;

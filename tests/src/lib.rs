@@ -22,6 +22,7 @@ pub mod shim;
 pub mod spdy;
 pub mod stream;
 pub mod table;
+pub mod why;
 
 /// Path of a binary of this workspace (`corten`, `corten-shim`, `corten-cri`, `probe`), built in the same profile as
 /// the test that asks: it lies beside the directory of the test binary.

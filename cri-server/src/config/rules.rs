@@ -10,8 +10,13 @@ use crate::spec::annotations;
 /// Longest path of a unix socket: sun_path without its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Least a container may be given to write, in bytes: with less its mounts cannot even be prepared.
+/// Least a container may be given to write, in bytes and in inodes: with less its mounts cannot even be prepared.
 const MIN_WRITABLE_LAYER: u64 = 1 << 20;
+const MIN_WRITABLE_INODES: u64 = 64;
+
+/// Least a log's file may be given, in bytes, and in longest lines.
+const MIN_LOG: u64 = 64 << 10;
+const MIN_LOG_LINES: u64 = 4;
 
 const PLAIN: &str = "must be an absolute path without ..";
 
@@ -76,6 +81,11 @@ impl Rules {
         let line = (256..=1 << 20).contains(&config.container_log_max_line_bytes);
         let key = &["container_log_max_line_bytes"];
         self.check(line, key, "must be 256 to 1048576");
+        if let Some(limit) = config.container_log_limit_bytes {
+            let least = MIN_LOG.max(MIN_LOG_LINES * u64::from(config.container_log_max_line_bytes));
+            let rule = format!("must be at least {MIN_LOG}, and 4 times container_log_max_line_bytes");
+            self.check(limit >= least, &["container_log_limit_bytes"], &rule);
+        }
     }
 
     fn runtimes(&mut self, config: &Config) {
@@ -217,6 +227,11 @@ impl Rules {
             let rule = format!("must be at least {MIN_WRITABLE_LAYER}");
             let key = ["storage", "writable_layer_limit_bytes"];
             self.check(limit >= MIN_WRITABLE_LAYER, &key, &rule);
+        }
+        if let Some(limit) = storage.writable_layer_limit_inodes {
+            let rule = format!("must be at least {MIN_WRITABLE_INODES}");
+            let key = ["storage", "writable_layer_limit_inodes"];
+            self.check(limit >= MIN_WRITABLE_INODES, &key, &rule);
         }
     }
 
@@ -361,6 +376,21 @@ mod tests {
         (
             |c| c.storage.writable_layer_limit_bytes = Some(4096),
             "storage.writable_layer_limit_bytes",
+        ),
+        (
+            |c| c.storage.writable_layer_limit_inodes = Some(63),
+            "storage.writable_layer_limit_inodes",
+        ),
+        (
+            |c| c.container_log_limit_bytes = Some((64 << 10) - 1),
+            "container_log_limit_bytes",
+        ),
+        (
+            |c| {
+                c.container_log_max_line_bytes = 1 << 20;
+                c.container_log_limit_bytes = Some(1 << 20);
+            },
+            "container_log_limit_bytes",
         ),
         (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
         (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),

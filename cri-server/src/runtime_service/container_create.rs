@@ -359,6 +359,7 @@ impl Node {
             },
             log_directory,
             exit_record: self.paths.container_exit(&plan.id).to_string_lossy().into_owned(),
+            log_limit: self.config.container_log_limit_bytes.unwrap_or(0),
         }
     }
 
@@ -396,7 +397,8 @@ impl Node {
         let path = self.paths.container_exit(container.id());
         match blocking(move || read_optional::<ExitRecord>(&path)).await {
             Ok(Some(record)) => {
-                self.container_changed(container, |status| status.recorded(&record))
+                let message = self.message_of(container.id(), &record.exit()).await;
+                self.container_changed(container, |status| status.recorded(&record).explained(message))
                     .await;
             }
             Ok(None) => {}

@@ -32,22 +32,31 @@ impl Node {
             Err(Error::NotFound { .. }) => return Ok(StopContainerResponse {}),
             container => container?,
         };
-        self.end_container(&container, Duration::from_secs(seconds)).await?;
+        self.end_container(&container, Duration::from_secs(seconds), "StopContainer")
+            .await?;
         Ok(StopContainerResponse {})
     }
 
     /// Ends a container and has its cgroup removed; nothing of it runs afterwards.
     ///
     /// Its shim does that, and where no shim answers the runtime itself: a container must not outlive the answer, whatever
-    /// has become of its shim.
-    pub(super) async fn end_container(&self, container: &Arc<Container>, grace: Duration) -> Result<(), Error> {
+    /// has become of its shim. `call` is who asks for it, for the record of the exit.
+    pub(super) async fn end_container(
+        &self,
+        container: &Arc<Container>,
+        grace: Duration,
+        call: &str,
+    ) -> Result<(), Error> {
         let sandbox = self.sandbox_of(container)?;
         // The init of a created container has no handler yet, and a pid namespace's first process ignores what it does
         // not handle: only SIGKILL ends it.
         let started = container.status().started_at() > 0;
+        let mut reason = call.to_owned();
         if started && !container.has_exited() && !grace.is_zero() {
+            let polite = format!("{call} with {} s of grace", grace.as_secs());
+            reason = format!("{polite}, which were over");
             let asked = async {
-                self.ask_to_end(&sandbox, container).await?;
+                self.ask_to_end(&sandbox, container, &polite).await?;
                 let signal = container.metadata.stop_signal;
                 let _stage = stage(|| format!("the end of {} after signal {signal}", container.id()));
                 container.exit().await;
@@ -58,7 +67,7 @@ impl Node {
             }
         }
         let id = container.id();
-        if container.has_exited() || self.kill(&sandbox, container).await? {
+        if container.has_exited() || self.kill(&sandbox, container, &reason).await? {
             self.delete(&sandbox, id).await?;
         } else {
             let deleted = self.delete_orphan(&sandbox, id).await;
@@ -71,10 +80,10 @@ impl Node {
     }
 
     /// Sends the container's stop signal to its init. One that has ended meanwhile is no error.
-    async fn ask_to_end(&self, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
+    async fn ask_to_end(&self, sandbox: &Sandbox, container: &Container, reason: &str) -> Result<(), Error> {
         let (id, signal) = (container.id(), container.metadata.stop_signal);
         if let Some(shim) = sandbox.shim() {
-            match shim.kill(id, signal, false).await {
+            match shim.kill(id, signal, false, reason).await {
                 Err(error) if error.is_unanswered() => {
                     tracing::warn!(container = %id, "{error}; leaving the stop to the runtime");
                 }
@@ -92,12 +101,12 @@ impl Node {
 
     /// Has the shim send SIGKILL to all of the container, and waits for its end. False where no shim answers: there is
     /// nothing to wait for then.
-    async fn kill(&self, sandbox: &Sandbox, container: &Container) -> Result<bool, Error> {
+    async fn kill(&self, sandbox: &Sandbox, container: &Container, reason: &str) -> Result<bool, Error> {
         let id = container.id();
         let Some(shim) = sandbox.shim() else {
             return Ok(false);
         };
-        match shim.kill(id, SIGKILL, true).await {
+        match shim.kill(id, SIGKILL, true, reason).await {
             Err(error) if error.is_unanswered() => return Ok(false),
             Err(_) if container.has_exited() => return Ok(true),
             // It has been deleted, and its exit is still to be told.

@@ -29,20 +29,25 @@ impl Node {
     ) -> Result<StopPodSandboxResponse, Error> {
         match self.sandbox(id) {
             Err(Error::NotFound { .. }) => {}
-            sandbox => self.stop_sandbox(&sandbox?, grace).await?,
+            sandbox => self.stop_sandbox(&sandbox?, grace, "StopPodSandbox").await?,
         }
         Ok(StopPodSandboxResponse {})
     }
 
-    /// Stops a sandbox. A step that fails leaves it `Stopping`, and the call can be repeated.
-    pub(super) async fn stop_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>, grace: Duration) -> Result<(), Error> {
+    /// Stops a sandbox, for `call`. A step that fails leaves it `Stopping`, and the call can be repeated.
+    pub(super) async fn stop_sandbox(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        grace: Duration,
+        call: &'static str,
+    ) -> Result<(), Error> {
         // From here no container is added; those being created are waited for, then stopped with the others.
         self.sandbox_changed(sandbox, Status::stopping).await;
         let _alone = alone(sandbox).await;
         if sandbox.status() == Status::Stopped {
             return Ok(());
         }
-        self.end_containers(sandbox, grace).await?;
+        self.end_containers(sandbox, grace, call).await?;
         self.end_infra(sandbox).await?;
         // The network goes last, with nobody left to use it, and the address is free when this returns.
         self.remove_network(sandbox).await?;
@@ -53,12 +58,17 @@ impl Node {
     }
 
     /// Ends all containers at once, each with the grace that is of use to it (`stop_grace`).
-    async fn end_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>, grace: Duration) -> Result<(), Error> {
+    async fn end_containers(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        grace: Duration,
+        call: &'static str,
+    ) -> Result<(), Error> {
         let mut ends = JoinSet::new();
         for container in self.store.containers_of(sandbox.id()) {
             let node = self.clone();
             let grace = grace_of(&container, grace);
-            ends.spawn(part(async move { node.end_container(&container, grace).await }));
+            ends.spawn(part(async move { node.end_container(&container, grace, call).await }));
         }
         let mut result = Ok(());
         while let Some(end) = ends.join_next().await {

@@ -52,6 +52,7 @@ use self::usage::Accounts;
 use super::store::ImageStore;
 use crate::tree;
 
+pub use self::quota::Limits;
 pub use self::usage::Usage;
 pub use self::view::{Volume, unmount_volumes};
 
@@ -91,22 +92,22 @@ pub struct Root<'a> {
 }
 
 impl Snapshots {
-    /// Roots for containers whose directories are in `containers`, which exists. With `limit` each container may write
-    /// so many bytes; an error if the filesystem there cannot hold it to that, or if `wanted` cannot be had.
+    /// Roots for containers whose directories are in `containers`, which exists. No container may write
+    /// more than `limits`; an error if the filesystem there cannot hold it to that, or if `wanted` cannot be had.
     pub fn open(
         images: Arc<ImageStore>,
         containers: &Path,
         wanted: Snapshotter,
-        limit: Option<u64>,
+        limits: Limits,
     ) -> Result<Arc<Snapshots>> {
         let native = is_native(wanted, containers)?;
-        let accounts = Accounts::open(containers, limit)?;
+        let accounts = Accounts::open(containers, limits)?;
         let counted_by = match &accounts {
             Accounts::Projects(_) => "project quotas",
             Accounts::Walk(_) => "walking",
         };
         let snapshotter = if native { "native" } else { "overlayfs" };
-        tracing::info!(snapshotter, counted_by, ?limit, "roots of containers");
+        tracing::info!(snapshotter, counted_by, ?limits, "roots of containers");
         Ok(Arc::new(Snapshots {
             images,
             containers: containers.to_owned(),
