@@ -5,6 +5,7 @@ use std::error::Error;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=cri/api.proto");
     println!("cargo::rerun-if-changed=images/images.proto");
+    println!("cargo::rerun-if-changed=networks/networks.proto");
     println!("cargo::rerun-if-changed=shim/shim.proto");
 
     let shim = protox::compile(["shim/shim.proto"], ["shim"])?;
@@ -23,5 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let images = protox::compile(["images/images.proto"], ["images"])?;
     tonic_prost_build::configure().compile_fds(images)?;
+
+    let networks = protox::compile(["networks/networks.proto"], ["networks"])?;
+    tonic_prost_build::configure().compile_fds(networks)?;
     Ok(())
 }

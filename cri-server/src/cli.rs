@@ -5,6 +5,7 @@
 //! corten-cri config default                                                   prints the default configuration
 //! corten-cri config check [--config FILE] ...                                 prints what is wrong with one
 //! corten-cri image ... [--listen SOCKET]                                      looks after a running server's images
+//! corten-cri network ... [--listen SOCKET]                                    looks after its built-in network
 //! ```
 
 use std::io::Write as _;
@@ -15,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_TEXT, Problems};
 use crate::image_cli::ImageCommand;
+use crate::network_cli::NetworkCommand;
 
 /// Serves the Kubernetes Container Runtime Interface.
 #[derive(Debug, Parser)]
@@ -44,6 +46,9 @@ enum Command {
     /// Looks after the images of the running server
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Looks after the built-in network of the running server
+    #[command(subcommand)]
+    Network(NetworkCommand),
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -61,6 +66,8 @@ pub enum Action {
     Serve(Box<Config>),
     /// Ask the server of this configuration.
     Image(Box<Config>, ImageCommand),
+    /// Ask the server of this configuration about its network.
+    Network(Box<Config>, NetworkCommand),
     /// All is done; exit so.
     Exit(ExitCode),
 }
@@ -70,6 +77,7 @@ impl Cli {
     pub fn run(mut self) -> Result<Action, Problems> {
         match self.command.take() {
             Some(Command::Image(command)) => Ok(Action::Image(Box::new(self.load()?), command)),
+            Some(Command::Network(command)) => Ok(Action::Network(Box::new(self.load()?), command)),
             None => Ok(Action::Serve(Box::new(self.load()?))),
             Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
             Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {

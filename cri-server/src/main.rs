@@ -7,7 +7,7 @@ use clap::Parser;
 use corten_cri::BLOCKING_THREADS;
 use corten_cri::cli::{Action, Cli};
 use corten_cri::config::{Config, LogFormat, LogLevel};
-use corten_cri::{image_cli, server};
+use corten_cri::{image_cli, network_cli, server};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -15,6 +15,12 @@ fn main() -> ExitCode {
         Ok(Action::Serve(config)) => *config,
         Ok(Action::Image(config, command)) => {
             return match image_cli::run(&config.listen, command) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("{error:#}")),
+            };
+        }
+        Ok(Action::Network(config, command)) => {
+            return match network_cli::run(&config, command) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&format!("{error:#}")),
             };

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
 use corten_proto::images::images_server::ImagesServer;
+use corten_proto::networks::networks_server::NetworksServer;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
@@ -33,7 +34,8 @@ use crate::image::{ImageStore, Policy};
 use crate::image_admin::ImageAdmin;
 use crate::image_service::ImageService;
 use crate::network::teardown;
-use crate::node::{Node, remove_file};
+use crate::network_admin::NetworkAdmin;
+use crate::node::{Node, blocking, remove_file};
 use crate::paths::Paths;
 use crate::recover::{entries, recover};
 use crate::runtime_service::RuntimeService;
@@ -76,6 +78,10 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     recover(&node).await?;
     teardown::resume(&node).await?;
+    let builtin = node.builtin.clone();
+    if let Err(error) = blocking(move || builtin.resume()).await {
+        tracing::error!("repair the built-in network: {error:#}");
+    }
     // Only now does every container hold its layers.
     images.sweep();
     let streams = streaming::Server::listen(&node.config.streaming, &node.tokens).await?;
@@ -110,6 +116,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let admin = ImagesServer::new(ImageAdmin::new(node.clone()));
+    let network = NetworksServer::new(NetworkAdmin::new(node.clone()));
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender has gone, which is as good.
@@ -119,6 +126,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .add_service(Deadline(runtime))
         .add_service(Deadline(image))
         .add_service(admin)
+        .add_service(network)
         .serve_with_incoming_shutdown(UnixListenerStream::new(incoming), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`cri`] (feature `cri`) | kubelet, crictl and `corten-cri` | gRPC, `cri/api.proto` |
 //! | [`images`] (feature `cri`) | `corten-cri image` and the server | gRPC, `images/images.proto` |
+//! | [`networks`] (feature `cri`) | `corten-cri network` and the server | gRPC, `networks/networks.proto` |
 //! | [`shim`] | `corten-cri` and `corten-shim` | packets, `shim/shim.proto` |
 //! | [`exit`] | `corten-shim` and whoever reads the disk later | one JSON file a container |
 //! | [`log`] | `corten-cri` and `corten-shim` | a path's rule |
@@ -30,6 +31,13 @@ pub mod images {
     pub const MAX_PIECE: usize = 1 << 20;
 
     tonic::include_proto!("corten.images.v1");
+}
+
+/// What `corten-cri network` asks of the server; `networks/networks.proto` draws it.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
+pub mod networks {
+    tonic::include_proto!("corten.networks.v1");
 }
 
 /// The protocol between `corten-cri` and `corten-shim`; `shim/shim.proto` draws it.

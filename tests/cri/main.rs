@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
+mod builtin_network;
+mod builtin_network_upkeep;
 mod cdi;
 mod cgroup_driver;
 mod cni;
