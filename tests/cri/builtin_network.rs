@@ -422,6 +422,30 @@ fn a_killed_server_knows_the_addresses_of_its_pods() {
 }
 
 #[test]
+fn after_a_reboot_addresses_and_ports_are_free() {
+    let node = start();
+    let mapping = || vec![port(18080, 8080, cri::Protocol::Tcp, "")];
+    let old = pod_with_ports(&node, "old", mapping());
+    node.stop_server();
+    let path = node.dir().join(format!("lib/sandboxes/{}.json", old.id));
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    record["boot_id"] = "an earlier one".into();
+    fs::write(&path, record.to_string()).unwrap();
+    node.launch().unwrap();
+    let new = pod_with_ports(&node, "new", mapping());
+    assert_eq!(new.ip(), "10.87.0.2");
+    new.sh("main", SERVE);
+    old.stop();
+    old.remove();
+    assert_page(&node, "127.0.0.1:18080");
+    assert_ne!(
+        node.pod("third").ip(),
+        new.ip(),
+        "the old one has not freed what is the new one's"
+    );
+}
+
+#[test]
 fn a_configuration_that_appears_counts_for_new_pods_only() {
     let node = start();
     let old = node.pod("old");

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -85,8 +85,7 @@ impl Node {
 
     /// The built-in network, if new pods get it.
     pub(crate) async fn builtin_in_use(&self) -> Result<Option<&Arc<Builtin>>> {
-        let wanted =
-            self.config.network.builtin && !self.cni.is_configured().await.map_err(|error| anyhow!("{error:#}"))?;
+        let wanted = self.config.network.builtin && !self.cni.is_configured().await?;
         Ok(wanted.then_some(&self.builtin))
     }
 }

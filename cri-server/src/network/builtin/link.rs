@@ -359,8 +359,7 @@ pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 /// IFF_UP, as flags of struct ifinfomsg.
-#[expect(clippy::cast_sign_loss, reason = "a flag")]
-const UP: u32 = libc::IFF_UP as u32;
+const UP: u32 = libc::IFF_UP.cast_unsigned();
 
 /// struct ifinfomsg of a link, with flags that are to be set.
 fn interface(index: u32, up: u32) -> [u8; abi::IFINFOMSG] {
@@ -388,11 +387,7 @@ fn family_of(address: IpAddr) -> u8 {
 /// An address family as headers have it.
 const fn family(family: libc::c_int) -> u8 {
     assert!(family >= 0 && family < 256, "families are small numbers");
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "it was looked at"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "it was looked at")]
     {
         family as u8
     }

@@ -36,11 +36,7 @@ pub(super) const CREATE: u16 = flags(libc::NLM_F_CREATE | libc::NLM_F_EXCL);
 pub(super) const REPLACE: u16 = flags(libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
 
 /// Flags of a message header; all that there are fit.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "flags have 16 bits"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "flags have 16 bits")]
 const fn flags(value: libc::c_int) -> u16 {
     value as u16
 }

@@ -123,7 +123,7 @@ impl Ruleset<'_> {
         self.rule(batch, "guard", |rule| {
             rule.meta(libc::NFT_META_IIFNAME, Register(0))
                 .equals(Register(0), &bridge);
-            in_loopback(rule, DESTINATION).verdict(libc::NF_DROP, None);
+            in_loopback(rule, Side::Destination).verdict(libc::NF_DROP, None);
         });
         for chain in ["prerouting", "output"] {
             self.rule(batch, chain, |rule| jump(rule.to_the_node(), "host_ports"));
@@ -144,18 +144,18 @@ impl Ruleset<'_> {
                 rule.dnat(family(is_ipv4), Register(0), port);
             });
         }
-        self.rule(batch, "hairpin", |rule| in_loopback(rule, SOURCE).masquerade());
+        self.rule(batch, "hairpin", |rule| in_loopback(rule, Side::Source).masquerade());
         for subnet in self.subnets {
             self.add_rules_of(batch, *subnet);
         }
         for group in ["224.0.0.0/4", "ff00::/8"] {
             let group = group.parse().expect("a range");
             self.rule(batch, "leave", |rule| {
-                inside(rule, DESTINATION, group).verdict(libc::NF_ACCEPT, None);
+                inside(rule, Side::Destination, group).verdict(libc::NF_ACCEPT, None);
             });
         }
         for subnet in self.subnets {
-            self.rule(batch, "leave", |rule| inside(rule, SOURCE, *subnet).masquerade());
+            self.rule(batch, "leave", |rule| inside(rule, Side::Source, *subnet).masquerade());
         }
     }
 
@@ -165,13 +165,13 @@ impl Ruleset<'_> {
         // A pod that has come through a host port: the answer must come back the same way, not along the bridge.
         for (map, id, _, addressed) in MAPS.into_iter().filter(|map| map.2 == is_ipv4) {
             self.rule(batch, "hairpin", |rule| {
-                inside(rule, SOURCE, subnet);
+                inside(rule, Side::Source, subnet);
                 let key = load_key(rule, is_ipv4, addressed, KeyOf::Connection);
                 rule.is_in(map, id, key).masquerade();
             });
         }
         self.rule(batch, "leave", |rule| {
-            inside(rule, DESTINATION, subnet).verdict(libc::NF_ACCEPT, None);
+            inside(rule, Side::Destination, subnet).verdict(libc::NF_ACCEPT, None);
         });
     }
 
@@ -378,7 +378,7 @@ fn load_key(rule: &mut Rule, is_ipv4: bool, addressed: bool, of: KeyOf) -> Regis
     match of {
         KeyOf::Packet => {
             if addressed {
-                let (offset, length) = place(DESTINATION, is_ipv4);
+                let (offset, length) = place(Side::Destination, is_ipv4);
                 rule.payload(Header::Network, offset, length, start);
             }
             rule.payload(Header::Transport, 2, 2, port);
@@ -400,17 +400,19 @@ fn load_key(rule: &mut Rule, is_ipv4: bool, addressed: bool, of: KeyOf) -> Regis
 }
 
 /// Which address of a packet.
-type Side = bool;
-const SOURCE: Side = false;
-const DESTINATION: Side = true;
+#[derive(Clone, Copy)]
+enum Side {
+    Source,
+    Destination,
+}
 
 /// Where an address is in its header, and how long it is.
 fn place(side: Side, is_ipv4: bool) -> (u32, u32) {
     match (is_ipv4, side) {
-        (true, SOURCE) => (12, 4),
-        (true, DESTINATION) => (16, 4),
-        (false, SOURCE) => (8, 16),
-        (false, DESTINATION) => (24, 16),
+        (true, Side::Source) => (12, 4),
+        (true, Side::Destination) => (16, 4),
+        (false, Side::Source) => (8, 16),
+        (false, Side::Destination) => (24, 16),
     }
 }
 
