@@ -4,6 +4,7 @@
 //! connections to it, and its old hardware address in mind.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
@@ -29,8 +30,8 @@ impl Addresses {
         for _ in 0..=self.taken.len() {
             offset = if offset >= last { first } else { offset + 1 };
             let address = subnet.nth(offset);
-            if !self.taken.contains_key(&address) {
-                self.taken.insert(address, owner.clone());
+            if let Entry::Vacant(free) = self.taken.entry(address) {
+                free.insert(owner.clone());
                 self.last.insert(subnet, offset);
                 let length = subnet.length;
                 return Ok(Prefix { address, length });

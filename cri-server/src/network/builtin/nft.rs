@@ -138,7 +138,7 @@ impl<'a, 'b> Rule<'a, 'b> {
     }
 
     /// Only packets to an address of the node.
-    pub(super) fn to_the_node(&mut self) -> &mut Self {
+    pub(super) fn for_the_node(&mut self) -> &mut Self {
         self.expression("fib", |data| {
             data.be32(1, Register(0).number());
             data.be32(2, abi::FIB_RESULT_ADDRTYPE);

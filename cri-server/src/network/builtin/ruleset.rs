@@ -126,7 +126,7 @@ impl Ruleset<'_> {
             in_loopback(rule, Side::Destination).verdict(libc::NF_DROP, None);
         });
         for chain in ["prerouting", "output"] {
-            self.rule(batch, chain, |rule| jump(rule.to_the_node(), "host_ports"));
+            self.rule(batch, chain, |rule| jump(rule.for_the_node(), "host_ports"));
         }
         self.rule(batch, "postrouting", |rule| {
             rule.meta(libc::NFT_META_OIFNAME, Register(0))
