@@ -16,7 +16,7 @@ main() {
     need_root
     if [[ ${1:-} != --inside ]]; then
         find_toolchains
-        install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" util-linux
+        install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${CNI_PACKAGES[@]}" util-linux
         say "build ($PROFILE)"
         build corten corten-shim corten-cri
         PROFILE=dev build bench-cri mkimage registry

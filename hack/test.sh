@@ -150,7 +150,7 @@ main() {
     need_root
     find_toolchains
     began=$SECONDS
-    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${CNI_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
     logs=$(mktemp -d /tmp/corten-test-logs-XXXXXX)
     trap clean_up EXIT
 

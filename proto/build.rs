@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=cri/api.proto");
     println!("cargo::rerun-if-changed=exits/exits.proto");
     println!("cargo::rerun-if-changed=images/images.proto");
+    println!("cargo::rerun-if-changed=networks/networks.proto");
     println!("cargo::rerun-if-changed=shim/shim.proto");
 
     let shim = protox::compile(["shim/shim.proto"], ["shim"])?;
@@ -27,5 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let exits = protox::compile(["exits/exits.proto"], ["exits"])?;
     tonic_prost_build::configure().compile_fds(exits)?;
+    let networks = protox::compile(["networks/networks.proto"], ["networks"])?;
+    tonic_prost_build::configure().compile_fds(networks)?;
     Ok(())
 }

@@ -9,6 +9,7 @@
 //! corten-cri status [--json]                                                  says how the running server is
 //! corten-cri support-bundle [-o FILE]                                         packs all that a supporter wants to see
 //! corten-cri why ID|NAME [--json]                                             tells why a container ended
+//! corten-cri network ... [--listen SOCKET]                                    looks after its built-in network
 //! ```
 
 use std::io::Write as _;
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{Config, DEFAULT_TEXT, Problems};
 use crate::doctor::{self, Doctor};
 use crate::image_cli::ImageCommand;
+use crate::network_cli::NetworkCommand;
 use crate::status_cli::{self, Status};
 use crate::support_bundle::{self, SupportBundle};
 use crate::why_cli::Why;
@@ -60,6 +62,9 @@ enum Command {
     SupportBundle(SupportBundle),
     /// Tells why a container ended
     Why(Why),
+    /// Looks after the built-in network of the running server
+    #[command(subcommand)]
+    Network(NetworkCommand),
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -79,6 +84,8 @@ pub enum Action {
     Image(Box<Config>, ImageCommand),
     /// Ask it, or its records, why a container ended.
     Why(Box<Config>, Why),
+    /// Ask the server of this configuration about its network.
+    Network(Box<Config>, NetworkCommand),
     /// All is done; exit so.
     Exit(ExitCode),
 }
@@ -93,6 +100,7 @@ impl Cli {
             Some(Command::Status(wanted)) => Ok(Action::Exit(status_cli::run(&self.load()?, wanted))),
             Some(Command::SupportBundle(wanted)) => Ok(Action::Exit(support_bundle::run(self.load(), &wanted))),
             Some(Command::Why(why)) => Ok(Action::Why(Box::new(self.load()?), why)),
+            Some(Command::Network(command)) => Ok(Action::Network(Box::new(self.load()?), command)),
             None => Ok(Action::Serve(Box::new(self.load()?))),
             Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
             Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {

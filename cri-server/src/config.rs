@@ -12,6 +12,7 @@
 //! files and the node's credentials (`image::registry`), CDI specifications (`cdi`).
 
 mod load;
+mod network;
 mod rules;
 mod streaming;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use load::Source;
 pub use load::{Problem, Problems};
+pub use network::Network;
 pub use streaming::Streaming;
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
@@ -82,7 +84,9 @@ pub struct Config {
     pub log: Log,
     /// What a request gets that leaves its security out.
     pub security: Security,
-    /// Pod networks.
+    /// Pod networks, where there are no CNI plugins.
+    pub network: Network,
+    /// Pod networks, by CNI plugins.
     pub cni: Cni,
     /// The server behind the URLs of Exec, Attach and PortForward.
     pub streaming: Streaming,
@@ -242,6 +246,7 @@ impl Default for Config {
             container_log_limit_bytes: None,
             log: Log::default(),
             security: Security::default(),
+            network: Network::default(),
             cni: Cni::default(),
             streaming: Streaming::default(),
             runtimes: BTreeMap::new(),

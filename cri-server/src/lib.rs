@@ -3,11 +3,12 @@
 //! ```text
 //! kubelet, crictl --gRPC--> server ── runtime_service ──> node, store   memory and records
 //!                              │            ├──────────> spec           CRI config to OCI spec, pure
-//!                              │            ├──────────> network        CNI, network namespaces
+//!                              │            ├──────────> network        CNI, the built-in network, namespaces
 //!                              │            └──────────> shim           one corten-shim per pod
 //!                              ├──── image_service ────> image          pull, layers, snapshots
 //! corten-cri image --gRPC-->   ├──── image_admin ──────> image          progress, archives, upkeep
-//! corten-cri why   --gRPC-->   └──── why                               why containers ended
+//! corten-cri why   --gRPC-->   ├──── why                               why containers ended
+//! corten-cri network --gRPC--> └──── network_admin ────> network        the built-in network: show, repair, remove
 //! ```
 //!
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
@@ -34,6 +35,8 @@ pub mod image_service;
 mod incoming;
 mod limits;
 pub mod network;
+mod network_admin;
+pub mod network_cli;
 pub mod node;
 pub mod oci;
 pub mod own_process;

@@ -21,7 +21,7 @@ use crate::events::{self, Event, Events, Kind, Pod};
 use crate::health::Health;
 use crate::image::snapshot::Snapshots;
 use crate::image::{ImageStore, MAX_LAYERS};
-use crate::network::Cni;
+use crate::network::{Builtin, Cni};
 use crate::paths::Paths;
 use crate::record::{self, Record};
 use crate::runtime_service::container_exec::OutputBudget;
@@ -59,8 +59,10 @@ pub struct Node {
     pub images: Arc<ImageStore>,
     /// Containers' roots, and what they take.
     pub snapshots: Arc<Snapshots>,
-    /// The pod networks.
+    /// The network of pods by CNI plugins.
     pub cni: Cni,
+    /// The network of pods without them.
+    pub builtin: Arc<Builtin>,
     /// Held by UpdateRuntimeConfig while disk and memory change.
     pub(crate) runtime_config: tokio::sync::Mutex<()>,
     /// Execs, attaches and port-forwards that were asked for and have not begun.
@@ -90,7 +92,10 @@ impl Node {
     pub fn new(config: Config, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
         let paths = Paths::new(&config.root, &config.state);
         let cni = Cni::new(&config.cni);
-        cni.set_pod_cidrs(kept_cidrs(&paths));
+        let builtin = Builtin::new(&config.network);
+        let cidrs = kept_cidrs(&paths);
+        builtin.set_pod_cidrs(&cidrs);
+        cni.set_pod_cidrs(cidrs);
         Ok(Arc::new(Node {
             paths,
             host: Host::read().context("read what the machine is like")?,
@@ -101,6 +106,7 @@ impl Node {
             images,
             snapshots,
             cni,
+            builtin,
             runtime_config: tokio::sync::Mutex::default(),
             tokens: Tokens::default(),
             sandbox_runs: Adoption::default(),

@@ -24,8 +24,10 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use crate::container::Container;
+use crate::network::Attachment;
 use crate::node::{Node, blocking, remove_file};
 use crate::record::{ContainerRecord, ReadError, Record, SandboxRecord, quarantine, read};
+use crate::runtime_service::pod_network;
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{self, ConnectError, Shim};
 
@@ -78,9 +80,7 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
         }
         let sandbox = Sandbox::new(record.metadata, record.status, None);
         sandbox.set_resources(record.resources);
-        if sandbox.metadata.network.is_some() && sandbox.status() != Status::Stopped {
-            node.cni.adopt(sandbox.id());
-        }
+        adopt_network(node, &sandbox, record.boot_id == node.boot_id);
         node.sandbox_added(&sandbox);
         if record.boot_id != node.boot_id {
             node.sandbox_changed(&sandbox, Status::infra_exited).await;
@@ -108,6 +108,18 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
         }
     }
     unfinished
+}
+
+/// Notes what a sandbox has of its network. After a reboot all that is left of it is what plugins keep on disk.
+fn adopt_network(node: &Node, sandbox: &Sandbox, same_boot: bool) {
+    let metadata = &sandbox.metadata;
+    let (Some(pod), Some(attachment)) = (pod_network(metadata), &metadata.network) else {
+        return;
+    };
+    let gone = matches!(attachment, Attachment::Builtin(_)) && !same_boot;
+    if sandbox.status() != Status::Stopped && !gone {
+        node.adopt_network(&pod, attachment);
+    }
 }
 
 /// Reconnects every sandbox's shim. Gives back the containers no record knows that could not be deleted.

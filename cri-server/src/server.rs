@@ -18,6 +18,7 @@ use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
 use corten_proto::exits::exits_server::ExitsServer;
 use corten_proto::images::images_server::ImagesServer;
+use corten_proto::networks::networks_server::NetworksServer;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
@@ -35,7 +36,8 @@ use crate::image_service::ImageService;
 use crate::incoming::connections;
 use crate::limits::Limits;
 use crate::network::teardown;
-use crate::node::{Node, remove_file};
+use crate::network_admin::NetworkAdmin;
+use crate::node::{Node, blocking, remove_file};
 use crate::own_process;
 use crate::paths::Paths;
 use crate::recover::{entries, recover};
@@ -94,6 +96,10 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     recover(&node).await?;
     teardown::resume(&node).await?;
+    let builtin = node.builtin.clone();
+    if let Err(error) = blocking(move || builtin.resume()).await {
+        tracing::error!("repair the built-in network: {error:#}");
+    }
     // Only now does every container hold its layers.
     images.sweep();
     let streams = streaming::Server::listen(&node.config.streaming, &node.tokens).await?;
@@ -129,6 +135,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .max_encoding_message_size(MAX_ANSWER);
     let admin = ImagesServer::new(ImageAdmin::new(node.clone()));
     let exits = ExitsServer::new(ExitsService::new(node.clone()));
+    let network = NetworksServer::new(NetworkAdmin::new(node.clone()));
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender has gone, which is as good.
@@ -144,6 +151,7 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .add_service(limits.on(Deadline(image)))
         .add_service(limits.on(admin))
         .add_service(limits.on(exits))
+        .add_service(limits.on(network))
         .serve_with_incoming_shutdown(connections(incoming, limits), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),

@@ -5,6 +5,7 @@
 //! | [`cri`] (feature `cri`) | kubelet, crictl and `corten-cri` | gRPC, `cri/api.proto` |
 //! | [`images`] (feature `cri`) | `corten-cri image` and the server | gRPC, `images/images.proto` |
 //! | [`exits`] (feature `cri`) | `corten-cri why` and the server | gRPC, `exits/exits.proto` |
+//! | [`networks`] (feature `cri`) | `corten-cri network` and the server | gRPC, `networks/networks.proto` |
 //! | [`shim`] | `corten-cri` and `corten-shim` | packets, `shim/shim.proto` |
 //! | [`exit`] | `corten-shim` and whoever reads the disk later | one JSON file a container |
 //! | [`log`] | `corten-cri` and `corten-shim` | a path's rule |
@@ -38,6 +39,13 @@ pub mod images {
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
 pub mod exits {
     tonic::include_proto!("corten.exits.v1");
+}
+
+/// What `corten-cri network` asks of the server; `networks/networks.proto` draws it.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
+pub mod networks {
+    tonic::include_proto!("corten.networks.v1");
 }
 
 /// The protocol between `corten-cri` and `corten-shim`; `shim/shim.proto` draws it.

@@ -5,6 +5,8 @@
 
 mod abuse;
 mod annotations;
+mod builtin_network;
+mod builtin_network_upkeep;
 mod cdi;
 mod cgroup_driver;
 mod children;

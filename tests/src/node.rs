@@ -40,6 +40,9 @@ pub const BUSYBOX: &str = "127.0.0.1:5000/busybox:latest";
 /// How long the server may take to answer after its start, and to end after SIGTERM.
 const SERVER: Duration = Duration::from_secs(20);
 
+/// Where there is no CNI configuration.
+const ABSENT: &str = "no-cni";
+
 /// Between two looks at something that is awaited.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -74,6 +77,26 @@ impl Node {
         let node = Node::prepare(change).expect("prepare a node");
         node.launch().expect("start corten-cri");
         node
+    }
+
+    /// Starts a node without CNI configuration, whose pods get the built-in network.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn with_builtin_network(change: impl FnOnce(&mut toml::Table)) -> Node {
+        Node::with(|config| {
+            let root = config["root"].as_str().expect("a path");
+            let absent = Path::new(root).with_file_name(ABSENT);
+            config["cni"]["conf_dir"] = absent.display().to_string().into();
+            config["network"]["builtin"] = true.into();
+            change(config);
+        })
+    }
+
+    /// The directory where a node with the built-in network looks for CNI configurations, which is not there; those of
+    /// other nodes are in `cni`, here too.
+    pub fn absent_conf_dir(&self) -> PathBuf {
+        self.dir.path().join(ABSENT)
     }
 
     fn prepare(change: impl FnOnce(&mut toml::Table)) -> Result<Node> {
@@ -369,6 +392,9 @@ fn config(dir: &Path, marker: &str) -> Result<toml::Table> {
         listen = "{dir}/run/corten.sock"
         netns_dir = "{dir}/run/netns"
         cgroup_parent = "/{marker}"
+
+        [network]
+        builtin = false
 
         [cni]
         conf_dir = "{dir}/cni"

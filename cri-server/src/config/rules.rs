@@ -30,6 +30,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.cgroup_and_threads(config);
     rules.cdi(config);
     rules.runtimes(config);
+    config.network.check(&mut rules);
     rules.cni(config);
     rules.streaming(config);
     rules.layers(config);
@@ -39,10 +40,11 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.0
 }
 
-struct Rules(Vec<Broken>);
+/// The rules that are broken so far.
+pub(super) struct Rules(Vec<Broken>);
 
 impl Rules {
-    fn check(&mut self, holds: bool, key: &[&str], rule: &str) {
+    pub(super) fn check(&mut self, holds: bool, key: &[&str], rule: &str) {
         if !holds {
             let key = key.iter().map(|&part| part.to_owned()).collect();
             self.0.push((key, rule.to_owned()));
@@ -309,6 +311,11 @@ mod tests {
         (|c| c.default_runtime = "none".into(), "default_runtime"),
         (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
         (|c| c.cdi_spec_dirs = vec!["cdi".into()], "cdi_spec_dirs"),
+        (|c| c.network.bridge = "corten0123456789".into(), "network.bridge"),
+        (|c| c.network.bridge = "..".into(), "network.bridge"),
+        (|c| c.network.subnets.clear(), "network.subnets"),
+        (|c| c.network.subnets[0].length = 31, "network.subnets"),
+        (|c| c.network.mtu = 576, "network.mtu"),
         (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
         (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
         (|c| c.cni.stop_patience_s = 3601, "cni.stop_patience_s"),

@@ -147,6 +147,18 @@ impl Cni {
         self.pod_cidrs.lock().expect("no holder panics").clone()
     }
 
+    /// Whether there is a configuration, be it right or wrong.
+    pub async fn is_configured(&self) -> Result<bool> {
+        let directory = self.conf_dir.clone();
+        // As for `read`: a directory that does not answer keeps one thread.
+        let turn = Arc::clone(&self.loaded).lock_owned().await;
+        blocking(move || {
+            let _turn = turn;
+            has_candidate(&directory)
+        })
+        .await
+    }
+
     /// Attaches the pod to the node's network.
     pub async fn add(&self, pod: &PodNetwork) -> Result<Attachment> {
         let _no_collection = self.upkeep.attaching(&pod.id).await;
@@ -333,6 +345,22 @@ fn listed(path: PathBuf) -> Option<Listed> {
         size: meta.len(),
         modified: meta.modified().ok(),
     })
+}
+
+/// Whether a file of the directory is a network's; none is where there is no directory.
+fn has_candidate(directory: &Path) -> Result<bool> {
+    let failed = || format!("read {}", directory.display());
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        entries => entries.with_context(failed)?,
+    };
+    for entry in entries {
+        let path = entry.with_context(failed)?.path();
+        if is_candidate(&path) && !path.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a file is a network's, by its name.

@@ -52,7 +52,9 @@ impl Teardown {
 pub async fn leave(node: &Arc<Node>, teardown: Teardown) -> Result<()> {
     let (path, copy) = (teardown.path(&node.paths.networks()), teardown.clone());
     blocking(move || record::write(&path, &copy)).await?;
-    node.cni.let_go(&teardown.pod.id);
+    if let Attachment::Cni(_) = teardown.attachment {
+        node.cni.let_go(&teardown.pod.id);
+    }
     spawn(node, teardown);
     Ok(())
 }
@@ -61,6 +63,10 @@ pub async fn leave(node: &Arc<Node>, teardown: Teardown) -> Result<()> {
 pub async fn resume(node: &Arc<Node>) -> Result<()> {
     let directory = node.paths.networks();
     for teardown in blocking(move || list(&directory)).await? {
+        // What it has is not to be given to anyone meanwhile; plugins know by themselves.
+        if let Attachment::Builtin(_) = teardown.attachment {
+            node.adopt_network(&teardown.pod, &teardown.attachment);
+        }
         spawn(node, teardown);
     }
     let owner = node.clone();
@@ -93,7 +99,7 @@ async fn take_down(node: &Node, teardown: &Teardown) {
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::time::sleep(pause).await;
-        match node.cni.remove(&teardown.pod, Some(&teardown.attachment)).await {
+        match node.detach(&teardown.pod, Some(&teardown.attachment)).await {
             Ok(()) => break,
             Err(error) => tracing::warn!(sandbox = %id, "take a left network down: {error:#}"),
         }

@@ -56,6 +56,7 @@ use corten_proto::cri::*;
 use tonic::{Code, Request, Response, Status};
 
 use self::container_events::ContainerEvents;
+pub(crate) use self::sandbox_run::pod_network;
 use crate::batches::{Batches, batches};
 use crate::error::Error;
 use crate::node::Node;

@@ -147,9 +147,8 @@ impl Node {
         if let Some(network) = pod_network(metadata) {
             self.make_netns(&metadata.id, holder.as_ref()).await?;
             let _stage = stage(|| "set up the pod's network".to_owned());
-            let attachment = self.cni.add(&network).await;
-            metadata.network = Some(attachment.context("set up the pod's network")?);
-            // Again, with what CNI needs to take the network down.
+            metadata.network = Some(self.attach(&network).await.map_err(network_failed)?);
+            // Again, with what it takes to take the network down.
             self.write_record(path, metadata, &Status::Starting).await?;
         }
         let directory = self.paths.sandbox(&metadata.id);
@@ -317,8 +316,16 @@ fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
     Ok(metadata)
 }
 
-/// The network as CNI is to see it; none with the node's network.
-pub(super) fn pod_network(metadata: &Metadata) -> Option<PodNetwork> {
+/// A refusal stays what it is; of a failure it is said what has failed.
+fn network_failed(error: Error) -> Error {
+    match error {
+        Error::Failed(error) => error.context("set up the pod's network").into(),
+        refusal => refusal,
+    }
+}
+
+/// The network that the pod asks for; none with the node's network.
+pub(crate) fn pod_network(metadata: &Metadata) -> Option<PodNetwork> {
     let pod = metadata.config.metadata.clone().unwrap_or_default();
     Some(PodNetwork {
         id: metadata.id.clone(),

@@ -84,7 +84,7 @@ impl Node {
         deleted.context("end the infra container")
     }
 
-    /// CNI DEL and the network namespace.
+    /// The network and its namespace.
     ///
     /// A plugin that fails must not keep a pod for ever: after `[cni] stop_patience_s` the pod is let go, and its network is
     /// left to [`teardown`].
@@ -93,7 +93,7 @@ impl Node {
         let Some(pod) = pod_network(metadata) else {
             return Ok(());
         };
-        if let Err(error) = self.cni.remove(&pod, metadata.network.as_ref()).await {
+        if let Err(error) = self.detach(&pod, metadata.network.as_ref()).await {
             let error = error.context("take the pod's network down");
             let patience = Duration::from_secs(self.config.cni.stop_patience_s);
             let Some(attachment) = metadata
