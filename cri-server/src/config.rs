@@ -14,6 +14,7 @@
 mod load;
 mod rules;
 mod streaming;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use load::Source;
 pub use load::{Problem, Problems};
 pub use streaming::Streaming;
+pub use telemetry::{Collector, Metrics, MetricsAddress, OtlpProtocol, Tracing};
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
@@ -77,6 +79,10 @@ pub struct Config {
     pub container_log_max_line_bytes: u32,
     /// The server's own log, on stderr.
     pub log: Log,
+    /// Metrics of the server itself.
+    pub metrics: Metrics,
+    /// Traces of the calls.
+    pub tracing: Tracing,
     /// What a request gets that leaves its security out.
     pub security: Security,
     /// Pod networks.
@@ -228,6 +234,8 @@ impl Default for Config {
             netns_dir: "/run/netns".into(),
             container_log_max_line_bytes: 16 * 1024,
             log: Log::default(),
+            metrics: Metrics::default(),
+            tracing: Tracing::default(),
             security: Security::default(),
             cni: Cni::default(),
             streaming: Streaming::default(),
@@ -353,6 +361,8 @@ mod tests {
             "# import_dir =",
             "# image_policy =",
             "# shim =",
+            "# listen = \"127",
+            "# otlp_endpoint =",
             "# tls_cert =",
             "# tls_key =",
             "# client_ca =",

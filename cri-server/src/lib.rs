@@ -5,6 +5,7 @@
 //!                              │            ├──────────> spec           CRI config to OCI spec, pure
 //!                              │            ├──────────> network        CNI, network namespaces
 //!                              │            └──────────> shim           one corten-shim per pod
+//! Prometheus <─HTTP─ telemetry ┤   around every call
 //!                              ├──── image_service ────> image          pull, layers, snapshots
 //! corten-cri image --gRPC-->   └──── image_admin ──────> image          progress, archives, upkeep
 //! ```
@@ -45,6 +46,7 @@ pub mod store;
 pub mod streaming;
 mod supervisor;
 pub mod tasks;
+mod telemetry;
 mod tree;
 
 /// Most threads for blocking work: mounts, unpacking, records, looks at host paths.

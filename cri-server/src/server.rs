@@ -38,6 +38,8 @@ use crate::paths::Paths;
 use crate::recover::{entries, recover};
 use crate::runtime_service::RuntimeService;
 use crate::streaming;
+use crate::telemetry::Telemetry;
+use crate::telemetry::rpc::Observed;
 
 /// Largest message either way: what the kubelet's client takes.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -50,6 +52,7 @@ const BACKLOG: i32 = 128;
 pub async fn serve(config: Config) -> Result<()> {
     // The modes asked for below, and by CNI plugins, are the modes got, whoever started this.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let mut telemetry = Telemetry::start(&config)?;
     let paths = Paths::new(&config.root, &config.state);
     let _locks = [take(paths.root())?, take(paths.state())?];
     let _image_lock = take_images(&config)?;
@@ -81,6 +84,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let streams = streaming::Server::listen(&node.config.streaming, &node.tokens).await?;
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(url = streams.url(), "serving streams");
+    telemetry.serve(&node)?;
     let (stop_streams, stopping) = tokio::sync::watch::channel(false);
     let streams = tokio::spawn(streams.serve(node.clone(), stopping));
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
@@ -94,6 +98,7 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
+    telemetry.finish().await;
     served
 }
 
@@ -116,9 +121,9 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         drop(stopping.wait_for(|stop| *stop).await);
     };
     let serving = Server::builder()
-        .add_service(Deadline(runtime))
-        .add_service(Deadline(image))
-        .add_service(admin)
+        .add_service(Observed(Deadline(runtime)))
+        .add_service(Observed(Deadline(image)))
+        .add_service(Observed(admin))
         .serve_with_incoming_shutdown(UnixListenerStream::new(incoming), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),

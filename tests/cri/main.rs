@@ -50,6 +50,7 @@ mod stop;
 mod streaming;
 mod streaming_crictl;
 mod streams;
+mod telemetry;
 mod unimplemented;
 mod update;
 mod user_namespace;

@@ -17,6 +17,7 @@ use nix::unistd::pipe2;
 use oci_spec::runtime::{Process, Spec};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use crate::container::{Container, Status};
 use crate::error::Error;
@@ -143,11 +144,12 @@ impl Drop for Exec {
             return;
         }
         let (shim, container, id) = (self.shim.clone(), self.container.clone(), self.id.clone());
-        tokio::spawn(async move {
+        let kill = async move {
             if let Err(error) = shim.kill_exec(&container, &id).await {
                 tracing::warn!(%container, "kill an exec whose caller has gone: {error}");
             }
-        });
+        };
+        tokio::spawn(kill.in_current_span());
     }
 }
 

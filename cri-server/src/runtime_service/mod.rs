@@ -57,7 +57,7 @@ use self::container_events::ContainerEvents;
 use crate::batches::{Batches, batches};
 use crate::error::Error;
 use crate::node::Node;
-use crate::stage::Patience;
+use crate::stage::{Patience, scope};
 use crate::stats::descriptors;
 
 /// The service.
@@ -227,7 +227,8 @@ impl Rpc for RuntimeService {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
         let started = Instant::now();
         // Not a task of its own: a caller that goes away ends its exec.
-        let result = self.node.container_exec(request.into_inner()).await;
+        let work = self.node.container_exec(request.into_inner());
+        let result = scope(Arc::default(), work).await;
         answer("ExecSync", started, result.map_err(Status::from))
     }
 
