@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::node::{Node, blocking, new_id, remove_file};
 use crate::record::write;
 use crate::shim::Shim;
+use crate::stage::part;
 
 /// How long a killed command may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -68,7 +69,7 @@ impl Node {
         let bundle = self.paths.bundle(container.id());
         let start = Exec::start(shim, container.id().clone(), bundle, cmd, stdio);
         // As a task: a caller that goes away meanwhile must not leave an exec that nobody knows of.
-        Ok(self.work.run(start).await??)
+        Ok(self.work.run(part(start)).await??)
     }
 }
 

@@ -23,7 +23,7 @@ tokio::task_local! {
     static CALL: Arc<Call>;
 }
 
-/// A call of a client; the default one is no call, and tells nothing.
+/// A call of a client; the default one is no call: it tells nothing, and log lines stay in the span that they are in.
 pub(crate) struct Call {
     /// The method's name.
     pub(crate) method: &'static str,
@@ -60,7 +60,7 @@ impl Default for Call {
     fn default() -> Self {
         Call {
             method: "",
-            span: Span::none(),
+            span: Span::current(),
             names: Names::default(),
             trace: None,
             last_number: AtomicU64::new(0),

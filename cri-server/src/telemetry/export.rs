@@ -61,24 +61,23 @@ impl Spans {
             Ok(channel) => channel,
             Err(error) => return tracing::error!("traces: {error:#}"),
         };
-        let mut pause = None;
+        let (mut batch, mut pause) = (Vec::new(), None);
         while !*stopping.borrow() {
-            let batch = tokio::select! {
-                batch = self.batch() => batch,
+            tokio::select! {
+                () = self.gather(&mut batch) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => break,
-            };
-            pause = self.send(&channel, batch, pause).await;
+            }
+            pause = self.send(&channel, std::mem::take(&mut batch), pause).await;
             if let Some(pause) = pause {
                 let stopped = stopping.wait_for(|stopping| *stopping);
                 drop(timeout(pause, stopped).await);
             }
         }
-        let mut rest = Vec::new();
         while let Ok(span) = self.queue.try_recv() {
-            rest.push(span);
+            batch.push(span);
         }
-        if !rest.is_empty() {
-            self.send(&channel, rest, pause).await;
+        if !batch.is_empty() {
+            self.send(&channel, batch, pause).await;
         }
     }
 
@@ -91,19 +90,17 @@ impl Spans {
             .connect_lazy())
     }
 
-    /// Waits for spans. What it has taken is lost if it is dropped: that is at the end only, between two spans.
-    async fn batch(&mut self) -> Vec<Span> {
-        let mut batch = Vec::new();
-        self.queue.recv_many(&mut batch, BATCH).await;
+    /// Waits for spans, and a little for more. What has come is in `batch`, wherever this is given up.
+    async fn gather(&mut self, batch: &mut Vec<Span>) {
+        self.queue.recv_many(batch, BATCH).await;
         let deadline = Instant::now() + LINGER;
         while batch.len() < BATCH {
             let room = BATCH - batch.len();
-            match timeout_at(deadline, self.queue.recv_many(&mut batch, room)).await {
+            match timeout_at(deadline, self.queue.recv_many(batch, room)).await {
                 Ok(1..) => {}
                 Ok(0) | Err(_) => break,
             }
         }
-        batch
     }
 
     /// Sends a batch; how long to wait where that failed, after so long a pause before.

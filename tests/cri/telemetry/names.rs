@@ -154,14 +154,10 @@ fn secrets_are_in_no_line() {
     assert!(main.exec_sh("echo $TOKEN").contains("env-secret-2"));
     let mut bad = container("bad", &["/nowhere"]);
     bad.envs = main.config.envs.clone();
-    let bad = pod.create(bad);
-    let container_id = bad.id.clone();
-    node.cri
-        .start_container(cri::StartContainerRequest { container_id })
-        .ok();
+    node.cri.create_container(pod.create_request(&bad)).unwrap_err();
     pod.stop();
     let log = node.server_log();
-    assert!(log.contains("StartContainer") && !log.contains("-secret-"), "{log}");
+    assert!(log.contains("CreateContainer") && !log.contains("-secret-"), "{log}");
 }
 
 #[test]
