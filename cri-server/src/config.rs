@@ -15,6 +15,7 @@ mod load;
 mod network;
 mod rules;
 mod streaming;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,6 +27,7 @@ pub(crate) use load::Source;
 pub use load::{Problem, Problems};
 pub use network::Network;
 pub use streaming::Streaming;
+pub use telemetry::{Collector, Metrics, MetricsAddress, OtlpProtocol, Tracing};
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
@@ -82,6 +84,10 @@ pub struct Config {
     pub container_log_limit_bytes: Option<u64>,
     /// The server's own log, on stderr.
     pub log: Log,
+    /// Metrics of the server itself.
+    pub metrics: Metrics,
+    /// Traces of the calls.
+    pub tracing: Tracing,
     /// What a request gets that leaves its security out.
     pub security: Security,
     /// Pod networks, where there are no CNI plugins.
@@ -245,6 +251,8 @@ impl Default for Config {
             container_log_max_line_bytes: 16 * 1024,
             container_log_limit_bytes: None,
             log: Log::default(),
+            metrics: Metrics::default(),
+            tracing: Tracing::default(),
             security: Security::default(),
             network: Network::default(),
             cni: Cni::default(),
@@ -381,6 +389,8 @@ mod tests {
             "# import_dir =",
             "# image_policy =",
             "# shim =",
+            "# listen = \"127",
+            "# otlp_endpoint =",
             "# tls_cert =",
             "# tls_key =",
             "# client_ca =",

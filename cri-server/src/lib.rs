@@ -5,6 +5,7 @@
 //!                              │            ├──────────> spec           CRI config to OCI spec, pure
 //!                              │            ├──────────> network        CNI, the built-in network, namespaces
 //!                              │            └──────────> shim           one corten-shim per pod
+//! Prometheus <─HTTP─ telemetry ┤   around every call
 //!                              ├──── image_service ────> image          pull, layers, snapshots
 //! corten-cri image --gRPC-->   ├──── image_admin ──────> image          progress, archives, upkeep
 //! corten-cri why   --gRPC-->   ├──── why                               why containers ended
@@ -57,6 +58,7 @@ pub mod streaming;
 mod supervisor;
 pub mod support_bundle;
 pub mod tasks;
+mod telemetry;
 mod tree;
 mod why;
 pub mod why_cli;

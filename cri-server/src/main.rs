@@ -62,6 +62,7 @@ fn log_to_stderr(config: &Config) {
         .with_env_filter(filter);
     match config.log.format {
         LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
+        // One span, the innermost: it has all names that there are.
+        LogFormat::Json => log.json().with_current_span(true).with_span_list(false).init(),
     }
 }

@@ -12,6 +12,7 @@ use corten_proto::cri;
 use corten_proto::id::{ContainerId, SandboxId};
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use tracing::Span;
 
 use crate::BLOCKING_THREADS;
 use crate::config::Config;
@@ -30,10 +31,12 @@ use crate::spec::Host;
 use crate::store::{Lookup, Store};
 use crate::streaming::Tokens;
 use crate::tasks::{Adoption, Tasks};
+use crate::telemetry::metrics::{Counted, container_exited};
+use crate::telemetry::names;
 
 /// Most looks at host paths at once: a quarter of the threads there are for blocking work. Layers may take half of them,
 /// and records are to be written even when both have all of theirs.
-const MAX_LOOKS: usize = BLOCKING_THREADS / 4;
+pub(crate) const MAX_LOOKS: usize = BLOCKING_THREADS / 4;
 const _: () = assert!(
     MAX_LOOKS + MAX_LAYERS < BLOCKING_THREADS,
     "threads are left for everything else"
@@ -130,12 +133,18 @@ impl Node {
 
     /// The sandbox of this id or unique prefix.
     pub(crate) fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
-        found(self.store.sandbox(id), "pod sandbox", "pod_sandbox_id", id)
+        let sandbox = found(self.store.sandbox(id), "pod sandbox", "pod_sandbox_id", id)?;
+        names::asked_for_sandbox(&sandbox);
+        Ok(sandbox)
     }
 
     /// The container of this id or unique prefix.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
-        found(self.store.container(id), "container", "container_id", id)
+        let container = found(self.store.container(id), "container", "container_id", id)?;
+        names::asked_for_container(&container, || {
+            found(self.store.sandbox(container.metadata.sandbox.as_str()), "", "", "").ok()
+        });
+        Ok(container)
     }
 
     /// The sandbox a container belongs to.
@@ -189,6 +198,11 @@ impl Node {
             let path = self.paths.container_record(container.id());
             let record = Record::new(&self.boot_id, &container.metadata, &after, container.updated());
             self.save(path, &record).await;
+            if let container::Status::Exited(exited) = &after
+                && !matches!(before, container::Status::Exited(_))
+            {
+                container_exited(exited.reason.as_str());
+            }
             let kind = || events::of_container(&before, &after);
             self.publish(&container.metadata.sandbox, container.id(), kind, || {
                 container.status.send_replace(after.clone());
@@ -351,6 +365,11 @@ async fn write(path: PathBuf, record: &impl Serialize) -> Result<()> {
 
 /// Runs `work` where it may block.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (span, counted) = (Span::current(), Counted::new(|metrics| &metrics.blocking));
+    let work = move || {
+        let _counted = counted;
+        span.in_scope(work)
+    };
     tokio::task::spawn_blocking(work)
         .await
         .context("blocking work ended without a result")?

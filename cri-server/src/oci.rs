@@ -90,7 +90,7 @@ fn command(runtime: &Path) -> Command {
 /// What the command prints, once it has succeeded.
 async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
     let text = format!("{:?}", command.as_std());
-    let _stage = stage(|| text.clone());
+    let _stage = stage(|| text.clone()).named("runtime");
     command.kill_on_drop(true);
     let output = match tokio::time::timeout(limit, command.output()).await {
         Ok(output) => output.with_context(|| format!("execute {text}"))?,

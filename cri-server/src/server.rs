@@ -43,6 +43,8 @@ use crate::paths::Paths;
 use crate::recover::{entries, recover};
 use crate::runtime_service::RuntimeService;
 use crate::streaming;
+use crate::telemetry::Telemetry;
+use crate::telemetry::rpc::Observed;
 use crate::why::{self, ExitsService};
 
 /// Largest answer: what the kubelet's client takes.
@@ -65,6 +67,7 @@ pub async fn serve(config: Config) -> Result<()> {
     // The modes asked for below, and by CNI plugins, are the modes got, whoever started this.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     own_process::lower_oom_score();
+    let mut telemetry = Telemetry::start(&config)?;
     let paths = Paths::new(&config.root, &config.state);
     let _locks = [take(paths.root())?, take(paths.state())?];
     let _image_lock = take_images(&config)?;
@@ -105,6 +108,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let streams = streaming::Server::listen(&node.config.streaming, &node.tokens).await?;
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(url = streams.url(), "serving streams");
+    telemetry.serve(&node)?;
     let (stop_streams, stopping) = tokio::sync::watch::channel(false);
     let streams = tokio::spawn(streams.serve(node.clone(), stopping));
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
@@ -118,6 +122,7 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
+    telemetry.finish().await;
     served
 }
 
@@ -147,11 +152,11 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .http2_max_header_list_size(MAX_HEADERS)
         .http2_keepalive_interval(Some(PING.0))
         .http2_keepalive_timeout(Some(PING.1))
-        .add_service(limits.on(Deadline(runtime)))
-        .add_service(limits.on(Deadline(image)))
-        .add_service(limits.on(admin))
-        .add_service(limits.on(exits))
-        .add_service(limits.on(network))
+        .add_service(Observed(limits.on(Deadline(runtime))))
+        .add_service(Observed(limits.on(Deadline(image))))
+        .add_service(Observed(limits.on(admin)))
+        .add_service(Observed(limits.on(exits)))
+        .add_service(Observed(limits.on(network)))
         .serve_with_incoming_shutdown(connections(incoming, limits), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),

@@ -63,6 +63,7 @@ mod streaming_crictl;
 mod streaming_limits;
 mod streaming_tls;
 mod streams;
+mod telemetry;
 mod unimplemented;
 mod update;
 mod user_namespace;

@@ -15,6 +15,7 @@ use prost::bytes::Buf as _;
 use tokio::runtime::{Builder, Runtime};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
@@ -32,6 +33,7 @@ pub struct Cri {
     image: ImageServiceClient<Channel>,
     channel: Channel,
     deadline: Option<Duration>,
+    traceparent: Option<MetadataValue<Ascii>>,
 }
 
 /// A stream that a server goes on with.
@@ -87,6 +89,7 @@ impl Cri {
             image: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             channel,
             deadline: None,
+            traceparent: None,
         })
     }
 
@@ -96,6 +99,34 @@ impl Cri {
         let mut client = self.clone();
         client.deadline = Some(deadline);
         client
+    }
+
+    /// The same client, whose unary calls belong to this trace.
+    ///
+    /// # Panics
+    /// If the text cannot stand in a header.
+    #[must_use]
+    pub fn traced(&self, traceparent: &str) -> Cri {
+        let mut client = self.clone();
+        client.traceparent = Some(traceparent.parse().expect("a header's value"));
+        client
+    }
+
+    /// Calls a method of the RuntimeService that there is not.
+    ///
+    /// # Panics
+    /// If it is answered by anything but UNIMPLEMENTED.
+    pub fn unknown_method(&self, name: &str) {
+        let path = format!("/runtime.v1.RuntimeService/{name}").parse().expect("a path");
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        let call = async move {
+            client.ready().await.expect("a connection");
+            let codec = tonic_prost::ProstCodec::<cri::VersionRequest, cri::VersionResponse>::default();
+            let request = tonic::Request::new(cri::VersionRequest::default());
+            client.unary(request, path, codec).await
+        };
+        let status = self.wait("unknown_method", call).expect_err("no such method");
+        assert_eq!(status.code(), tonic::Code::Unimplemented);
     }
 
     /// `GetContainerEvents`, subscribed when this returns.
@@ -246,6 +277,9 @@ macro_rules! unary {
                     let mut request = tonic::Request::new(request);
                     if let Some(deadline) = self.deadline {
                         request.set_timeout(deadline);
+                    }
+                    if let Some(traceparent) = &self.traceparent {
+                        request.metadata_mut().insert("traceparent", traceparent.clone());
                     }
                     self.wait(stringify!($call), async move { client.$call(request).await })
                 }

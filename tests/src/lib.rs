@@ -7,8 +7,10 @@ use std::path::PathBuf;
 
 pub mod bundle;
 pub mod cgroup;
+pub mod collector;
 pub mod cri;
 pub mod crictl;
+pub mod exposition;
 pub mod image;
 pub mod image_cli;
 pub mod leak;

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, OWN_RUNTIME};
+use super::{Config, MetricsAddress, OWN_RUNTIME};
 use crate::image::reference::{is_registry, short_name};
 use crate::image::{MAX_LAYERS, Pins, Reference};
 use crate::spec::annotations;
@@ -33,6 +33,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     config.network.check(&mut rules);
     rules.cni(config);
     rules.streaming(config);
+    rules.telemetry(config);
     rules.layers(config);
     rules.pull(config);
     rules.registries(config);
@@ -164,6 +165,38 @@ impl Rules {
         self.check(safe, &["streaming", "address"], rule);
         let idle = (1..=604_800).contains(&streaming.idle_timeout_s);
         self.check(idle, &["streaming", "idle_timeout_s"], "must be 1 to 604800");
+    }
+
+    fn telemetry(&mut self, config: &Config) {
+        let key = ["metrics", "listen"];
+        match &config.metrics.listen {
+            Some(MetricsAddress::Socket(path)) => {
+                self.check(is_plain_absolute(path), &key, PLAIN);
+                let short = path.as_os_str().len() <= MAX_SOCKET_PATH;
+                let rule = "must be at most 107 bytes long, the kernel's limit for a socket";
+                self.check(short, &key, rule);
+                self.check(
+                    *path != config.listen,
+                    &key,
+                    "must not be the socket of the CRI services",
+                );
+            }
+            Some(MetricsAddress::Tcp(address)) => {
+                self.check(
+                    address.port() > 0,
+                    &key,
+                    "must have a port that whoever scrapes can know",
+                );
+            }
+            None => {}
+        }
+        if let Some(collector) = config.tracing.otlp_endpoint {
+            let reachable = collector.0.port() > 0 && !collector.0.ip().is_unspecified();
+            let rule = "must be the address and port of a collector";
+            self.check(reachable, &["tracing", "otlp_endpoint"], rule);
+        }
+        let ratio = (0.0..=1.0).contains(&config.tracing.sample_ratio);
+        self.check(ratio, &["tracing", "sample_ratio"], "must be 0 to 1");
     }
 
     fn layers(&mut self, config: &Config) {
@@ -327,6 +360,25 @@ mod tests {
             "streaming.address",
         ),
         (|c| c.streaming.idle_timeout_s = 0, "streaming.idle_timeout_s"),
+        (
+            |c| c.metrics.listen = Some(MetricsAddress::Socket("/run/../m".into())),
+            "metrics.listen",
+        ),
+        (
+            |c| c.metrics.listen = Some(MetricsAddress::Socket(format!("/{}", "x".repeat(107)).into())),
+            "metrics.listen",
+        ),
+        (
+            |c| c.metrics.listen = Some(MetricsAddress::Socket(c.listen.clone())),
+            "metrics.listen",
+        ),
+        (|c| c.metrics.listen = "127.0.0.1:0".parse().ok(), "metrics.listen"),
+        (
+            |c| c.tracing.otlp_endpoint = "http://0.0.0.0:4317".parse().ok(),
+            "tracing.otlp_endpoint",
+        ),
+        (|c| c.tracing.sample_ratio = 1.5, "tracing.sample_ratio"),
+        (|c| c.tracing.sample_ratio = f64::NAN, "tracing.sample_ratio"),
         (|c| c.shim = Some("shim".into()), "shim"),
         (
             |c| {

@@ -24,6 +24,7 @@ use crate::image::snapshot::Snapshots;
 use crate::image::{Image, ImageStore, Pins, ReferenceError};
 use crate::node::{Node, blocking};
 use crate::spec::shown;
+use crate::telemetry::names;
 
 /// The service.
 pub struct ImageService {
@@ -114,6 +115,14 @@ impl cri::image_service_server::ImageService for ImageService {
             return Err(Error::invalid("image.runtime_handler", handler, rule).into());
         }
         let name = named(request.image)?;
+        if let Some(pod) = request
+            .sandbox_config
+            .as_ref()
+            .and_then(|config| config.metadata.as_ref())
+        {
+            names::about_pod(pod);
+        }
+        names::about_image(&name);
         let pulled = image_pull::pull(&self.images, &name, request.auth.as_ref()).await?;
         Ok(Response::new(cri::PullImageResponse { image_ref: pulled.id }))
     }

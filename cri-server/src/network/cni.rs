@@ -273,7 +273,7 @@ impl Cni {
         // An empty one tells DEL that the namespace has gone (CNI specification, DEL). The file may have outlived it: a
         // killed server had unmounted it, or not yet mounted.
         let gone = command == Command::Del && !netns::is_namespace(&pod.netns);
-        let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name()));
+        let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name())).named("cni_plugin");
         let invocation = Invocation {
             command,
             program: plugin::find(&self.bin_dirs, &plugin.kind)?,

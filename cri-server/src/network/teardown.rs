@@ -21,6 +21,7 @@ use super::{Attachment, PodNetwork};
 use crate::node::{Node, blocking, remove_file};
 use crate::record;
 use crate::recover::entries;
+use crate::telemetry::metrics::{Counted, Leftover, removed_leftover};
 
 /// The first pause between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
@@ -94,7 +95,19 @@ fn spawn(node: &Arc<Node>, teardown: Teardown) {
         .spawn(async move { take_down(&owner, &teardown).await });
 }
 
+#[tracing::instrument(
+    name = "teardown",
+    level = "error",
+    skip_all,
+    fields(
+        pod_namespace = teardown.pod.namespace,
+        pod_name = teardown.pod.name,
+        pod_uid = teardown.pod.uid,
+        sandbox_id = %teardown.pod.id,
+    )
+)]
 async fn take_down(node: &Node, teardown: &Teardown) {
+    let _pending = Counted::new(|metrics| &metrics.teardowns);
     let id: &SandboxId = &teardown.pod.id;
     let mut pause = FIRST_PAUSE;
     loop {
@@ -107,7 +120,10 @@ async fn take_down(node: &Node, teardown: &Teardown) {
     }
     let path = teardown.path(&node.paths.networks());
     match blocking(move || remove_file(&path)).await {
-        Ok(()) => tracing::info!(sandbox = %id, "a left network has been taken down"),
+        Ok(()) => {
+            removed_leftover(Leftover::Network);
+            tracing::info!(sandbox = %id, "a left network has been taken down");
+        }
         Err(error) => tracing::warn!(sandbox = %id, "{error:#}"),
     }
 }

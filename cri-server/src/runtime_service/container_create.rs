@@ -37,6 +37,7 @@ use crate::spec::{
     stop_signal, user,
 };
 use crate::stage::{Patience, stage};
+use crate::telemetry::names;
 use crate::tree;
 
 /// How long host paths and the image's user files may take to look up: less than the kubelet waits for the call.
@@ -86,6 +87,8 @@ impl Node {
             return Err(Error::invalid("image.runtime_handler", handler, rule).into());
         }
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        let image = config.image.as_ref().map_or("", |image| image.image.as_str());
+        names::about_new_container(&metadata.name, image);
         // Against what the sandbox was run with, not the copy that came with this request.
         spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
         cdi::check(&config).map_err(Error::from)?;
@@ -132,6 +135,7 @@ impl Node {
         let plan = self.plan(sandbox, config)?;
         self.check_policy(&plan).await?;
         let id = plan.id.clone();
+        names::about_container_id(id.as_str());
         // For longer than the plan: where the shim has not answered, the runtime may be opening them still.
         let _namespaces = plan.namespaces.clone();
         let result = self.build_container(plan).await;
@@ -208,7 +212,7 @@ impl Node {
         let (image, id) = (plan.image.clone(), plan.id.clone());
         let mapped = plan.namespaces.user.clone();
         {
-            let _stage = stage(|| "the root filesystem".to_owned());
+            let _stage = stage(|| "the root filesystem".to_owned()).named("root_filesystem");
             blocking(move || make_directories(&paths, &snapshots, &image, &id, mapped.as_deref())).await?;
         }
         let mapped = plan.namespaces.user.clone();
@@ -284,7 +288,7 @@ impl Node {
         };
         let paths: Vec<_> = plan.config.mounts.iter().map(|mount| &mount.host_path).collect();
         let what = format!("look up the host paths {paths:?}");
-        let _stage = stage(|| what.clone());
+        let _stage = stage(|| what.clone()).named("host_paths");
         // Two results: the inner one keeps the kind of the refusal, which decides the code.
         let looking = async {
             let permits = (of_pod.acquire_owned().await, of_node.acquire_owned().await);

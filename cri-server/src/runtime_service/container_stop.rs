@@ -58,7 +58,8 @@ impl Node {
             let asked = async {
                 self.ask_to_end(&sandbox, container, &polite).await?;
                 let signal = container.metadata.stop_signal;
-                let _stage = stage(|| format!("the end of {} after signal {signal}", container.id()));
+                let _stage =
+                    stage(|| format!("the end of {} after signal {signal}", container.id())).named("stop_signal");
                 container.exit().await;
                 anyhow::Ok(())
             };
@@ -113,7 +114,7 @@ impl Node {
             Err(error) if error.is_not_found() => return Ok(true),
             result => result.with_context(|| format!("signal {SIGKILL} to {id}"))?,
         }
-        let _stage = stage(|| format!("the end of {id} after SIGKILL"));
+        let _stage = stage(|| format!("the end of {id} after SIGKILL")).named("kill_signal");
         if container.wait_exit(KILL_LIMIT).await {
             return Ok(true);
         }

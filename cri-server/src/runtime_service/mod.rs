@@ -60,7 +60,7 @@ pub(crate) use self::sandbox_run::pod_network;
 use crate::batches::{Batches, batches};
 use crate::error::Error;
 use crate::node::Node;
-use crate::stage::Patience;
+use crate::stage::{Patience, scope};
 use crate::stats::descriptors;
 
 /// The service.
@@ -230,7 +230,8 @@ impl Rpc for RuntimeService {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
         let started = Instant::now();
         // Not a task of its own: a caller that goes away ends its exec.
-        let result = self.node.container_exec(request.into_inner()).await;
+        let work = self.node.container_exec(request.into_inner());
+        let result = scope(Arc::default(), work).await;
         let mut response = answer("ExecSync", started, result.map_err(Status::from))?;
         let (_, held) = response.get_ref();
         let held = held.clone();

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use tokio::sync::RwLockWriteGuard;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::sandbox_run::pod_network;
 use super::stop_grace::grace_of;
@@ -19,6 +20,7 @@ use crate::network::teardown::{self, Teardown};
 use crate::node::{Node, blocking};
 use crate::sandbox::{Sandbox, Status};
 use crate::stage::{part, stage};
+use crate::telemetry::names;
 
 impl Node {
     /// StopPodSandbox. Unknown ids and stopped sandboxes are no error; a second call joins the first.
@@ -68,7 +70,9 @@ impl Node {
         for container in self.store.containers_of(sandbox.id()) {
             let node = self.clone();
             let grace = grace_of(&container, grace);
-            ends.spawn(part(async move { node.end_container(&container, grace, call).await }));
+            let span = names::of_container(&container, sandbox);
+            let end = async move { node.end_container(&container, grace, call).await };
+            ends.spawn(part(end.instrument(span)));
         }
         let mut result = Ok(());
         while let Some(end) = ends.join_next().await {
@@ -113,7 +117,7 @@ impl Node {
 
 /// Waits until no other call makes, stops or removes anything in the sandbox.
 pub(super) async fn alone(sandbox: &Sandbox) -> RwLockWriteGuard<'_, ()> {
-    let _stage = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id()));
+    let _stage = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id())).named("wait_in_line");
     sandbox.operations.write().await
 }
 

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tracing::Instrument as _;
 
 use super::hangup::Hangup;
 use super::negotiate::{Refusal, Upgrade, negotiate};
@@ -35,6 +36,7 @@ use super::tls;
 use super::token::Tokens;
 use crate::config::Streaming;
 use crate::node::Node;
+use crate::telemetry::names;
 
 /// Most connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
@@ -196,7 +198,9 @@ async fn http(
         return Ok(());
     };
     let connection = connection.await.context("upgrade")?;
-    session.run(&node, TokioIo::new(connection), upgrade, limits).await
+    let span = names::of_id(&node, session.id());
+    let running = session.run(&node, TokioIo::new(connection), upgrade, limits);
+    running.instrument(span).await
 }
 
 /// Takes the token and chooses the protocol. A token is spent even where the protocol does not fit.

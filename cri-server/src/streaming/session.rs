@@ -67,6 +67,14 @@ impl Session {
         }
     }
 
+    /// The full id of its container or sandbox.
+    pub(super) fn id(&self) -> &str {
+        match self {
+            Session::Exec { container, .. } | Session::Attach { container, .. } => container,
+            Session::PortForward { sandbox, .. } => sandbox,
+        }
+    }
+
     /// Runs it for a client whose connection has been upgraded. An error is one of the client's or the connection: there
     /// is no stream to say it on.
     pub(super) async fn run(
