@@ -3,6 +3,7 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=config/config.proto");
     println!("cargo::rerun-if-changed=cri/api.proto");
     println!("cargo::rerun-if-changed=images/images.proto");
     println!("cargo::rerun-if-changed=shim/shim.proto");
@@ -23,5 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let images = protox::compile(["images/images.proto"], ["images"])?;
     tonic_prost_build::configure().compile_fds(images)?;
+
+    let config = protox::compile(["config/config.proto"], ["config"])?;
+    tonic_prost_build::configure().compile_fds(config)?;
     Ok(())
 }

@@ -2,18 +2,17 @@
 //!
 //! ```text
 //! corten-cri [--config FILE] [--root DIR] [--state DIR] [--listen SOCKET]     serves the CRI
-//! corten-cri config default                                                   prints the default configuration
-//! corten-cri config check [--config FILE] ...                                 prints what is wrong with one
+//! corten-cri config ...                                                       looks after the configuration
 //! corten-cri image ... [--listen SOCKET]                                      looks after a running server's images
 //! ```
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, DEFAULT_TEXT, Problems};
+use crate::config::{Config, Files, Loaded, Problems};
+use crate::config_cli::{self, ConfigCommand};
 use crate::image_cli::ImageCommand;
 
 /// Serves the Kubernetes Container Runtime Interface.
@@ -46,19 +45,11 @@ enum Command {
     Image(ImageCommand),
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
-enum ConfigCommand {
-    /// Prints the default configuration, with every key explained
-    Default,
-    /// Prints what is wrong with the configuration: file, line, key, rule
-    Check,
-}
-
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Action {
-    /// Serve the CRI with this configuration.
-    Serve(Box<Config>),
+    /// Serve the CRI with what these files say.
+    Serve(Files, Box<Loaded>),
     /// Ask the server of this configuration.
     Image(Box<Config>, ImageCommand),
     /// All is done; exit so.
@@ -70,40 +61,36 @@ impl Cli {
     pub fn run(mut self) -> Result<Action, Problems> {
         match self.command.take() {
             Some(Command::Image(command)) => Ok(Action::Image(Box::new(self.load()?), command)),
-            None => Ok(Action::Serve(Box::new(self.load()?))),
-            Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
-            Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {
-                Ok(_) => ExitCode::SUCCESS,
-                Err(problems) => {
-                    print(&format!("{problems}\n"));
-                    ExitCode::FAILURE
-                }
-            })),
+            Some(Command::Config(command)) => Ok(Action::Exit(config_cli::run(self.files(), command))),
+            None => {
+                let files = self.files();
+                let loaded = Box::new(files.load()?);
+                Ok(Action::Serve(files, loaded))
+            }
         }
     }
 
     fn load(&self) -> Result<Config, Problems> {
-        Config::load(self.config.as_deref(), |config| {
-            // A relative path on a command line is relative to whoever wrote it.
-            let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_no_cwd| path.to_owned());
-            if let Some(root) = &self.root {
-                config.root = absolute(root);
-            }
-            if let Some(state) = &self.state {
-                config.state = absolute(state);
-            }
-            if let Some(listen) = &self.listen {
-                config.listen = absolute(listen);
-            }
-        })
+        self.files().load().map(|loaded| loaded.config)
     }
-}
 
-/// Prints, and fails if nobody can read it.
-fn print(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_closed) => ExitCode::FAILURE,
+    /// Where the configuration comes from, and what the command line says over it.
+    fn files(&self) -> Files {
+        // A relative path on a command line is relative to whoever wrote it.
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_no_cwd| path.to_owned());
+        let flags = [
+            ("--root", "root", &self.root),
+            ("--state", "state", &self.state),
+            ("--listen", "listen", &self.listen),
+        ];
+        let given = flags.into_iter().filter_map(|(flag, key, path)| {
+            let path = absolute(path.as_deref()?);
+            Some((flag, key, path.to_string_lossy().into_owned().into()))
+        });
+        Files {
+            file: self.config.as_deref().map(absolute),
+            flags: given.collect(),
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //!                              │            ├──────────> network        CNI, network namespaces
 //!                              │            └──────────> shim           one corten-shim per pod
 //!                              ├──── image_service ────> image          pull, layers, snapshots
-//! corten-cri image --gRPC-->   └──── image_admin ──────> image          progress, archives, upkeep
+//! corten-cri image --gRPC-->   ├──── image_admin ──────> image          progress, archives, upkeep
+//! corten-cri config, SIGHUP -> └──── reload ───────────> config         the files again
 //! ```
 //!
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
@@ -17,6 +18,7 @@ mod batches;
 pub mod cdi;
 pub mod cli;
 pub mod config;
+mod config_cli;
 pub mod container;
 mod deadline;
 mod drop_in;
@@ -34,6 +36,7 @@ pub mod paths;
 pub mod pod_userns;
 pub mod record;
 pub mod recover;
+pub mod reload;
 pub mod runtime_service;
 pub mod sandbox;
 pub mod server;
@@ -44,8 +47,11 @@ mod stats;
 pub mod store;
 pub mod streaming;
 mod supervisor;
+mod sys;
+pub mod systemd;
 pub mod tasks;
 mod tree;
+mod watchdog;
 
 /// Most threads for blocking work: mounts, unpacking, records, looks at host paths.
 pub const BLOCKING_THREADS: usize = 32;

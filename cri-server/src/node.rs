@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::BLOCKING_THREADS;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::container::{self, Container};
 use crate::error::Error;
 use crate::events::{self, Event, Events, Kind, Pod};
@@ -25,7 +25,7 @@ use crate::network::Cni;
 use crate::paths::Paths;
 use crate::record::{self, Record};
 use crate::sandbox::{self, Sandbox};
-use crate::spec::Host;
+use crate::spec::{CgroupDriver, Host};
 use crate::store::{Lookup, Store};
 use crate::streaming::Tokens;
 use crate::tasks::{Adoption, Tasks};
@@ -40,8 +40,10 @@ const _: () = assert!(
 
 /// One server's everything.
 pub struct Node {
-    /// The configuration.
-    pub config: Config,
+    /// The configuration, which a reload replaces: see [`Node::config`].
+    pub(crate) settings: config::Live,
+    /// Who makes the cgroups, as it was decided at the start.
+    pub(crate) cgroup_driver: CgroupDriver,
     /// Where everything lies on disk.
     pub paths: Paths,
     /// What the machine is like.
@@ -84,13 +86,16 @@ pub type ContainerKey = (SandboxId, String, u32);
 
 impl Node {
     /// A node with nothing in memory yet.
-    pub fn new(config: Config, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
+    pub fn new(settings: config::Live, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
+        let config = settings.get();
+        let host = Host::read().context("read what the machine is like")?;
         let paths = Paths::new(&config.root, &config.state);
         let cni = Cni::new(&config.cni);
         cni.set_pod_cidrs(kept_cidrs(&paths));
         Ok(Arc::new(Node {
             paths,
-            host: Host::read().context("read what the machine is like")?,
+            cgroup_driver: config.cgroup_driver.choose(runs_systemd(), host.cgroup_v2),
+            host,
             boot_id: record::boot_id()?,
             store: Store::default(),
             events: Events::default(),
@@ -105,17 +110,23 @@ impl Node {
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
             work: Tasks::default(),
             supervisors: Tasks::default(),
-            config,
+            settings,
         }))
+    }
+
+    /// The configuration as it is now. An operation asks once and keeps what it got: a reload under way is seen by the next.
+    pub fn config(&self) -> Arc<Config> {
+        self.settings.get()
     }
 
     /// Path of a runtime's binary and its `--root`, by its name in the configuration.
     pub(crate) fn runtime(&self, name: &str) -> Result<(PathBuf, PathBuf), Error> {
-        let path = self.config.runtime(name).ok_or_else(|| {
+        let config = self.config();
+        let path = config.runtime(name).ok_or_else(|| {
             let rule = "must be empty or the name of a configured runtime";
             Error::invalid("runtime_handler", name, rule)
         })?;
-        Ok((path, self.paths.runtime_root(name, &self.config.default_runtime)))
+        Ok((path, self.paths.runtime_root(name, &config.default_runtime)))
     }
 
     /// The sandbox of this id or unique prefix.
@@ -321,6 +332,11 @@ impl Node {
     ) -> Result<()> {
         write(path, &Record::new(&self.boot_id, metadata, status, None::<()>)).await
     }
+}
+
+/// Whether systemd is this machine's pid 1, by what sd_booted(3) looks at.
+fn runs_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
 }
 
 /// What UpdateRuntimeConfig has kept; nothing where it cannot be read, until the kubelet says it again.

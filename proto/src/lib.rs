@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`cri`] (feature `cri`) | kubelet, crictl and `corten-cri` | gRPC, `cri/api.proto` |
 //! | [`images`] (feature `cri`) | `corten-cri image` and the server | gRPC, `images/images.proto` |
+//! | [`config`] (feature `cri`) | `corten-cri config` and the server | gRPC, `config/config.proto` |
 //! | [`shim`] | `corten-cri` and `corten-shim` | packets, `shim/shim.proto` |
 //! | [`exit`] | `corten-shim` and whoever reads the disk later | one JSON file a container |
 //! | [`log`] | `corten-cri` and `corten-shim` | a path's rule |
@@ -30,6 +31,13 @@ pub mod images {
     pub const MAX_PIECE: usize = 1 << 20;
 
     tonic::include_proto!("corten.images.v1");
+}
+
+/// What `corten-cri config` asks of the server; `config/config.proto` draws it.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
+pub mod config {
+    tonic::include_proto!("corten.config.v1");
 }
 
 /// The protocol between `corten-cri` and `corten-shim`; `shim/shim.proto` draws it.

@@ -22,6 +22,7 @@ use tonic::Status as RpcStatus;
 use super::container_namespaces::Namespaces;
 use super::image_volumes::{VolumeImages, all_layers};
 use crate::cdi;
+use crate::config::Config;
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
 use crate::image::snapshot::Snapshots;
@@ -52,6 +53,8 @@ struct Plan {
     volumes: VolumeImages,
     lease: LayerLease,
     stop_signal: i32,
+    /// The server's configuration when the creation began.
+    settings: Arc<Config>,
 }
 
 /// What was looked up on the node and in the container's root.
@@ -79,7 +82,7 @@ impl Node {
         let metadata = check(&config)?.clone();
         let handler = config.image.as_ref().map(|image| &image.runtime_handler);
         if let Some(handler) = handler.filter(|handler| !handler.is_empty())
-            && self.config.runtime(handler).is_none()
+            && self.config().runtime(handler).is_none()
         {
             let rule = "must be empty or the name of a configured runtime";
             return Err(Error::invalid("image.runtime_handler", handler, rule).into());
@@ -167,6 +170,7 @@ impl Node {
             volumes,
             config,
             sandbox,
+            settings: self.config(),
         })
     }
 
@@ -256,21 +260,21 @@ impl Node {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
         let (of_pod, of_node) = (plan.sandbox.look.clone(), self.looks.clone());
-        let node = self.clone();
+        let (node, settings) = (self.clone(), plan.settings.clone());
         let look = move || {
             let rules = SourceRules {
-                missing_host_path: node.config.missing_host_path,
-                device_ownership: node.config.device_ownership_from_security_context,
+                missing_host_path: settings.missing_host_path,
+                device_ownership: settings.device_ownership_from_security_context,
             };
             let linux = config.linux.as_ref();
             let security = linux.and_then(|linux| linux.security_context.as_ref());
             let image = image.config.config().as_ref();
             let image_user = image.and_then(|config| config.user().as_deref());
             let mut user = user::resolve(&rootfs, security, image_user)?;
-            let edits = cdi::resolve(&config, &node.config.cdi_spec_dirs)?;
+            let edits = cdi::resolve(&config, &settings.cdi_spec_dirs)?;
             edits.add_groups(&mut user);
             let (sources, made) = Sources::read(&config, &volumes, rules)?;
-            let confinement = Confinement::of_container(&config, &node.host, &node.config.security)?;
+            let confinement = Confinement::of_container(&config, &node.host, &settings.security)?;
             Ok::<_, SpecError>(Found {
                 user,
                 sources,
@@ -332,7 +336,7 @@ impl Node {
             cgroups_path: &self.cgroups_path(&sandbox.config, &plan.id)?,
             sources,
             confinement,
-            security: &self.config.security,
+            security: &plan.settings.security,
             features,
             host: &self.host,
         })?)
@@ -347,7 +351,7 @@ impl Node {
             terminal: plan.config.tty,
             stdin: plan.config.stdin,
             stdin_once: plan.config.stdin_once,
-            max_log_line: self.config.container_log_max_line_bytes,
+            max_log_line: plan.settings.container_log_max_line_bytes,
             log_path: if logs {
                 plan.config.log_path.clone()
             } else {
