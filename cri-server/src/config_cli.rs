@@ -120,7 +120,7 @@ fn ask<T, F: Future<Output = Result<T>>>(
     files: &Files,
     question: impl FnOnce(ConfigurationClient<Channel>) -> F,
 ) -> Result<T> {
-    let socket = files.load()?.config.listen;
+    let socket = files.socket()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the async runtime")?;
     runtime.block_on(async { question(connect(&socket).await?).await })

@@ -118,7 +118,17 @@ fn a_bad_file_changes_nothing_and_is_reported() {
     let output = config_command(&node, &["check"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stdout).contains(rule), "{output:?}");
-    // `reload` finds the socket through the same files.
+    // The server can be asked all the same, and says the same.
+    let output = config_command(&node, &["show", "--running"]);
+    assert!(
+        text(&output.stdout).contains("cni.timeout_s = 60  # default"),
+        "{output:?}"
+    );
+    let output = config_command(&node, &["reload"]);
+    assert!(
+        !output.status.success() && text(&output.stderr).contains(rule),
+        "{output:?}"
+    );
     node.reconfigure(|config| set(config, "cni", "timeout_s", 30));
     let output = config_command(&node, &["reload"]);
     assert!(output.status.success(), "{output:?}");

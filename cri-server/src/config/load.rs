@@ -67,17 +67,39 @@ pub struct Loaded {
 impl Files {
     /// Reads them all; everything that is wrong is told at once.
     pub fn load(&self) -> Result<Loaded, Problems> {
-        let sources = read(self.file.as_deref()).map_err(|problem| Problems(vec![problem]))?;
-        let (mut merged, mut origins, mut problems) = merge_all(&sources);
+        let sources = self.read()?;
+        let (loaded, mut problems) = self.merge(&sources)?;
+        let broken = broken(&loaded.config, &sources).into_iter();
+        // A default that breaks a rule together with a value that was left out says nothing new.
+        let is_mistake = |problem: &Problem| problem.file.is_some();
+        match problems.is_empty() {
+            true => problems.extend(broken),
+            false => problems.extend(broken.filter(is_mistake)),
+        }
+        match problems.is_empty() {
+            true => Ok(loaded),
+            false => Err(Problems(problems)),
+        }
+    }
+
+    /// Where the server of these files listens: it goes on with what it has when they have mistakes.
+    pub(crate) fn socket(&self) -> Result<PathBuf, Problems> {
+        let (loaded, _mistakes) = self.merge(&self.read()?)?;
+        Ok(loaded.config.listen)
+    }
+
+    fn read(&self) -> Result<Vec<Source>, Problems> {
+        read(self.file.as_deref()).map_err(|problem| Problems(vec![problem]))
+    }
+
+    /// What the files and the command line make together, and what was left out of it because it is wrong. The rules are not
+    /// looked at.
+    fn merge(&self, sources: &[Source]) -> Result<(Loaded, Vec<Problem>), Problems> {
+        let (mut merged, mut origins, problems) = merge_all(sources);
         for (flag, key, value) in &self.flags {
-            let path = [(*key).to_owned()];
+            let (path, flag) = ([(*key).to_owned()], (*flag).to_owned());
             keys::set(&mut merged, &path, Some(value.clone()));
-            origins.insert(
-                path.into(),
-                Origin::Flag {
-                    flag: (*flag).to_owned(),
-                },
-            );
+            origins.insert(path.into(), Origin::Flag { flag });
         }
         let own_listen = merged.contains_key("listen");
         let mut config: Config = merged.try_into().map_err(|error: toml::de::Error| {
@@ -94,22 +116,12 @@ impl Files {
         if !own_listen {
             config.listen = config.state.join("corten.sock");
         }
-        let broken = broken(&config, &sources).into_iter();
-        // A default that breaks a rule together with a value that was left out says nothing new.
-        let is_mistake = |problem: &Problem| problem.file.is_some();
-        match problems.is_empty() {
-            true => problems.extend(broken),
-            false => problems.extend(broken.filter(is_mistake)),
-        }
-        if problems.is_empty() {
-            return Ok(Loaded { config, origins });
-        }
-        Err(Problems(problems))
+        Ok((Loaded { config, origins }, problems))
     }
 
     /// The files that are read, those that are there, in the order in which they count.
     pub fn found(&self) -> Result<Vec<PathBuf>, Problems> {
-        let sources = read(self.file.as_deref()).map_err(|problem| Problems(vec![problem]))?;
+        let sources = self.read()?;
         Ok(sources.into_iter().map(|source| source.file).collect())
     }
 }
