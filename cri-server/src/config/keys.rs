@@ -269,7 +269,7 @@ mod tests {
                 let line = line.trim_start_matches("# ");
                 line.starts_with(&format!("{name} = ")) || name == "*" && line.starts_with("[pull.short_names]")
             };
-            let at = lines.iter().position(|line| is_it(line)).expect(path);
+            let at = lines.iter().position(is_it).expect(path);
             let explained = lines[..at]
                 .iter()
                 .rev()
