@@ -169,6 +169,7 @@ state = "$DIR/run"
 listen = "$DIR/run/corten.sock"
 netns_dir = "$DIR/run/netns"
 cgroup_parent = "/$MARK"
+cgroup_driver = "cgroupfs"
 
 [cni]
 conf_dir = "$conf_dir"

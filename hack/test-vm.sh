@@ -7,6 +7,7 @@
 #                                                     these alone; options before them are those of `hack/vm.sh run`
 #   sudo hack/test-vm.sh power                        images across a power cut, alone
 #   sudo hack/test-vm.sh confinement                  the server on a machine with AppArmor, alone
+#   sudo hack/test-vm.sh service                      the server as a service of systemd, alone
 #   sudo hack/test-vm.sh pods                         pods by the systemd driver and on cgroup v2, alone
 #   sudo hack/test-vm.sh OCI_RUNTIME=/usr/bin/crun limits.sh
 #                                                     with the guest's crun, or /usr/sbin/runc, in the place of corten:
@@ -92,6 +93,13 @@ confinement() {
         failed+=("confinement.sh: exit status $?")
 }
 
+# The server as a service, by the units of hack/dist.
+service() {
+    say "the server as a service"
+    "$REPO/hack/vm.sh" run -s -t 600 -i "$stage/server/debug" -i "$REPO/tests/vm" -i "$REPO/hack/dist" \
+        "$REPO/tests/vm/round.sh" service.sh || failed+=("service.sh: exit status $?")
+}
+
 # Images across a power cut: the machine ends in the middle of a pull, and right after one, and starts again on its disk.
 power_cut() {
     local moment code disk=$stage/power.img
@@ -130,6 +138,7 @@ main() {
             guest "Linux 6.12" "$SUITE" "$IMAGES"
             guest "Linux 6.1" -k bookworm "${OLD_ROUND[@]}"
             confinement
+            service
             pods
             power_cut
             ;;
@@ -144,6 +153,7 @@ main() {
             ;;
         power) power_cut ;;
         confinement) confinement ;;
+        service) service ;;
         pods) pods ;;
         *) guest "as asked" "$@" ;;
     esac

@@ -17,8 +17,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 # What the tests need beside what pods need: the OCI runtime that is the control, the engines it and corten run under,
 # CRIU, a registry and what makes and pushes images, and tools of ours here.
-TEST_PACKAGES=(conmon containerd criu docker-registry g++ groff-base jq openssl podman prometheus runc shellcheck skopeo strace uidmap
-    umoci util-linux)
+TEST_PACKAGES=(conmon containerd criu docker-registry g++ groff-base jq openssl podman prometheus runc shellcheck skopeo strace systemd
+    uidmap umoci util-linux)
 
 suites=("$@")
 failed=()

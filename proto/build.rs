@@ -7,6 +7,7 @@ use std::{env, fs};
 use tonic_prost_build::FileDescriptorSet;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=config/config.proto");
     println!("cargo::rerun-if-changed=cri/api.proto");
     println!("cargo::rerun-if-changed=exits/exits.proto");
     println!("cargo::rerun-if-changed=images/images.proto");
@@ -40,6 +41,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let networks = protox::compile(["networks/networks.proto"], ["networks"])?;
     let methods = [methods, self::methods(&networks)].concat();
     tonic_prost_build::configure().compile_fds(networks)?;
+
+    let config = protox::compile(["config/config.proto"], ["config"])?;
+    let methods = [methods, self::methods(&config)].concat();
+    tonic_prost_build::configure().compile_fds(config)?;
 
     let file = PathBuf::from(env::var("OUT_DIR")?).join("methods.rs");
     fs::write(file, format!("&{methods:?}"))?;

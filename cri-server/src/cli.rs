@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! corten-cri [--config FILE] [--root DIR] [--state DIR] [--listen SOCKET]     serves the CRI
-//! corten-cri config default                                                   prints the default configuration
-//! corten-cri config check [--config FILE] ...                                 prints what is wrong with one
+//! corten-cri config ...                                                       looks after the configuration
 //! corten-cri image ... [--listen SOCKET]                                      looks after a running server's images
 //! corten-cri doctor [--json] [--all]                                          says what is wrong with the machine
 //! corten-cri status [--json]                                                  says how the running server is
@@ -12,13 +11,13 @@
 //! corten-cri network ... [--listen SOCKET]                                    looks after its built-in network
 //! ```
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, DEFAULT_TEXT, Problems};
+use crate::config::{Config, Files, Loaded, Problems};
+use crate::config_cli::{self, ConfigCommand};
 use crate::doctor::{self, Doctor};
 use crate::image_cli::ImageCommand;
 use crate::network_cli::NetworkCommand;
@@ -67,19 +66,11 @@ enum Command {
     Network(NetworkCommand),
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
-enum ConfigCommand {
-    /// Prints the default configuration, with every key explained
-    Default,
-    /// Prints what is wrong with the configuration: file, line, key, rule
-    Check,
-}
-
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Action {
-    /// Serve the CRI with this configuration.
-    Serve(Box<Config>),
+    /// Serve the CRI with what these files say.
+    Serve(Files, Box<Loaded>),
     /// Ask the server of this configuration.
     Image(Box<Config>, ImageCommand),
     /// Ask it, or its records, why a container ended.
@@ -101,40 +92,36 @@ impl Cli {
             Some(Command::SupportBundle(wanted)) => Ok(Action::Exit(support_bundle::run(self.load(), &wanted))),
             Some(Command::Why(why)) => Ok(Action::Why(Box::new(self.load()?), why)),
             Some(Command::Network(command)) => Ok(Action::Network(Box::new(self.load()?), command)),
-            None => Ok(Action::Serve(Box::new(self.load()?))),
-            Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
-            Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {
-                Ok(_) => ExitCode::SUCCESS,
-                Err(problems) => {
-                    print(&format!("{problems}\n"));
-                    ExitCode::FAILURE
-                }
-            })),
+            Some(Command::Config(command)) => Ok(Action::Exit(config_cli::run(self.files(), command))),
+            None => {
+                let files = self.files();
+                let loaded = Box::new(files.load()?);
+                Ok(Action::Serve(files, loaded))
+            }
         }
     }
 
     fn load(&self) -> Result<Config, Problems> {
-        Config::load(self.config.as_deref(), |config| {
-            // A relative path on a command line is relative to whoever wrote it.
-            let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_no_cwd| path.to_owned());
-            if let Some(root) = &self.root {
-                config.root = absolute(root);
-            }
-            if let Some(state) = &self.state {
-                config.state = absolute(state);
-            }
-            if let Some(listen) = &self.listen {
-                config.listen = absolute(listen);
-            }
-        })
+        self.files().load().map(|loaded| loaded.config)
     }
-}
 
-/// Prints, and fails if nobody can read it.
-fn print(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_closed) => ExitCode::FAILURE,
+    /// Where the configuration comes from, and what the command line says over it.
+    fn files(&self) -> Files {
+        // A relative path on a command line is relative to whoever wrote it.
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_no_cwd| path.to_owned());
+        let flags = [
+            ("--root", "root", &self.root),
+            ("--state", "state", &self.state),
+            ("--listen", "listen", &self.listen),
+        ];
+        let given = flags.into_iter().filter_map(|(flag, key, path)| {
+            let path = absolute(path.as_deref()?);
+            Some((flag, key, path.to_string_lossy().into_owned().into()))
+        });
+        Files {
+            file: self.config.as_deref().map(absolute),
+            flags: given.collect(),
+        }
     }
 }
 

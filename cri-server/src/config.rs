@@ -5,33 +5,53 @@
 //! ```
 //!
 //! Tables merge key by key, anything else is replaced. An unknown key, a wrong type and a broken rule are errors that
-//! name file, line and key; a server with such a file does not start. `corten-cri config default` prints
+//! name file, line, key and value; a server with such a file does not start. `corten-cri config default` prints
 //! [`DEFAULT_TEXT`], which a test holds against [`Config::default`].
 //!
-//! Nothing is read again while the server runs, except what other programs own: CNI configurations (`network`), hosts.toml
-//! files and the node's credentials (`image::registry`), CDI specifications (`cdi`).
+//! The files are read again at SIGHUP (`reload`). What that changes in the running server, and what waits for its next start,
+//! is said key by key in `keys`; whatever is done reads the configuration once, at its beginning ([`Live`]). Files of other
+//! programs are read when they are needed: CNI configurations (`network`), hosts.toml files and the node's credentials
+//! (`image::registry`), CDI specifications (`cdi`).
+//!
+//! | module | owns |
+//! |---|---|
+//! | `document` | one file, where in it things stand, and what is wrong with it |
+//! | `load` | all files, merged, and who has set what |
+//! | `rules` | what values must be, beyond their types |
+//! | `keys` | every key: what a reload does with it, how it may be shown |
+//! | `live` | the configuration of a running server |
+//! | `show` | the whole of it for a person or a program |
 
+mod document;
+pub(crate) mod keys;
+mod live;
 mod load;
 mod network;
 mod rules;
+mod show;
 mod streaming;
 mod telemetry;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use load::Source;
-pub use load::{Problem, Problems};
+pub(crate) use document::Source;
+pub use document::{Problem, Problems};
+pub use live::Live;
+pub(crate) use live::{Difference, Plan};
+pub use load::{Files, Loaded, Origin, Origins};
 pub use network::Network;
+pub use show::Setting;
 pub use streaming::Streaming;
 pub use telemetry::{Collector, Metrics, MetricsAddress, OtlpProtocol, Tracing};
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
-use crate::spec::{Allowed, CgroupDriver, MissingHostPath};
+use crate::spec::{self, Allowed, MissingHostPath};
 
 /// The file that is read unless another is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -148,6 +168,30 @@ pub enum LogLevel {
     Trace,
 }
 
+/// Who makes the cgroups of containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// systemd where it runs and the cgroups are those of v2 alone, else the runtime: see [`CgroupDriver::choose`].
+    Auto,
+    /// The runtime.
+    Cgroupfs,
+    /// systemd.
+    Systemd,
+}
+
+impl CgroupDriver {
+    /// Who it is on a machine on which systemd runs, or does not, with cgroup v2 or v1. On v1 both can write to the
+    /// hierarchies, and a kubelet of the time of v1 expects cgroupfs.
+    pub(crate) fn choose(self, systemd: bool, cgroup_v2: bool) -> spec::CgroupDriver {
+        match self {
+            CgroupDriver::Systemd => spec::CgroupDriver::Systemd,
+            CgroupDriver::Auto if systemd && cgroup_v2 => spec::CgroupDriver::Systemd,
+            CgroupDriver::Auto | CgroupDriver::Cgroupfs => spec::CgroupDriver::Cgroupfs,
+        }
+    }
+}
+
 /// Forms of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -243,7 +287,7 @@ impl Default for Config {
             shim: None,
             default_runtime: OWN_RUNTIME.into(),
             cgroup_parent: "/corten".into(),
-            cgroup_driver: CgroupDriver::Cgroupfs,
+            cgroup_driver: CgroupDriver::Auto,
             missing_host_path: MissingHostPath::Create,
             device_ownership_from_security_context: false,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
@@ -274,6 +318,13 @@ impl Default for Log {
     }
 }
 
+impl Cni {
+    /// Longest time one plugin may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_s)
+    }
+}
+
 impl Default for Cni {
     fn default() -> Self {
         Cni {
@@ -287,12 +338,6 @@ impl Default for Cni {
 }
 
 impl Config {
-    /// Reads `file` and what lies in `conf.d` beside it; without one [`DEFAULT_FILE`], which may be absent. `adjust`
-    /// is the command line's word, spoken before the rules are checked.
-    pub fn load(file: Option<&Path>, adjust: impl FnOnce(&mut Config)) -> Result<Config, Problems> {
-        load::load(file, adjust)
-    }
-
     /// The directory whose archives are imported at the start.
     pub fn import_dir(&self) -> PathBuf {
         self.import_dir.clone().unwrap_or_else(|| self.root.join("import"))
@@ -406,6 +451,20 @@ mod tests {
             "# container_log_limit_bytes =",
         ] {
             assert!(DEFAULT_TEXT.contains(optional), "{optional}");
+        }
+    }
+
+    #[test]
+    fn who_makes_the_cgroups() {
+        use spec::CgroupDriver::{Cgroupfs, Systemd};
+        for (asked, systemd, v2, expected) in [
+            (CgroupDriver::Auto, true, true, Systemd),
+            (CgroupDriver::Auto, true, false, Cgroupfs),
+            (CgroupDriver::Auto, false, true, Cgroupfs),
+            (CgroupDriver::Cgroupfs, true, true, Cgroupfs),
+            (CgroupDriver::Systemd, false, false, Systemd),
+        ] {
+            assert_eq!(asked.choose(systemd, v2), expected, "{asked:?} {systemd} {v2}");
         }
     }
 

@@ -9,7 +9,8 @@
 //!                              ├──── image_service ────> image          pull, layers, snapshots
 //! corten-cri image --gRPC-->   ├──── image_admin ──────> image          progress, archives, upkeep
 //! corten-cri why   --gRPC-->   ├──── why                               why containers ended
-//! corten-cri network --gRPC--> └──── network_admin ────> network        the built-in network: show, repair, remove
+//! corten-cri network --gRPC--> ├──── network_admin ────> network        the built-in network: show, repair, remove
+//! corten-cri config, SIGHUP -> └──── reload ───────────> config         the files again
 //! ```
 //!
 //! The binary is `main.rs`; everything is here so that the storage-level tests can link it. `corten-shim` is never
@@ -22,6 +23,7 @@ pub mod cdi;
 pub mod cli;
 mod client;
 pub mod config;
+mod config_cli;
 pub mod container;
 mod deadline;
 pub mod doctor;
@@ -45,6 +47,7 @@ pub mod paths;
 pub mod pod_userns;
 pub mod record;
 pub mod recover;
+pub mod reload;
 pub mod runtime_service;
 pub mod sandbox;
 pub mod server;
@@ -57,9 +60,12 @@ pub mod store;
 pub mod streaming;
 mod supervisor;
 pub mod support_bundle;
+mod sys;
+pub mod systemd;
 pub mod tasks;
 mod telemetry;
 mod tree;
+mod watchdog;
 mod why;
 pub mod why_cli;
 

@@ -28,10 +28,10 @@ impl Networks for NetworkAdmin {
         let shown = blocking(move || builtin.show()).await.map_err(Error::from)?;
         let unused_because = match self.node.builtin_in_use().await {
             Ok(Some(_)) => String::new(),
-            Ok(None) if !self.node.config.network.builtin => "[network] builtin is false".to_owned(),
+            Ok(None) if !self.node.config().network.builtin => "[network] builtin is false".to_owned(),
             Ok(None) => {
-                let directory = self.node.config.cni.conf_dir.display();
-                format!("there is a CNI configuration in {directory}")
+                let config = self.node.config();
+                format!("there is a CNI configuration in {}", config.cni.conf_dir.display())
             }
             Err(error) => format!("{error:#}"),
         };

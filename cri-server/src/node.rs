@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tracing::Span;
 
 use crate::BLOCKING_THREADS;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::container::{self, Container};
 use crate::error::Error;
 use crate::events::{self, Event, Events, Kind, Pod};
@@ -27,7 +27,7 @@ use crate::paths::Paths;
 use crate::record::{self, Record};
 use crate::runtime_service::container_exec::OutputBudget;
 use crate::sandbox::{self, Sandbox};
-use crate::spec::Host;
+use crate::spec::{CgroupDriver, Host};
 use crate::store::{Lookup, Store};
 use crate::streaming::Tokens;
 use crate::tasks::{Adoption, Tasks};
@@ -44,8 +44,10 @@ const _: () = assert!(
 
 /// One server's everything.
 pub struct Node {
-    /// The configuration.
-    pub config: Config,
+    /// The configuration, which a reload replaces: see [`Node::config`].
+    pub(crate) settings: config::Live,
+    /// Who makes the cgroups, as it was decided at the start.
+    pub(crate) cgroup_driver: CgroupDriver,
     /// Where everything lies on disk.
     pub paths: Paths,
     /// What the machine is like.
@@ -92,7 +94,9 @@ pub type ContainerKey = (SandboxId, String, u32);
 
 impl Node {
     /// A node with nothing in memory yet.
-    pub fn new(config: Config, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
+    pub fn new(settings: config::Live, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
+        let config = settings.get();
+        let host = Host::read().context("read what the machine is like")?;
         let paths = Paths::new(&config.root, &config.state);
         let cni = Cni::new(&config.cni);
         let builtin = Builtin::new(&config.network);
@@ -101,7 +105,8 @@ impl Node {
         cni.set_pod_cidrs(cidrs);
         Ok(Arc::new(Node {
             paths,
-            host: Host::read().context("read what the machine is like")?,
+            cgroup_driver: config.cgroup_driver.choose(runs_systemd(), host.cgroup_v2),
+            host,
             boot_id: record::boot_id()?,
             store: Store::default(),
             events: Events::default(),
@@ -118,17 +123,23 @@ impl Node {
             exec_outputs: OutputBudget::default(),
             work: Tasks::default(),
             supervisors: Tasks::default(),
-            config,
+            settings,
         }))
+    }
+
+    /// The configuration as it is now. An operation asks once and keeps what it got: a reload under way is seen by the next.
+    pub fn config(&self) -> Arc<Config> {
+        self.settings.get()
     }
 
     /// Path of a runtime's binary and its `--root`, by its name in the configuration.
     pub(crate) fn runtime(&self, name: &str) -> Result<(PathBuf, PathBuf), Error> {
-        let path = self.config.runtime(name).ok_or_else(|| {
+        let config = self.config();
+        let path = config.runtime(name).ok_or_else(|| {
             let rule = "must be empty or the name of a configured runtime";
             Error::invalid("runtime_handler", name, rule)
         })?;
-        Ok((path, self.paths.runtime_root(name, &self.config.default_runtime)))
+        Ok((path, self.paths.runtime_root(name, &config.default_runtime)))
     }
 
     /// The sandbox of this id or unique prefix.
@@ -345,6 +356,11 @@ impl Node {
     ) -> Result<()> {
         write(path, &Record::new(&self.boot_id, metadata, status, None::<()>)).await
     }
+}
+
+/// Whether systemd is this machine's pid 1, by what sd_booted(3) looks at.
+fn runs_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
 }
 
 /// What UpdateRuntimeConfig has kept; nothing where it cannot be read, until the kubelet says it again.

@@ -217,11 +217,11 @@ async fn undo_unfinished(node: &Arc<Node>, mut unfinished: Vec<Metadata>, direct
 
 /// What is to be assumed of a sandbox that has no record.
 fn stranger(node: &Node, id: SandboxId) -> Metadata {
-    let netns = node.config.netns_dir.join(id.as_str());
+    let netns = node.config().netns_dir.join(id.as_str());
     Metadata {
         config: PodSandboxConfig::default(),
         runtime_handler: String::new(),
-        runtime: node.config.default_runtime.clone(),
+        runtime: node.config().default_runtime.clone(),
         created_at: node.store.next_created_at(),
         netns: netns.exists().then_some(netns),
         network: None,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! locks --> directories --> images, node --> recover --> endpoint --> serve --> SIGTERM, SIGINT --> finish --> remove the socket
+//!                                                                        SIGHUP: reload, watchdog: beat
 //! ```
 
 use std::fs::{self, File};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use corten_proto::config::configuration_server::ConfigurationServer;
 use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
 use corten_proto::exits::exits_server::ExitsServer;
@@ -23,10 +25,11 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tonic::transport::Server;
 
 use crate::apparmor;
-use crate::config::Config;
+use crate::config::{Config, Files, Live, Loaded};
 use crate::deadline::Deadline;
 use crate::drop_in;
 use crate::image::snapshot::{self, Snapshots};
@@ -41,10 +44,13 @@ use crate::node::{Node, blocking, remove_file};
 use crate::own_process;
 use crate::paths::Paths;
 use crate::recover::{entries, recover};
+use crate::reload::{ConfigService, Reload, SetLogLevel};
 use crate::runtime_service::RuntimeService;
 use crate::streaming;
+use crate::systemd::Systemd;
 use crate::telemetry::Telemetry;
 use crate::telemetry::rpc::Observed;
+use crate::watchdog;
 use crate::why::{self, ExitsService};
 
 /// Largest answer: what the kubelet's client takes.
@@ -63,17 +69,66 @@ const FINISH_LIMIT: Duration = Duration::from_secs(5);
 const BACKLOG: i32 = 128;
 
 /// Serves until SIGTERM or SIGINT. Pods go on running.
-pub async fn serve(config: Config) -> Result<()> {
+pub async fn serve(files: Files, loaded: Loaded, mut systemd: Systemd, set_log_level: SetLogLevel) -> Result<()> {
+    // From the first moment: whoever sends it now means a reload, and the default is to die of it.
+    let hang_up = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     // The modes asked for below, and by CNI plugins, are the modes got, whoever started this.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     own_process::lower_oom_score();
-    let mut telemetry = Telemetry::start(&config)?;
-    let paths = Paths::new(&config.root, &config.state);
+    let mut telemetry = Telemetry::start(&loaded.config)?;
+    let passed = systemd.take_listener(&loaded.config.listen)?;
+    let systemd = Arc::new(systemd);
+    let paths = Paths::new(&loaded.config.root, &loaded.config.state);
     let _locks = [take(paths.root())?, take(paths.state())?];
-    let _image_lock = take_images(&config)?;
+    let _image_lock = take_images(&loaded.config)?;
     make_directories(&paths)?;
     clear_consoles(&paths.consoles())?;
     why::tidy(&paths.exits())?;
+    let (images, snapshots) = open_storage(&loaded.config, &paths)?;
+    let node = Node::new(Live::new(files, loaded), images.clone(), snapshots)?;
+    load_apparmor(&node);
+    systemd.status("recovering the pods");
+    recover(&node).await?;
+    teardown::resume(&node).await?;
+    let builtin = node.builtin.clone();
+    if let Err(error) = blocking(move || builtin.resume()).await {
+        tracing::error!("repair the built-in network: {error:#}");
+    }
+    // Only now does every container hold its layers.
+    images.sweep();
+    let config = node.config();
+    let streams = streaming::Server::listen(&config.streaming, &node.tokens).await?;
+    let listener = match passed {
+        Some(listener) => Endpoint::passed(listener, &config.listen)?,
+        None => Endpoint::open(&config.listen)?,
+    };
+    tracing::info!(url = streams.url(), "serving streams");
+    telemetry.serve(&node)?;
+    let (stop_streams, stopping) = watch::channel(false);
+    let streams = tokio::spawn(streams.serve(node.clone(), stopping));
+    let status = format!("serving at {}", config.listen.display());
+    let reload = Reload::new(&node, &systemd, set_log_level, status);
+    // Beside the calls: what lies there may be many gigabytes.
+    let importing = tokio::spawn(drop_in::import_all(images, config.import_dir()));
+    drop(config);
+    let served = tokio::select! {
+        served = serve_on(&listener, &node, &reload, &systemd) => served,
+        () = reload.at(hang_up) => bail!("SIGHUP is not told any more"),
+        never = watchdog::watch(node.clone(), systemd.clone()) => never,
+    };
+    importing.abort();
+    stop_streams.send_replace(true);
+    if tokio::time::timeout(FINISH_LIMIT, streams).await.is_err() {
+        tracing::warn!("ending with streams under way");
+    }
+    node.work.finish(FINISH_LIMIT).await;
+    node.supervisors.abort().await;
+    telemetry.finish().await;
+    served
+}
+
+/// The images, judged as the configuration says, and the containers' roots.
+fn open_storage(config: &Config, paths: &Paths) -> Result<(Arc<ImageStore>, Arc<Snapshots>)> {
     let image_root = config.image_root();
     let images = ImageStore::open(image_root, config.registries())
         .with_context(|| format!("open the images in {}", image_root.display()))?;
@@ -88,45 +143,20 @@ pub async fn serve(config: Config) -> Result<()> {
         if let Err(error) = policy.check() {
             tracing::error!("image policy: {error:#}; no image can be used until this is mended");
         }
-        images.enforce(policy);
+        images.enforce(Some(policy));
     }
-    let (endpoint, import_dir) = (config.listen.clone(), config.import_dir());
-    let node = Node::new(config, images.clone(), snapshots)?;
+    Ok((images, snapshots))
+}
+
+fn load_apparmor(node: &Node) {
     if node.host.apparmor
         && let Err(error) = apparmor::load_default()
     {
         tracing::error!("AppArmor: {error:#}; containers that do not name another profile cannot be created");
     }
-    recover(&node).await?;
-    teardown::resume(&node).await?;
-    let builtin = node.builtin.clone();
-    if let Err(error) = blocking(move || builtin.resume()).await {
-        tracing::error!("repair the built-in network: {error:#}");
-    }
-    // Only now does every container hold its layers.
-    images.sweep();
-    let streams = streaming::Server::listen(&node.config.streaming, &node.tokens).await?;
-    let listener = Endpoint::open(&endpoint)?;
-    tracing::info!(url = streams.url(), "serving streams");
-    telemetry.serve(&node)?;
-    let (stop_streams, stopping) = tokio::sync::watch::channel(false);
-    let streams = tokio::spawn(streams.serve(node.clone(), stopping));
-    tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
-    // Beside the calls: what lies there may be many gigabytes.
-    let importing = tokio::spawn(drop_in::import_all(images.clone(), import_dir));
-    let served = serve_on(&listener, &node).await;
-    importing.abort();
-    stop_streams.send_replace(true);
-    if tokio::time::timeout(FINISH_LIMIT, streams).await.is_err() {
-        tracing::warn!("ending with streams under way");
-    }
-    node.work.finish(FINISH_LIMIT).await;
-    node.supervisors.abort().await;
-    telemetry.finish().await;
-    served
 }
 
-async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
+async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>, reload: &Arc<Reload>, systemd: &Systemd) -> Result<()> {
     let listener = endpoint
         .listener
         .try_clone()
@@ -141,8 +171,8 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
     let admin = ImagesServer::new(ImageAdmin::new(node.clone()));
     let exits = ExitsServer::new(ExitsService::new(node.clone()));
     let network = NetworksServer::new(NetworkAdmin::new(node.clone()));
-    let (stop, stopping) = tokio::sync::watch::channel(false);
-    let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
+    let (stop, stopping) = watch::channel(false);
+    let told = |mut stopping: watch::Receiver<bool>| async move {
         // An error means that the sender has gone, which is as good.
         drop(stopping.wait_for(|stop| *stop).await);
     };
@@ -157,11 +187,17 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .add_service(Observed(limits.on(admin)))
         .add_service(Observed(limits.on(exits)))
         .add_service(Observed(limits.on(network)))
+        .add_service(Observed(
+            limits.on(ConfigurationServer::new(ConfigService(reload.clone()))),
+        ))
         .serve_with_incoming_shutdown(connections(incoming, limits), told(stopping.clone()));
+    tracing::info!(endpoint = %endpoint.path.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    systemd.ready(reload.status());
     tokio::select! {
         result = serving => result.context("serve"),
         () = async {
             wait_for_signal().await;
+            systemd.stopping();
             node.events.stop();
             stop.send_replace(true);
             tokio::time::sleep(FINISH_LIMIT).await;
@@ -251,10 +287,12 @@ fn clear_consoles(directory: &Path) -> Result<()> {
     entries(directory)?.iter().try_for_each(|path| remove_file(path))
 }
 
-/// The listening socket; its file goes with it.
+/// The listening socket; its file goes with it, if it is ours.
 struct Endpoint {
     listener: UnixListener,
     path: PathBuf,
+    /// systemd listens there, before the server does and after it.
+    passed: bool,
 }
 
 impl Endpoint {
@@ -282,12 +320,26 @@ impl Endpoint {
         Ok(Endpoint {
             listener: fd.into(),
             path: path.to_owned(),
+            passed: false,
+        })
+    }
+
+    /// Takes a socket over that systemd listens at: mode and owner are its unit's.
+    fn passed(listener: UnixListener, path: &Path) -> Result<Self> {
+        listener.set_nonblocking(true).context("watch the passed endpoint")?;
+        Ok(Endpoint {
+            listener,
+            path: path.to_owned(),
+            passed: true,
         })
     }
 }
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
+        if self.passed {
+            return;
+        }
         if let Err(error) = remove_file(&self.path) {
             tracing::warn!("{error:#}");
         }

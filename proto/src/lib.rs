@@ -7,6 +7,7 @@
 //! | [`exits`] (feature `cri`) | `corten-cri why` and the server | gRPC, `exits/exits.proto` |
 //! | [`networks`] (feature `cri`) | `corten-cri network` and the server | gRPC, `networks/networks.proto` |
 //! | [`otlp`] (feature `cri`) | the server and a collector of traces | OTLP, `otlp/trace.proto` |
+//! | [`config`] (feature `cri`) | `corten-cri config` and the server | gRPC, `config/config.proto` |
 //! | [`shim`] | `corten-cri` and `corten-shim` | packets, `shim/shim.proto` |
 //! | [`exit`] | `corten-shim` and whoever reads the disk later | one JSON file a container |
 //! | [`log`] | `corten-cri` and `corten-shim` | a path's rule |
@@ -48,6 +49,7 @@ pub mod exits {
 pub mod networks {
     tonic::include_proto!("corten.networks.v1");
 }
+
 /// Traces, as a collector takes them; `otlp/trace.proto` draws it.
 #[cfg(feature = "cri")]
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
@@ -58,6 +60,13 @@ pub mod otlp {
 /// The names of all methods that the server serves, of all its services.
 #[cfg(feature = "cri")]
 pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
+/// What `corten-cri config` asks of the server; `config/config.proto` draws it.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]
+pub mod config {
+    tonic::include_proto!("corten.config.v1");
+}
 
 /// The protocol between `corten-cri` and `corten-shim`; `shim/shim.proto` draws it.
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rustdoc::all)]

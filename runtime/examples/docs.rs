@@ -2,10 +2,12 @@
 //! program itself parses by:
 //!
 //! ```text
-//! cargo run -p corten-runtime --example docs -- DIR
-//!   DIR/man/corten.8 corten-create.8 ...                  to /usr/share/man/man8
-//!   DIR/completions/corten.bash _corten corten.fish       to where the shells look
+//! cargo run -p corten-runtime --example docs -- hack/dist
+//!   hack/dist/man/corten.8 corten-create.8 ...                  to /usr/share/man/man8
+//!   hack/dist/completions/corten.bash _corten corten.fish       to where the shells look
 //! ```
+//! A test holds what is in hack/dist against it.
+//!
 //! An example, so that clap and its generators are no part of the runtime.
 
 use std::fs;
@@ -120,6 +122,23 @@ mod tests {
                 None
             }
             output => Some(output.unwrap()),
+        }
+    }
+
+    #[test]
+    fn what_is_in_hack_is_up_to_date() {
+        let directory = written();
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hack/dist");
+        for inner in ["man", "completions"] {
+            for entry in fs::read_dir(directory.path().join(inner)).unwrap() {
+                let made = entry.unwrap().path();
+                let kept = kept.join(inner).join(made.file_name().unwrap());
+                assert!(
+                    fs::read_to_string(&kept).ok() == fs::read_to_string(&made).ok(),
+                    "{} is of an older command line: run `cargo run -p corten-runtime --example docs -- hack/dist`",
+                    kept.display()
+                );
+            }
         }
     }
 

@@ -177,6 +177,35 @@ impl Node {
         server.wait().expect("wait for our child");
     }
 
+    /// Changes the server's configuration file; the server does not know until it is told.
+    ///
+    /// # Panics
+    /// If the file cannot be read or written.
+    pub fn reconfigure(&self, change: impl FnOnce(&mut toml::Table)) {
+        let path = self.config_file();
+        let text = fs::read_to_string(&path).expect("read the configuration");
+        let mut config = toml::from_str(&text).expect("it was a configuration");
+        change(&mut config);
+        // As an editor does it: a server that reads meanwhile sees the one or the other.
+        let new = path.with_extension("new");
+        fs::write(&new, toml::to_string(&config).expect("a table")).expect("write the configuration");
+        fs::rename(&new, &path).expect("replace the configuration");
+    }
+
+    /// The server's configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
+    /// Sends the server a signal.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.server().as_ref().map(pid_of).expect("the server runs");
+        kill(pid, signal).expect("a signal to our child");
+    }
+
     /// Ends the server as an administrator would; the pods stay.
     ///
     /// # Panics
@@ -392,6 +421,7 @@ fn config(dir: &Path, marker: &str) -> Result<toml::Table> {
         listen = "{dir}/run/corten.sock"
         netns_dir = "{dir}/run/netns"
         cgroup_parent = "/{marker}"
+        cgroup_driver = "cgroupfs"
 
         [network]
         builtin = false

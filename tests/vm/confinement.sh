@@ -13,7 +13,7 @@ client() {
 serve() {
     mkdir -p "$WORK"
     modprobe overlay
-    printf '[registries."127.0.0.1:5000"]\nplain_http = true\n' >"$WORK/config.toml"
+    printf 'cgroup_driver = "cgroupfs"\n[registries."127.0.0.1:5000"]\nplain_http = true\n' >"$WORK/config.toml"
     "$BINARIES/mkimage" --out "$WORK/layout" --name busybox:1 --busybox /bin/busybox >/dev/null || exit 100
     "$BINARIES/registry" --listen 127.0.0.1:5000 --dir "$WORK/layout" >/dev/null &
     "$BINARIES/corten-cri" --config "$WORK/config.toml" --root "$WORK/lib" --state "$WORK/run" \

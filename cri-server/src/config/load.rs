@@ -1,121 +1,182 @@
-//! Configuration files: finding them, merging them, and saying where in them something is wrong.
+//! Configuration files: finding them, merging them, and remembering who set what.
 //!
-//! Each file is first read alone, so that a wrong key or type is blamed on its line; then all are merged, and a rule
+//! Each file is first checked alone, so that a wrong key or type is blamed on its line; then all are merged, and a rule
 //! that the result breaks is blamed on the last file that sets the key.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use toml::Table;
-use toml::de::{DeTable, DeValue};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
-use super::{Config, DEFAULT_FILE, rules};
+use super::document::{Problem, Problems, Source, unreadable};
+use super::{Config, DEFAULT_FILE, keys, rules};
 
-/// One thing that is wrong, on one line: file, line, key, rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The file; none where a default or the command line is to blame.
+/// Where a configuration comes from: asked at the start, and again at every reload.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// The file that was named; [`DEFAULT_FILE`] otherwise, which may be absent.
     pub file: Option<PathBuf>,
-    /// Line in the file, from 1.
-    pub line: Option<usize>,
-    /// Dotted path of the key, where one is known.
-    pub key: Option<String>,
-    /// What is wrong with it.
-    pub rule: String,
+    /// What the command line says: a flag, the key it stands for, and the value. It counts more than any file.
+    pub flags: Vec<(&'static str, &'static str, Value)>,
 }
 
-impl fmt::Display for Problem {
+/// Who has set a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "source")]
+pub enum Origin {
+    /// Nobody.
+    Default,
+    /// A file, on this line.
+    File {
+        /// Its path.
+        file: PathBuf,
+        /// From 1.
+        line: usize,
+    },
+    /// The command line, by this flag.
+    Flag {
+        /// With its dashes.
+        flag: String,
+    },
+}
+
+impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.file {
-            Some(file) => write!(f, "{}:", file.display())?,
-            None => write!(f, "configuration:")?,
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File { file, line } => write!(f, "{}:{line}", file.display()),
+            Origin::Flag { flag } => f.write_str(flag),
         }
-        if let Some(line) = self.line {
-            write!(f, "{line}:")?;
-        }
-        if let Some(key) = &self.key {
-            write!(f, " {key}:")?;
-        }
-        write!(f, " {}", self.rule)
     }
 }
 
-impl std::error::Error for Problem {}
+/// Who has set the values that are not defaults, by the keys' paths.
+pub type Origins = BTreeMap<Vec<String>, Origin>;
 
-/// Everything that is wrong with a configuration, one line each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+/// A configuration, and who has set what in it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Who has set what.
+    pub origins: Origins,
+}
 
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "\n" };
-            write!(f, "{separator}{problem}")?;
+impl Files {
+    /// Reads them all; everything that is wrong is told at once.
+    pub fn load(&self) -> Result<Loaded, Problems> {
+        let sources = self.read()?;
+        let (loaded, mut problems) = self.merge(&sources)?;
+        let broken = broken(&loaded.config, &sources).into_iter();
+        // A default that breaks a rule together with a value that was left out says nothing new.
+        let is_mistake = |problem: &Problem| problem.file.is_some();
+        match problems.is_empty() {
+            true => problems.extend(broken),
+            false => problems.extend(broken.filter(is_mistake)),
         }
-        Ok(())
+        match problems.is_empty() {
+            true => Ok(loaded),
+            false => Err(Problems(problems)),
+        }
+    }
+
+    /// Where the server of these files listens: it goes on with what it has when they have mistakes.
+    pub(crate) fn socket(&self) -> Result<PathBuf, Problems> {
+        let (loaded, _mistakes) = self.merge(&self.read()?)?;
+        Ok(loaded.config.listen)
+    }
+
+    fn read(&self) -> Result<Vec<Source>, Problems> {
+        read(self.file.as_deref()).map_err(|problem| Problems(vec![problem]))
+    }
+
+    /// What the files and the command line make together, and what was left out of it because it is wrong. The rules are not
+    /// looked at.
+    fn merge(&self, sources: &[Source]) -> Result<(Loaded, Vec<Problem>), Problems> {
+        let (mut merged, mut origins, problems) = merge_all(sources);
+        for (flag, key, value) in &self.flags {
+            let (path, flag) = ([(*key).to_owned()], (*flag).to_owned());
+            keys::set(&mut merged, &path, Some(value.clone()));
+            origins.insert(path.into(), Origin::Flag { flag });
+        }
+        let own_listen = merged.contains_key("listen");
+        let mut config: Config = merged.try_into().map_err(|error: toml::de::Error| {
+            // Each file alone was right, and merging tables keeps types.
+            Problems(vec![Problem {
+                file: None,
+                line: None,
+                key: None,
+                rule: error.message().replace('\n', "; "),
+                value: None,
+            }])
+        })?;
+        // The default socket lies in the state directory and moves with it.
+        if !own_listen {
+            config.listen = config.state.join("corten.sock");
+        }
+        Ok((Loaded { config, origins }, problems))
+    }
+
+    /// The files that are read, those that are there, in the order in which they count.
+    pub fn found(&self) -> Result<Vec<PathBuf>, Problems> {
+        let sources = self.read()?;
+        Ok(sources.into_iter().map(|source| source.file).collect())
     }
 }
 
-impl std::error::Error for Problems {}
-
-/// A file and its text.
-pub(crate) struct Source {
-    /// Its path.
-    pub(crate) file: PathBuf,
-    /// Its content.
-    pub(crate) text: String,
+/// All files as one table, a later one before an earlier one, with who has set what; and what is wrong in them, which is left
+/// out of the table.
+fn merge_all(sources: &[Source]) -> (Table, Origins, Vec<Problem>) {
+    let (mut merged, mut origins, mut problems) = (Table::new(), Origins::new(), Vec::new());
+    for source in sources {
+        let (table, found) = source.check();
+        merge(&mut merged, table);
+        problems.extend(found);
+        for (path, line) in source.leaves() {
+            let file = source.file.clone();
+            origins.insert(path, Origin::File { file, line });
+        }
+    }
+    (merged, origins, problems)
 }
 
-impl Source {
-    /// Its content as a `T`; a wrong key or type is blamed on its line.
-    pub(crate) fn parse<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {
-        parse(self)
-    }
-
-    /// That the value of `key` breaks `rule`.
-    pub(crate) fn problem(&self, key: &[String], rule: String) -> Problem {
-        locate(std::slice::from_ref(self), key, rule)
-    }
+/// The rules that a configuration breaks, each blamed on the last file that sets the key or, for want of it, its table.
+pub(super) fn broken(config: &Config, sources: &[Source]) -> Vec<Problem> {
+    let values = as_table(config);
+    let broken = rules::broken(config).into_iter();
+    broken
+        .map(|(key, rule)| {
+            let blame = sources
+                .iter()
+                .rev()
+                .find_map(|source| Some((source.file.clone(), source.line_of_key(&key)?)));
+            let (file, line) = blame.unzip();
+            let value = value_of(&values, &key).filter(|value| !value.is_table());
+            Problem {
+                file,
+                line,
+                key: Some(key.join(".")),
+                rule,
+                value: value.map(|value| keys::shown(&key, &value.to_string())),
+            }
+        })
+        .collect()
 }
 
-pub(super) fn load(file: Option<&Path>, adjust: impl FnOnce(&mut Config)) -> Result<Config, Problems> {
-    let sources = read(file).map_err(|problem| Problems(vec![problem]))?;
-    let problems: Vec<Problem> = sources
-        .iter()
-        .filter_map(|source| parse::<Config>(source).err())
-        .collect();
-    if !problems.is_empty() {
-        return Err(Problems(problems));
+/// A configuration as its file would have it; optional keys that are not set are not there.
+pub(crate) fn as_table(config: &Config) -> Table {
+    Table::try_from(config).expect("a configuration is a table of what TOML has")
+}
+
+fn value_of<'t>(table: &'t Table, path: &[String]) -> Option<&'t Value> {
+    let (first, rest) = path.split_first()?;
+    let value = table.get(first)?;
+    match rest {
+        [] => Some(value),
+        rest => value_of(value.as_table()?, rest),
     }
-    let mut merged = Table::new();
-    for source in &sources {
-        merge(&mut merged, parse(source).map_err(|problem| Problems(vec![problem]))?);
-    }
-    let own_listen = merged.contains_key("listen");
-    let mut config: Config = merged.try_into().map_err(|error: toml::de::Error| {
-        // Each file alone was right, and merging tables keeps types.
-        Problems(vec![Problem {
-            file: None,
-            line: None,
-            key: None,
-            rule: one_line(&error),
-        }])
-    })?;
-    adjust(&mut config);
-    // The default socket lies in the state directory and moves with it.
-    if !own_listen && config.listen == Config::default().listen {
-        config.listen = config.state.join("corten.sock");
-    }
-    let broken = rules::broken(&config);
-    if broken.is_empty() {
-        return Ok(config);
-    }
-    Err(Problems(
-        broken
-            .into_iter()
-            .map(|(key, rule)| locate(&sources, &key, rule))
-            .collect(),
-    ))
 }
 
 /// The files in the order in which they count.
@@ -155,35 +216,6 @@ fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
     Ok(files)
 }
 
-fn unreadable(file: &Path, error: &std::io::Error) -> Problem {
-    Problem {
-        file: Some(file.to_owned()),
-        line: None,
-        key: None,
-        rule: format!("read: {error}"),
-    }
-}
-
-fn parse<T: serde::de::DeserializeOwned>(source: &Source) -> Result<T, Problem> {
-    toml::from_str(&source.text).map_err(|error| {
-        let at = error.span().map(|span| span.start);
-        Problem {
-            file: Some(source.file.clone()),
-            line: at.map(|at| line_of(&source.text, at)),
-            key: at.and_then(|at| key_at(&source.text, at)),
-            rule: one_line(&error),
-        }
-    })
-}
-
-fn one_line(error: &toml::de::Error) -> String {
-    error.message().replace('\n', "; ")
-}
-
-fn line_of(text: &str, at: usize) -> usize {
-    1 + text.bytes().take(at).filter(|&b| b == b'\n').count()
-}
-
 /// `over` counts where both have a key, except that tables are merged.
 fn merge(under: &mut Table, over: Table) {
     for (key, value) in over {
@@ -194,55 +226,6 @@ fn merge(under: &mut Table, over: Table) {
             }
         }
     }
-}
-
-/// The problem of a key, blamed on the last file that sets it or, for want of it, its table.
-fn locate(sources: &[Source], key: &[String], rule: String) -> Problem {
-    let blame = sources.iter().rev().find_map(|source| {
-        let table = DeTable::parse(&source.text).ok()?;
-        let at = position(table.get_ref(), key)?;
-        Some((source.file.clone(), line_of(&source.text, at)))
-    });
-    let (file, line) = blame.unzip();
-    Problem {
-        file,
-        line,
-        key: Some(key.join(".")),
-        rule,
-    }
-}
-
-/// Where the key's name starts.
-fn position(table: &DeTable<'_>, key: &[String]) -> Option<usize> {
-    let (first, rest) = key.split_first()?;
-    let (name, value) = table.iter().find(|(name, _)| name.get_ref().as_ref() == first)?;
-    match (rest, value.get_ref()) {
-        ([], _) => Some(name.span().start),
-        (rest, DeValue::Table(inner)) => position(inner, rest),
-        _ => None,
-    }
-}
-
-/// The dotted path of the key whose name or value is at this place.
-fn key_at(text: &str, at: usize) -> Option<String> {
-    let table = DeTable::parse(text).ok()?;
-    let mut path = Vec::new();
-    search(table.get_ref(), at, &mut path).then(|| path.join("."))
-}
-
-fn search(table: &DeTable<'_>, at: usize, path: &mut Vec<String>) -> bool {
-    for (name, value) in table {
-        path.push(name.get_ref().to_string());
-        let inner = match value.get_ref() {
-            DeValue::Table(inner) => search(inner, at, path),
-            _ => false,
-        };
-        if inner || name.span().contains(&at) || value.span().contains(&at) {
-            return true;
-        }
-        path.pop();
-    }
-    false
 }
 
 #[cfg(test)]
@@ -257,8 +240,12 @@ mod tests {
             std::fs::write(directory.path().join(name), text).unwrap();
         }
         let prefix = format!("{}/", directory.path().display());
-        load(Some(&directory.path().join("config.toml")), |_| {})
-            .map_err(|problems| problems.to_string().replace(&prefix, ""))
+        let files = Files {
+            file: Some(directory.path().join("config.toml")),
+            ..Files::default()
+        };
+        let loaded = files.load().map(|loaded| loaded.config);
+        loaded.map_err(|problems| problems.to_string().replace(&prefix, ""))
     }
 
     #[test]
@@ -323,11 +310,53 @@ mod tests {
     fn all_problems_are_told_at_once() {
         let text = load_files(&[("config.toml", "root = 'a'\nworker_threads = 0\n")]).unwrap_err();
         assert_eq!(text.lines().count(), 2, "{text}");
+        let main = "roote = 1\nlevel = 'info'\nworker_threads = 'x'\nroot = 'a'\n[cni]\ntimeout_s = [\n1]\n\
+                    [runtimes.a]\n[runtimes.b]\n";
+        let text = load_files(&[("config.toml", main), ("conf.d/1.toml", "[log]\nlevel = 1\n")]).unwrap_err();
+        let expected = [
+            "config.toml:1: roote: unknown field `roote`; did you mean root? (it is 1)",
+            "config.toml:2: level: unknown field `level`; did you mean log.level? (it is 'info')",
+            "config.toml:3: worker_threads: invalid type: string \"x\", expected usize (it is 'x')",
+            "config.toml:6: cni.timeout_s: invalid type: sequence, expected u64 (it is [ 1])",
+            "config.toml:8: runtimes.a: missing field `path`",
+            "config.toml:9: runtimes.b: missing field `path`",
+            "conf.d/1.toml:2: log.level: ",
+            "config.toml:4: root: must be an absolute path without .. (it is \"a\")",
+        ];
+        for (line, expected) in text.lines().zip(expected) {
+            assert!(line.starts_with(expected), "{text}");
+        }
+        assert_eq!(text.lines().count(), expected.len(), "{text}");
+    }
+
+    #[test]
+    fn who_has_set_what() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, "root = '/a'\n[cni]\n\ntimeout_s = 5\n").unwrap();
+        std::fs::create_dir(directory.path().join("conf.d")).unwrap();
+        let over = directory.path().join("conf.d/1.toml");
+        std::fs::write(&over, "cni.timeout_s = 6\n").unwrap();
+        let files = Files {
+            file: Some(file.clone()),
+            flags: vec![("--root", "root", "/b".into())],
+        };
+        let Loaded { config, origins } = files.load().unwrap();
+        assert_eq!((config.root, config.cni.timeout_s), ("/b".into(), 6));
+        let of = |path: &str| origins[&path.split('.').map(str::to_owned).collect::<Vec<_>>()].to_string();
+        assert_eq!(of("root"), "--root");
+        assert_eq!(of("cni.timeout_s"), format!("{}:1", over.display()));
+        assert_eq!(origins.len(), 2);
+        assert_eq!(files.found().unwrap(), [file, over]);
     }
 
     #[test]
     fn a_named_file_must_exist() {
-        let problems = load(Some(Path::new("/nonexistent/config.toml")), |_| {}).unwrap_err();
+        let files = Files {
+            file: Some("/nonexistent/config.toml".into()),
+            ..Files::default()
+        };
+        let problems = files.load().unwrap_err();
         assert!(problems.to_string().starts_with("/nonexistent/config.toml: read:"));
     }
 }

@@ -31,9 +31,11 @@ struct Missing {
 }
 
 pub(super) fn look(config: &Config) -> Vec<Check> {
+    let booted = Path::new("/run/systemd/system").is_dir();
+    let is_v2 = matches!(layout(), Ok(Layout::V2(_)));
     let driver = judge_driver(
-        config.cgroup_driver,
-        Path::new("/run/systemd/system").is_dir(),
+        config.cgroup_driver.choose(booted, is_v2),
+        booted,
         Path::new("/run/dbus/system_bus_socket").exists() || Path::new("/run/systemd/private").exists(),
     );
     let layout = match layout() {

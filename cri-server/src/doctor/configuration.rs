@@ -36,6 +36,7 @@ mod tests {
             line: Some(3),
             key: Some(key.to_owned()),
             rule: "unknown".to_owned(),
+            value: None,
         };
         let checks = judge(Err(&Problems(vec![problem("a"), problem("b")])));
         assert_eq!(checks.len(), 2);

@@ -76,9 +76,11 @@ struct Identity {
 impl Node {
     /// All handlers in the order of their names, the default's empty one first.
     pub(super) async fn handlers(&self) -> Vec<Handler> {
-        let names = std::iter::once("").chain(self.config.handlers());
+        let config = self.config();
+        let names = std::iter::once("").chain(config.handlers());
+        let config = &config;
         let handlers = names.map(|name| async move {
-            let path = self.config.runtime(name).unwrap_or_default();
+            let path = config.runtime(name).unwrap_or_default();
             let features = self.asked(&path).await;
             let problem = features.as_ref().err().cloned();
             Handler {
@@ -93,7 +95,7 @@ impl Node {
 
     /// What the runtime of a handler can do by its own word; nothing where it says nothing, or is not configured any more.
     pub(crate) async fn runtime_features(&self, handler: &str) -> Features {
-        match self.config.runtime(handler) {
+        match self.config().runtime(handler) {
             Some(path) => self.asked(&path).await.unwrap_or_default(),
             None => Features::default(),
         }
@@ -102,7 +104,7 @@ impl Node {
     /// What of a runtime's features this machine, and this server, allow. Pods with user namespaces join one that is there
     /// already, which other runtimes have not been tried with.
     fn allowed(&self, handler: &str, features: Features) -> Features {
-        let is_own = self.config.is_own_runtime(handler);
+        let is_own = self.config().is_own_runtime(handler);
         let machine = self.host.user_namespaces && has_id_mapped_mounts(self.paths.state());
         Features {
             recursive_read_only: features.recursive_read_only && self.host.recursive_read_only,

@@ -20,7 +20,7 @@ impl Node {
     /// The default runtime runs, the shim can be executed, directories and cgroups can be written to.
     pub(super) async fn probe_runtime(&self) -> Result<(), String> {
         let probe = async {
-            let (runtime, _root) = self.runtime(&self.config.default_runtime)?;
+            let (runtime, _root) = self.runtime(&self.config().default_runtime)?;
             oci::probe(&runtime).await?;
             self.look_around().await
         };
@@ -31,7 +31,7 @@ impl Node {
         let Ok(permit) = self.health.look.clone().try_acquire_owned() else {
             bail!("the last look at root, state, shim and cgroups has not come back");
         };
-        let shim = self.config.shim();
+        let shim = self.config().shim();
         let mut writable = vec![self.paths.root().to_owned(), self.paths.state().to_owned()];
         writable.extend(cgroups(self.host.cgroup_v2));
         let look = blocking(move || {
@@ -58,7 +58,7 @@ impl Node {
             Ok(outcome) => outcome.map_err(|error| format!("{error:#}")),
             Err(_elapsed) => Err(format!(
                 "look at {} and the network: no answer in {} s",
-                self.config.cni.conf_dir.display(),
+                self.config().cni.conf_dir.display(),
                 LIMIT.as_secs()
             )),
         }

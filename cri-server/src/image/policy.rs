@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use anyhow::Context;
 use corten_proto::id::Digest;
@@ -232,14 +233,19 @@ fn is_normal(prefix: &str) -> bool {
 }
 
 impl ImageStore {
-    /// Judges every image by `policy` from now on. Without this call every image may be used.
-    pub fn enforce(&self, policy: Policy) {
-        drop(self.pulls.policy.set(policy));
+    /// Judges every image by `policy` from now on; without one, as before the first call, every image may be used.
+    pub fn enforce(&self, policy: Option<Policy>) {
+        *self.pulls.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
+    fn policy(&self) -> Option<Policy> {
+        let policy = self.pulls.policy.read();
+        policy.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether a name may be pulled at all: asked before the registry is.
     pub(super) async fn may_pull(&self, reference: &Reference) -> Result<(), PullError> {
-        let Some(policy) = self.pulls.policy.get() else {
+        let Some(policy) = self.policy() else {
             return Ok(());
         };
         let rules = policy.rules().await?;
@@ -266,7 +272,7 @@ impl ImageStore {
         reference: &Reference,
         manifest: &Digest,
     ) -> Result<Admission, PullError> {
-        let Some(policy) = self.pulls.policy.get() else {
+        let Some(policy) = self.policy() else {
             return Ok(Admission::without_policy(false));
         };
         let rules = policy.rules().await?;
@@ -280,7 +286,7 @@ impl ImageStore {
 
     /// Judges an image of an archive under one of its names; the empty one if it has none.
     pub(super) async fn admit_import(&self, name: &str) -> Result<Admission, PullError> {
-        let Some(policy) = self.pulls.policy.get() else {
+        let Some(policy) = self.policy() else {
             return Ok(Admission::without_policy(true));
         };
         let rules = policy.rules().await?;
@@ -291,7 +297,7 @@ impl ImageStore {
     /// asked for by, and means what it means to a pull; where that is none of its own, one of its names that passes is enough:
     /// they all are the same content.
     pub async fn may_run(&self, image: &Image, asked: &str) -> Result<(), PullError> {
-        let Some(policy) = self.pulls.policy.get() else {
+        let Some(policy) = self.policy() else {
             return Ok(());
         };
         let rules = policy.rules().await?;

@@ -1,7 +1,7 @@
 //! The order of a pull, and what concurrent pulls share.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
@@ -47,33 +47,45 @@ struct LayerKey {
 
 /// The pulls under way.
 pub(super) struct Pulls {
-    registries: Registries,
+    registries: RwLock<Arc<Registries>>,
     images: InFlight<(Reference, Credentials), Result<Arc<Image>, PullError>>,
     layers: InFlight<LayerKey, LayerResult>,
     pub(super) slots: Slots,
     pub(super) board: Board,
-    /// Set once, before the first pull.
-    pub(super) policy: OnceLock<Policy>,
+    pub(super) policy: RwLock<Option<Policy>>,
 }
 
 impl Pulls {
     pub(super) fn new(registries: RegistryConfigs) -> Self {
         let limits = registries.pull.limits();
         Pulls {
-            registries: Registries::new(registries),
+            registries: RwLock::new(Arc::new(Registries::new(registries))),
             images: InFlight::new(),
             layers: InFlight::new(),
             slots: Slots::new(limits),
             board: Board::default(),
-            policy: OnceLock::new(),
+            policy: RwLock::default(),
         }
+    }
+
+    fn registries(&self) -> Arc<Registries> {
+        let registries = self.registries.read();
+        registries.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl ImageStore {
+    /// Pulls that begin from now on go by `registries`, with connections and tokens of their own; those under way end as they
+    /// began.
+    pub fn reach(&self, registries: RegistryConfigs) {
+        self.pulls.slots.resize(registries.pull.limits());
+        let registries = Arc::new(Registries::new(registries));
+        *self.pulls.registries.write().unwrap_or_else(PoisonError::into_inner) = registries;
+    }
+
     /// What a name may mean, in the order to try: one reference, unless it names no registry.
     pub fn candidates(&self, name: &str) -> Result<Vec<Reference>, ReferenceError> {
-        short_name::candidates(name, &self.pulls.registries.configs.pull)
+        short_name::candidates(name, &self.pulls.registries().configs.pull)
     }
 
     /// Makes the image of `reference` present and returns it. The registry is always asked, so a moved tag is noticed
@@ -119,7 +131,7 @@ impl ImageStore {
         tracing::info!(image = %reference, "pull begins");
         self.may_pull(reference).await?;
         progress.stage("manifest");
-        let registries = &self.pulls.registries;
+        let registries = self.pulls.registries();
         let repository = Arc::new(registries.repository(reference, credentials).await?);
         let platform = Platform::host();
         let (digest, manifest) = resolve(&repository, reference, &platform).await?;

@@ -7,7 +7,8 @@
 //! bounded (`pace`), how long is not, because an honest layer may be large and its line thin: it ends with the pull.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -39,29 +40,67 @@ impl Default for PullLimits {
 
 /// The layers that may be under way.
 pub(super) struct Slots {
-    limits: PullLimits,
+    limits: Mutex<PullLimits>,
     all: Arc<Semaphore>,
+    /// How many slots that are taken are not to come back: there are to be fewer of them.
+    excess: Arc<AtomicUsize>,
     /// By registry as references name it; only those in use are kept, because whoever names images names new ones.
     registries: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
 /// Room for one layer, given back when dropped.
 pub(super) struct Slot {
-    _of_all: OwnedSemaphorePermit,
+    of_all: Option<OwnedSemaphorePermit>,
     _of_registry: OwnedSemaphorePermit,
+    excess: Arc<AtomicUsize>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let less = |excess: usize| excess.checked_sub(1);
+        let stays_away = self
+            .excess
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok();
+        if let Some(permit) = self.of_all.take().filter(|_| stays_away) {
+            permit.forget();
+        }
+    }
 }
 
 impl Slots {
     /// How many are taken.
     pub(super) fn taken(&self) -> usize {
-        self.limits.layers.saturating_sub(self.all.available_permits())
+        lock(&self.limits).layers.saturating_sub(self.all.available_permits())
     }
 
     pub(super) fn new(limits: PullLimits) -> Self {
         Slots {
             all: Arc::new(Semaphore::new(limits.layers)),
-            limits,
+            limits: Mutex::new(limits),
+            excess: Arc::default(),
             registries: Mutex::default(),
+        }
+    }
+
+    /// From now on there are so many. Layers under way keep theirs: while they last, none begins beyond the new number.
+    pub(super) fn resize(&self, limits: PullLimits) {
+        let before = std::mem::replace(&mut *lock(&self.limits), limits);
+        // Whoever comes from now on has the new share.
+        lock(&self.registries).clear();
+        let less = before.layers.saturating_sub(limits.layers);
+        let taken = less - self.all.forget_permits(less);
+        self.excess.fetch_add(taken, Ordering::Relaxed);
+        for _ in before.layers..limits.layers {
+            let less = |excess: usize| excess.checked_sub(1);
+            // One that was not to come back may.
+            if self
+                .excess
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+                .is_err()
+            {
+                self.all.add_permits(1);
+            }
         }
     }
 
@@ -72,23 +111,27 @@ impl Slots {
         let of_registry = of_registry.expect(open);
         let of_all = Arc::clone(&self.all).acquire_owned().await.expect(open);
         Slot {
-            _of_all: of_all,
+            of_all: Some(of_all),
             _of_registry: of_registry,
+            excess: self.excess.clone(),
         }
     }
 
     fn of_registry(&self, registry: &str) -> Arc<Semaphore> {
-        // Every critical section leaves the map whole, whatever panics.
-        let known = self.registries.lock();
-        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.registries);
         known.retain(|_, semaphore| semaphore.strong_count() > 0);
         if let Some(semaphore) = known.get(registry).and_then(Weak::upgrade) {
             return semaphore;
         }
-        let semaphore = Arc::new(Semaphore::new(self.limits.layers_of_a_registry));
+        let semaphore = Arc::new(Semaphore::new(lock(&self.limits).layers_of_a_registry));
         known.insert(registry.to_owned(), Arc::downgrade(&semaphore));
         semaphore
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section leaves its value whole, whatever panics.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -121,5 +164,31 @@ mod tests {
         drop(held);
         drop(now(&slots, "last").await);
         assert_eq!(slots.registries.lock().unwrap().len(), 1, "no old names");
+    }
+
+    #[tokio::test]
+    async fn a_new_number_counts_for_whoever_comes() {
+        let limits = |layers| PullLimits {
+            layers,
+            layers_of_a_registry: layers,
+        };
+        let slots = Slots::new(limits(3));
+        let (first, second) = (now(&slots, "a").await.unwrap(), now(&slots, "b").await.unwrap());
+        slots.resize(limits(1));
+        assert!(now(&slots, "c").await.is_none(), "two are under way");
+        drop(first);
+        assert!(now(&slots, "c").await.is_none(), "one is");
+        drop(second);
+        let only = now(&slots, "c").await.expect("none is");
+        assert!(now(&slots, "d").await.is_none());
+        slots.resize(limits(2));
+        let more = now(&slots, "d").await.expect("there are two now");
+        assert!(now(&slots, "e").await.is_none());
+        slots.resize(limits(1));
+        slots.resize(limits(3));
+        let third = now(&slots, "e").await.expect("three, and never four");
+        assert!(now(&slots, "f").await.is_none());
+        drop((only, more, third));
+        assert_eq!(slots.all.available_permits(), 3);
     }
 }

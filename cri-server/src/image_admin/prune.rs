@@ -12,7 +12,7 @@ use crate::node::Node;
 /// created later asks for the image again.
 pub(super) async fn prune(node: &Node, request: &PruneRequest) -> Result<PruneResponse, Status> {
     let used = used(node);
-    let pins = Pins::new(&node.config.storage.pinned_images);
+    let pins = Pins::new(&node.config().storage.pinned_images);
     let (before, _) = node.images.usage();
     let mut removed = Vec::new();
     for image in node.images.list() {

@@ -28,29 +28,31 @@ use crate::telemetry::names;
 
 /// The service.
 pub struct ImageService {
+    node: Arc<Node>,
     images: Arc<ImageStore>,
     snapshots: Arc<Snapshots>,
-    pins: Pins,
     mountpoints: Arc<Mountpoints>,
-    /// The runtime handlers that an image may be asked for. They all have the same images.
-    handlers: Vec<String>,
 }
 
 impl ImageService {
     /// A service for the images of one node.
     #[must_use]
-    pub fn new(node: &Node) -> Self {
+    pub fn new(node: &Arc<Node>) -> Self {
         ImageService {
+            node: node.clone(),
             images: node.images.clone(),
             snapshots: node.snapshots.clone(),
-            pins: Pins::new(&node.config.storage.pinned_images),
             mountpoints: Arc::new(Mountpoints::of(&node.images, &node.snapshots)),
-            handlers: node.config.handlers().into_iter().map(str::to_owned).collect(),
         }
     }
 
     fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Status> {
         self.images.find(name).map_err(|error| invalid(name, &error))
+    }
+
+    /// What the kubelet's garbage collection leaves alone.
+    fn pins(&self) -> Pins {
+        Pins::new(&self.node.config().storage.pinned_images)
     }
 
     /// The images a filter lets through: all, or the one that is named.
@@ -63,10 +65,8 @@ impl ImageService {
             "" => self.images.list(),
             name => self.find(name)?.into_iter().collect(),
         };
-        Ok(images
-            .iter()
-            .map(|image| image_status::to_cri(image, &self.pins))
-            .collect())
+        let pins = self.pins();
+        Ok(images.iter().map(|image| image_status::to_cri(image, &pins)).collect())
     }
 }
 
@@ -98,7 +98,7 @@ impl cri::image_service_server::ImageService for ImageService {
         let request = request.into_inner();
         let name = named(request.image)?;
         let image = self.find(&name)?;
-        image_status::response(&self.images, &name, image.as_deref(), &self.pins, request.verbose).map(Response::new)
+        image_status::response(&self.images, &name, image.as_deref(), &self.pins(), request.verbose).map(Response::new)
     }
 
     async fn pull_image(
@@ -110,7 +110,8 @@ impl cri::image_service_server::ImageService for ImageService {
             .image
             .as_ref()
             .map_or("", |image| image.runtime_handler.as_str());
-        if !handler.is_empty() && !self.handlers.iter().any(|known| known == handler) {
+        // Every handler has the same images.
+        if !handler.is_empty() && self.node.config().runtime(handler).is_none() {
             let rule = "must be empty or the name of a configured runtime";
             return Err(Error::invalid("image.runtime_handler", handler, rule).into());
         }

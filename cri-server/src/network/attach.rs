@@ -85,7 +85,7 @@ impl Node {
 
     /// The built-in network, if new pods get it.
     pub(crate) async fn builtin_in_use(&self) -> Result<Option<&Arc<Builtin>>> {
-        let wanted = self.config.network.builtin && !self.cni.is_configured().await?;
+        let wanted = self.config().network.builtin && !self.cni.is_configured().await?;
         Ok(wanted.then_some(&self.builtin))
     }
 }

@@ -29,7 +29,7 @@ mod upkeep;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use corten_proto::cri::{DnsConfig, PortMapping};
@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use crate::config::{self, IpPreference};
+use crate::config;
 use crate::network::netns;
 use crate::node::blocking;
 use crate::stage::stage;
@@ -98,10 +98,7 @@ impl Attachment {
 /// The node's CNI configuration and plugins.
 #[derive(Debug)]
 pub struct Cni {
-    conf_dir: PathBuf,
-    bin_dirs: Vec<PathBuf>,
-    timeout: Duration,
-    ip_preference: IpPreference,
+    settings: std::sync::RwLock<Arc<config::Cni>>,
     /// What was read last, and from what. Held while the directory is read, by the thread that reads.
     loaded: Arc<Mutex<Option<Loaded>>>,
     /// The node's pod CIDRs, where the kubelet has told them.
@@ -127,14 +124,20 @@ impl Cni {
     /// Reads nothing yet.
     pub fn new(config: &config::Cni) -> Cni {
         Cni {
-            conf_dir: config.conf_dir.clone(),
-            bin_dirs: config.bin_dirs.clone(),
-            timeout: Duration::from_secs(config.timeout_s),
-            ip_preference: config.ip_preference,
+            settings: std::sync::RwLock::new(Arc::new(config.clone())),
             loaded: Arc::default(),
             pod_cidrs: std::sync::Mutex::default(),
             upkeep: Upkeep::default(),
         }
+    }
+
+    /// Goes by `config` from now on.
+    pub(crate) fn configure(&self, config: &config::Cni) {
+        *self.settings.write().expect("no holder panics") = Arc::new(config.clone());
+    }
+
+    fn settings(&self) -> Arc<config::Cni> {
+        self.settings.read().expect("no holder panics").clone()
     }
 
     /// Takes the node's pod CIDRs, for address management that declares `ipRanges`.
@@ -149,7 +152,7 @@ impl Cni {
 
     /// Whether there is a configuration, be it right or wrong.
     pub async fn is_configured(&self) -> Result<bool> {
-        let directory = self.conf_dir.clone();
+        let directory = self.settings().conf_dir.clone();
         // As for `read`: a directory that does not answer keeps one thread.
         let turn = Arc::clone(&self.loaded).lock_owned().await;
         blocking(move || {
@@ -193,7 +196,7 @@ impl Cni {
         }
         let result = result.context("a CNI network has one plugin at least")?;
         let mut ips = addresses(&result)?;
-        self.ip_preference.sort(&mut ips);
+        self.settings().ip_preference.sort(&mut ips);
         Ok(Attachment {
             ips,
             network: network.source,
@@ -274,17 +277,18 @@ impl Cni {
         // killed server had unmounted it, or not yet mounted.
         let gone = command == Command::Del && !netns::is_namespace(&pod.netns);
         let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name())).named("cni_plugin");
+        let settings = self.settings();
         let invocation = Invocation {
             command,
-            program: plugin::find(&self.bin_dirs, &plugin.kind)?,
+            program: plugin::find(&settings.bin_dirs, &plugin.kind)?,
             pod: Some(Pod {
                 container_id: pod.id.as_str(),
                 netns: if gone { Path::new("") } else { &pod.netns },
                 interface: INTERFACE,
                 args: kubernetes_args(pod),
             }),
-            path: &self.bin_dirs,
-            timeout: self.timeout,
+            path: &settings.bin_dirs,
+            timeout: settings.timeout(),
         };
         invocation
             .run(&stdin)
@@ -299,7 +303,7 @@ impl Cni {
 
     /// Looks at the network, on a thread that may block. It comes from memory while the directory stays as it was.
     async fn read<T: Send + 'static>(&self, look: impl FnOnce(&Network) -> Result<T> + Send + 'static) -> Result<T> {
-        let directory = self.conf_dir.clone();
+        let directory = self.settings().conf_dir.clone();
         // Taken before the thread, and kept by it when the caller has gone: the others wait without a thread each.
         let mut loaded = Arc::clone(&self.loaded).lock_owned().await;
         blocking(move || {

@@ -23,6 +23,7 @@ use super::container_namespaces::Namespaces;
 use super::image_volumes::{VolumeImages, all_layers};
 use super::names::{check_labels, check_name};
 use crate::cdi;
+use crate::config::Config;
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
 use crate::image::snapshot::Snapshots;
@@ -54,6 +55,8 @@ struct Plan {
     volumes: VolumeImages,
     lease: LayerLease,
     stop_signal: i32,
+    /// The server's configuration when the creation began.
+    settings: Arc<Config>,
 }
 
 /// What was looked up on the node and in the container's root.
@@ -81,7 +84,7 @@ impl Node {
         let metadata = check(&config)?.clone();
         let handler = config.image.as_ref().map(|image| &image.runtime_handler);
         if let Some(handler) = handler.filter(|handler| !handler.is_empty())
-            && self.config.runtime(handler).is_none()
+            && self.config().runtime(handler).is_none()
         {
             let rule = "must be empty or the name of a configured runtime";
             return Err(Error::invalid("image.runtime_handler", handler, rule).into());
@@ -92,7 +95,8 @@ impl Node {
         // Against what the sandbox was run with, not the copy that came with this request.
         spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
         cdi::check(&config).map_err(Error::from)?;
-        let allowed = self.config.annotations(&sandbox.metadata.runtime).container;
+        let settings = self.config();
+        let allowed = settings.annotations(&sandbox.metadata.runtime).container;
         spec::annotations::passed("annotations", &config.annotations, allowed).map_err(Error::from)?;
         let key = (sandbox.id().clone(), metadata.name.clone(), metadata.attempt);
         let existing = || self.existing_container(&sandbox, &metadata);
@@ -174,6 +178,7 @@ impl Node {
             volumes,
             config,
             sandbox,
+            settings: self.config(),
         })
     }
 
@@ -263,21 +268,21 @@ impl Node {
         let rootfs = self.paths.bundle(&plan.id).join("rootfs");
         let (config, image) = (plan.config.clone(), plan.image.clone());
         let (of_pod, of_node) = (plan.sandbox.look.clone(), self.looks.clone());
-        let node = self.clone();
+        let (node, settings) = (self.clone(), plan.settings.clone());
         let look = move || {
             let rules = SourceRules {
-                missing_host_path: node.config.missing_host_path,
-                device_ownership: node.config.device_ownership_from_security_context,
+                missing_host_path: settings.missing_host_path,
+                device_ownership: settings.device_ownership_from_security_context,
             };
             let linux = config.linux.as_ref();
             let security = linux.and_then(|linux| linux.security_context.as_ref());
             let image = image.config.config().as_ref();
             let image_user = image.and_then(|config| config.user().as_deref());
             let mut user = user::resolve(&rootfs, security, image_user)?;
-            let edits = cdi::resolve(&config, &node.config.cdi_spec_dirs)?;
+            let edits = cdi::resolve(&config, &settings.cdi_spec_dirs)?;
             edits.add_groups(&mut user);
             let (sources, made) = Sources::read(&config, &volumes, rules)?;
-            let confinement = Confinement::of_container(&config, &node.host, &node.config.security)?;
+            let confinement = Confinement::of_container(&config, &node.host, &settings.security)?;
             Ok::<_, SpecError>(Found {
                 user,
                 sources,
@@ -339,9 +344,9 @@ impl Node {
             cgroups_path: &self.cgroups_path(&sandbox.config, &plan.id)?,
             sources,
             confinement,
-            security: &self.config.security,
+            security: &plan.settings.security,
             features,
-            annotations: self.config.annotations(&sandbox.runtime),
+            annotations: self.config().annotations(&sandbox.runtime),
             host: &self.host,
         })?)
     }
@@ -355,7 +360,7 @@ impl Node {
             terminal: plan.config.tty,
             stdin: plan.config.stdin,
             stdin_once: plan.config.stdin_once,
-            max_log_line: self.config.container_log_max_line_bytes,
+            max_log_line: plan.settings.container_log_max_line_bytes,
             log_path: if logs {
                 plan.config.log_path.clone()
             } else {
@@ -363,7 +368,7 @@ impl Node {
             },
             log_directory,
             exit_record: self.paths.container_exit(&plan.id).to_string_lossy().into_owned(),
-            log_limit: self.config.container_log_limit_bytes.unwrap_or(0),
+            log_limit: self.config().container_log_limit_bytes.unwrap_or(0),
         }
     }
 

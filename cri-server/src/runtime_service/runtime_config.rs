@@ -15,15 +15,15 @@ use crate::spec;
 impl Node {
     /// RuntimeConfig.
     pub(super) fn runtime_config(&self) -> RuntimeConfigResponse {
-        let cgroup_driver = self.cgroup_driver().into();
+        let cgroup_driver = self.told_driver().into();
         RuntimeConfigResponse {
             linux: Some(LinuxRuntimeConfiguration { cgroup_driver }),
         }
     }
 
     /// Who makes the cgroups. The kubelet asks at its start and does the same; it must not change under it.
-    fn cgroup_driver(&self) -> CgroupDriver {
-        match self.config.cgroup_driver {
+    fn told_driver(&self) -> CgroupDriver {
+        match self.cgroup_driver {
             spec::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
             spec::CgroupDriver::Systemd => CgroupDriver::Systemd,
         }

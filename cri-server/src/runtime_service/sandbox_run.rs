@@ -52,12 +52,13 @@ impl Node {
         }
         let pod = check(&config)?.clone();
         let runtime = match request.runtime_handler.as_str() {
-            "" => self.config.default_runtime.clone(),
+            "" => self.config().default_runtime.clone(),
             name => name.to_owned(),
         };
         self.runtime(&runtime)?;
         self.check_user_namespace(&config, &runtime)?;
-        let allowed = self.config.annotations(&runtime).pod;
+        let settings = self.config();
+        let allowed = settings.annotations(&runtime).pod;
         spec::annotations::passed("annotations", &config.annotations, allowed).map_err(Error::from)?;
         let existing = || self.existing_sandbox(&pod);
         let handler = request.runtime_handler;
@@ -76,7 +77,7 @@ impl Node {
 
     /// A pod joins a user namespace that is there already, which other runtimes have not been tried with: Status says so too.
     fn check_user_namespace(&self, config: &PodSandboxConfig, runtime: &str) -> Result<(), Error> {
-        if spec::user_namespace_of(config)?.is_none() || self.config.is_own_runtime(runtime) {
+        if spec::user_namespace_of(config)?.is_none() || self.config().is_own_runtime(runtime) {
             return Ok(());
         }
         let rule = format!("pods with a user namespace of their own are for the runtime {OWN_RUNTIME:?} only");
@@ -144,7 +145,7 @@ impl Node {
         let directory = self.paths.sandbox(&metadata.id);
         blocking(move || make_directory(&directory)).await?;
         if !metadata.host_network() {
-            metadata.netns = Some(self.config.netns_dir.join(metadata.id.as_str()));
+            metadata.netns = Some(self.config().netns_dir.join(metadata.id.as_str()));
         }
         // The record comes first: what a crash leaves from here on is found by it and undone.
         let path = self.paths.sandbox_record(&metadata.id);
@@ -169,12 +170,12 @@ impl Node {
             return Ok(None);
         };
         user_namespace::check_node(&self.host)?;
-        let (shim, network) = (self.config.shim(), !metadata.host_network());
+        let (shim, network) = (self.config().shim(), !metadata.host_network());
         Ok(blocking(move || Holder::start(&shim, map, network).map(Some)).await?)
     }
 
     async fn make_netns(&self, id: &SandboxId, holder: Option<&Holder>) -> Result<()> {
-        let (netns_dir, id) = (self.config.netns_dir.clone(), id.clone());
+        let (netns_dir, id) = (self.config().netns_dir.clone(), id.clone());
         let held = holder.map(|holder| holder.path("net"));
         blocking(move || match held {
             Some(held) => netns::adopt(&netns_dir, &id, &held),
@@ -212,7 +213,7 @@ impl Node {
 
     async fn infra_spec(self: &Arc<Self>, metadata: &Metadata, holder: Option<&Holder>) -> Result<Spec, Error> {
         let (node, config) = (self.clone(), metadata.config.clone());
-        let read = move || Ok(Confinement::of_sandbox(&config, &node.host, &node.config.security));
+        let read = move || Ok(Confinement::of_sandbox(&config, &node.host, &node.config().security));
         // Two results: the inner one keeps the kind of the refusal.
         let confinement = blocking(read).await??;
         Ok(spec::sandbox(&SandboxSpecInput {
@@ -223,7 +224,7 @@ impl Node {
             user_namespace: holder.map(|holder| holder.path("user")).as_deref(),
             confinement: &confinement,
             cgroups_path: &self.cgroups_path(&metadata.config, &metadata.id)?,
-            annotations: self.config.annotations(&metadata.runtime),
+            annotations: self.config().annotations(&metadata.runtime),
             host: &self.host,
         })?)
     }
@@ -233,13 +234,13 @@ impl Node {
         let (runtime, runtime_root) = self.runtime(&sandbox.metadata.runtime)?;
         let directory = self.paths.sandbox(sandbox.id());
         let mut child = launch(&Launch {
-            program: &self.config.shim(),
+            program: &self.config().shim(),
             id: sandbox.id(),
             directory: &directory,
             runtime: &runtime,
             runtime_root: &runtime_root,
             pause_rootfs: &self.paths.pause_rootfs(),
-            systemd_cgroup: self.config.cgroup_driver == CgroupDriver::Systemd,
+            systemd_cgroup: self.cgroup_driver == CgroupDriver::Systemd,
         })?;
         let wait = async move {
             match child.wait().await {
@@ -278,12 +279,9 @@ impl Node {
     /// Where a container of a pod has its cgroup.
     pub(super) fn cgroups_path(&self, config: &PodSandboxConfig, id: &ContainerId) -> Result<PathBuf, Error> {
         let asked = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
-        let parent = if asked.is_empty() {
-            &self.config.cgroup_parent
-        } else {
-            asked
-        };
-        Ok(spec::cgroups_path(self.config.cgroup_driver, parent, id)?)
+        let config = self.config();
+        let parent = if asked.is_empty() { &config.cgroup_parent } else { asked };
+        Ok(spec::cgroups_path(self.cgroup_driver, parent, id)?)
     }
 }
 

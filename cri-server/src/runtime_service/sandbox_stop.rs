@@ -99,7 +99,7 @@ impl Node {
         };
         if let Err(error) = self.detach(&pod, metadata.network.as_ref()).await {
             let error = error.context("take the pod's network down");
-            let patience = Duration::from_secs(self.config.cni.stop_patience_s);
+            let patience = Duration::from_secs(self.config().cni.stop_patience_s);
             let Some(attachment) = metadata
                 .network
                 .clone()
@@ -110,7 +110,7 @@ impl Node {
             tracing::error!(sandbox = %sandbox.id(), "{error:#}; letting the pod go, trying on");
             teardown::leave(self, Teardown { pod, attachment }).await?;
         }
-        let (netns_dir, id) = (self.config.netns_dir.clone(), metadata.id.clone());
+        let (netns_dir, id) = (self.config().netns_dir.clone(), metadata.id.clone());
         blocking(move || netns::remove(&netns_dir, &id)).await
     }
 }

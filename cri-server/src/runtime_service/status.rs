@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::health::{Handler, Report, Verdict};
 use crate::node::{Node, blocking};
 use crate::recover::entries;
+use crate::spec;
 
 /// Version of the kubelet's side of the API; the kubelet compares it.
 const KUBE_API_VERSION: &str = "0.1.0";
@@ -88,15 +89,20 @@ impl Node {
     }
 
     fn shown_config(&self) -> Value {
+        let config = self.config();
+        let driver = match self.cgroup_driver {
+            spec::CgroupDriver::Cgroupfs => "cgroupfs",
+            spec::CgroupDriver::Systemd => "systemd",
+        };
         json!({
             "rootDir": self.paths.root(),
             "stateDir": self.paths.state(),
-            "imageRootDir": self.config.image_root(),
-            "netnsDir": self.config.netns_dir,
-            "cni": self.config.cni,
-            "defaultRuntime": self.config.default_runtime,
-            "cgroupDriver": self.config.cgroup_driver,
-            "cgroupParent": self.config.cgroup_parent,
+            "imageRootDir": config.image_root(),
+            "netnsDir": config.netns_dir,
+            "cni": config.cni,
+            "defaultRuntime": config.default_runtime,
+            "cgroupDriver": driver,
+            "cgroupParent": config.cgroup_parent,
             "bootId": self.boot_id,
         })
     }

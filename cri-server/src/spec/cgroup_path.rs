@@ -11,10 +11,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use corten_proto::id::ContainerId;
-use serde::{Deserialize, Serialize};
-
 use super::SpecError;
+use corten_proto::id::ContainerId;
 
 const FIELD: &str = "linux.cgroup_parent";
 /// What the names of all scopes begin with.
@@ -22,11 +20,9 @@ const SCOPE_PREFIX: &str = "corten";
 const SLICE: &str = ".slice";
 
 /// Who makes the cgroups of containers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupDriver {
     /// The runtime, as directories.
-    #[default]
     Cgroupfs,
     /// systemd, as transient scopes that the runtime asks it for.
     Systemd,

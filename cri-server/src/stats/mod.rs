@@ -60,7 +60,7 @@ pub(crate) struct Round<'a> {
 impl<'a> Round<'a> {
     /// A look at this node.
     pub(crate) fn new(node: &'a Node) -> Self {
-        let limit = node.config.storage.writable_layer_limit_bytes;
+        let limit = node.config().storage.writable_layer_limit_bytes;
         Round {
             snapshots: &node.snapshots,
             paths: &node.paths,

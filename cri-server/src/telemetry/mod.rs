@@ -70,7 +70,7 @@ impl Telemetry {
 
     /// Answers whoever scrapes, from here on.
     pub(crate) fn serve(&mut self, node: &Arc<Node>) -> Result<()> {
-        if let Some(address) = &node.config.metrics.listen {
+        if let Some(address) = &node.config().metrics.listen {
             let endpoint = http::Endpoint::open(address)?;
             tracing::info!(%address, "serving metrics");
             self.tasks.spawn(endpoint.serve(node.clone(), self.stop.subscribe()));

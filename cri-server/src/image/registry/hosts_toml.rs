@@ -156,6 +156,7 @@ fn without_secret(problem: Problem) -> Problem {
     if is_secret {
         return Problem {
             rule: "must be a string".to_owned(),
+            value: None,
             ..problem
         };
     }

@@ -4,12 +4,13 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use corten_proto::cri::Protocol;
 use serde_json::json;
 
 use super::*;
+use crate::config::IpPreference;
 use crate::network::netns;
 
 /// Logs what it was given beside itself, then does what the configuration's `say` and `exit` ask for.

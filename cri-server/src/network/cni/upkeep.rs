@@ -75,11 +75,11 @@ impl Cni {
 
     /// Whether pods can have a network now; else why not.
     pub async fn ready(&self) -> Result<()> {
-        let bin_dirs = self.bin_dirs.clone();
+        let settings = self.settings();
         let network = self
             .read(move |network| {
                 let mut kinds = network.plugins.iter().map(|plugin| &plugin.kind);
-                kinds.try_for_each(|kind| plugin::find(&bin_dirs, kind).map(|_program| ()))?;
+                kinds.try_for_each(|kind| plugin::find(&settings.bin_dirs, kind).map(|_program| ()))?;
                 Ok(network.has_status().then(|| network.clone()))
             })
             .await?;
@@ -140,7 +140,7 @@ impl Cni {
             .collect();
         let extra = Map::from_iter([("cni.dev/valid-attachments".to_owned(), Value::Array(valid))]);
         let mut outcome = Ok(());
-        let deadline = Instant::now() + self.timeout.min(GC_LIMIT);
+        let deadline = Instant::now() + self.settings().timeout().min(GC_LIMIT);
         for plugin in &network.plugins {
             let left = deadline.saturating_duration_since(Instant::now());
             let asked = if left.is_zero() {
@@ -168,12 +168,13 @@ impl Cni {
             .as_object_mut()
             .ok_or_else(|| anyhow!("a configuration is an object"))?;
         config.extend(extra.clone());
+        let settings = self.settings();
         let invocation = Invocation {
             command,
-            program: plugin::find(&self.bin_dirs, &plugin.kind)?,
+            program: plugin::find(&settings.bin_dirs, &plugin.kind)?,
             pod: None,
-            path: &self.bin_dirs,
-            timeout: self.timeout.min(limit),
+            path: &settings.bin_dirs,
+            timeout: settings.timeout().min(limit),
         };
         let ran = invocation.run(&stdin).await.map(drop);
         ran.with_context(|| {
