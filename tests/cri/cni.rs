@@ -183,7 +183,9 @@ fn a_pod_is_let_go_when_its_network_is_stuck_and_the_network_is_taken_down_later
     fs::remove_file(&stuck).unwrap();
     fs::remove_file(node.dir().join("cni/10-ct.conflist")).unwrap();
     wait_for("DEL", Duration::from_secs(20), || left() == 0);
-    assert!(node.server_log().contains("has been taken down"));
+    wait_for("the log's word", Duration::from_secs(5), || {
+        node.server_log().contains("has been taken down")
+    });
 }
 
 #[test]

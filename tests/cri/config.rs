@@ -26,6 +26,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("cdi_spec_dirs", "['cdi']", "absolute"),
     ("netns_dir", "'netns'", "absolute"),
     ("container_log_max_line_bytes", "255", "256 to 1048576"),
+    ("container_log_limit_bytes", "1", "at least"),
     ("log.level", "'loud'", "`error`, `warn`"),
     ("log.format", "'xml'", "`text` or `json`"),
     ("security.mask_paths_by_default", "1", "boolean"),
@@ -34,6 +35,14 @@ const WRONG: &[(&str, &str, &str)] = &[
         "'None'",
         "`Unconfined` or `RuntimeDefault`",
     ),
+    ("metrics.listen", "'localhost'", "ADDRESS:PORT"),
+    ("tracing.otlp_endpoint", "'https://collector'", "http://ADDRESS:PORT"),
+    ("tracing.otlp_protocol", "'udp'", "`grpc`"),
+    ("tracing.sample_ratio", "2.0", "0 to 1"),
+    ("network.builtin", "'yes'", "boolean"),
+    ("network.bridge", "'a/b'", "1 to 15 letters"),
+    ("network.subnets", "['10.0.0.0/40']", "10.0.0.0/40"),
+    ("network.mtu", "100", "1280 to 65535"),
     ("cni.conf_dir", "'net.d'", "absolute"),
     ("cni.bin_dirs", "[]", "one or more"),
     ("cni.timeout_s", "601", "1 to 600"),
@@ -46,6 +55,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("streaming.client_ca", "'/ca.pem'", "tls_cert"),
     ("streaming.idle_timeout_s", "0", "must be"),
     ("runtimes.*.path", "'runc'", "absolute"),
+    ("runtimes.*.pod_annotations", "['']", "annotation"),
+    ("runtimes.*.container_annotations", "['*a']", "annotation"),
     ("pull.hosts_dirs", "['certs.d']", "absolute"),
     ("pull.auth_file", "'auth.json'", "absolute"),
     ("pull.credential_helper_dirs", "['bin']", "absolute"),
@@ -58,6 +69,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("storage.snapshotter", "'zfs'", "`overlayfs`"),
     ("storage.pinned_images", "['a/***']", "wildcards"),
     ("storage.writable_layer_limit_bytes", "4096", "at least 1048576"),
+    ("storage.writable_layer_limit_inodes", "0", "at least"),
     ("registries.*.plain_http", "'no'", "boolean"),
     ("registries.*.endpoint", "'http://b/'", "without scheme"),
     ("registries.*.ca", "'ca.pem'", "absolute"),
@@ -146,7 +158,12 @@ fn every_key_with_a_wrong_value_is_named_with_line_value_and_rule() {
     }
     for (key, value, rule) in WRONG {
         let key = key.replace('*', "x");
-        fs::write(&path, format!("# first\n\n{key} = {value}\n")).unwrap();
+        // What its table cannot be without.
+        let rest = match key.ends_with("_annotations") {
+            true => "runtimes.x.path = '/x'\n",
+            false => "",
+        };
+        fs::write(&path, format!("# first\n\n{key} = {value}\n{rest}")).unwrap();
         let (said, code) = check(&path);
         assert_eq!(code, Some(1), "{key} = {value}: {said}");
         let place = format!("{}:3: {key}: ", path.display());

@@ -80,7 +80,7 @@ fn what_can_change_does_and_the_rest_is_told() {
         "configuration: log.level: \"info\" -> \"debug\"",
         "configuration: runtimes.second.path: not set -> ",
         "configuration: needs a restart: worker_threads: 2 -> 3 (it is read at the start only)",
-        "configuration reloaded changed=3 restart=1",
+        "configuration reloaded changed=5 restart=1",
         "DEBUG",
     ] {
         assert!(log.contains(line), "{line:?} in\n{log}");

@@ -32,6 +32,11 @@ complete -c corten-cri -n "__fish_corten_cri_needs_command" -s h -l help -d 'Pri
 complete -c corten-cri -n "__fish_corten_cri_needs_command" -s V -l version -d 'Print version'
 complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "config" -d 'Looks after the configuration'
 complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "image" -d 'Looks after the images of the running server'
+complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "doctor" -d 'Says what is wrong with this machine, what it means and how to mend it; a server need not run'
+complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "status" -d 'Shows how the running server is: pods, containers, images, memory, disk, conditions, recent failures'
+complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "support-bundle" -d 'Writes an archive of all that helps to find a fault, without secrets'
+complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "why" -d 'Tells why a container ended'
+complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "network" -d 'Looks after the built-in network of the running server'
 complete -c corten-cri -n "__fish_corten_cri_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand config; and not __fish_seen_subcommand_from default check show reload help" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand config; and not __fish_seen_subcommand_from default check show reload help" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
@@ -144,9 +149,70 @@ complete -c corten-cri -n "__fish_corten_cri_using_subcommand image; and __fish_
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand image; and __fish_seen_subcommand_from help" -f -a "check" -d 'Compares the records of images and layers with what is on disk; fails if something is wrong'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand image; and __fish_seen_subcommand_from help" -f -a "prune" -d 'Removes images that have no tag and that no container uses'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand image; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image help" -f -a "config" -d 'Looks after the configuration'
-complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image help" -f -a "image" -d 'Looks after the images of the running server'
-complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand doctor" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand doctor" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand doctor" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand doctor" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand doctor" -l json -d 'One document instead of text'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand doctor" -l all -d 'Lists what is fine too'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand status" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand status" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand status" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand status" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand status" -l json -d 'One document instead of text'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand status" -s h -l help -d 'Print help'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand support-bundle" -s o -l output -d 'The archive to write [default: corten-support-HOST-TIME.tar.gz in the current directory]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand support-bundle" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand support-bundle" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand support-bundle" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand support-bundle" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand support-bundle" -s h -l help -d 'Print help'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand why" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand why" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand why" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand why" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand why" -l json -d 'Prints the whole record as JSON'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand why" -s h -l help -d 'Print help'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -s h -l help -d 'Print help'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -f -a "show" -d 'Shows bridge, subnets, addresses by pod, host ports, and what of others drops the pods\' packets'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -f -a "repair" -d 'Has the kernel match the records: pods get back what they have lost, what no pod has is removed'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -f -a "remove" -d 'Takes the bridge and the packet filter\'s table away'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and not __fish_seen_subcommand_from show repair remove help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from show" -l output -d 'Form of the result' -r -f -a "table\t'For people'
+json\t'One document, in the field names of the CRI'"
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from show" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from show" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from show" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from show" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from repair" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from repair" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from repair" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from repair" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from repair" -s h -l help -d 'Print help'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from remove" -l config -d 'Configuration file [default: /etc/corten/config.toml, which may be absent]' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from remove" -l root -d 'Directory that survives a reboot: images, layers, records' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from remove" -l state -d 'Directory that does not: sockets, bundles, the runtime\'s state' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from remove" -l listen -d 'Unix socket of the CRI services' -r -F
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from remove" -l force -d 'Also while pods use them: they lose their network'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from help" -f -a "show" -d 'Shows bridge, subnets, addresses by pod, host ports, and what of others drops the pods\' packets'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from help" -f -a "repair" -d 'Has the kernel match the records: pods get back what they have lost, what no pod has is removed'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Takes the bridge and the packet filter\'s table away'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand network; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "config" -d 'Looks after the configuration'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "image" -d 'Looks after the images of the running server'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "doctor" -d 'Says what is wrong with this machine, what it means and how to mend it; a server need not run'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "status" -d 'Shows how the running server is: pods, containers, images, memory, disk, conditions, recent failures'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "support-bundle" -d 'Writes an archive of all that helps to find a fault, without secrets'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "why" -d 'Tells why a container ended'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "network" -d 'Looks after the built-in network of the running server'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and not __fish_seen_subcommand_from config image doctor status support-bundle why network help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "default" -d 'Prints the default configuration, with every key explained'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "check" -d 'Prints what is wrong with the configuration, each mistake with file, line, key, rule and value; fails if anything is'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "show" -d 'Prints every key with its value and who has set it'
@@ -159,3 +225,6 @@ complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_s
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from image" -f -a "export" -d 'Writes an image as an archive of an OCI layout'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from image" -f -a "check" -d 'Compares the records of images and layers with what is on disk; fails if something is wrong'
 complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from image" -f -a "prune" -d 'Removes images that have no tag and that no container uses'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from network" -f -a "show" -d 'Shows bridge, subnets, addresses by pod, host ports, and what of others drops the pods\' packets'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from network" -f -a "repair" -d 'Has the kernel match the records: pods get back what they have lost, what no pod has is removed'
+complete -c corten-cri -n "__fish_corten_cri_using_subcommand help; and __fish_seen_subcommand_from network" -f -a "remove" -d 'Takes the bridge and the packet filter\'s table away'
