@@ -71,6 +71,9 @@ pub struct Config {
     pub device_ownership_from_security_context: bool,
     /// Directories of CDI specifications; a later one counts before an earlier one.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// CRIU's executable; absent: looked for in the usual directories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub criu: Option<PathBuf>,
     /// Where the pods' network namespaces are bound.
     pub netns_dir: PathBuf,
     /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
@@ -225,6 +228,7 @@ impl Default for Config {
             missing_host_path: MissingHostPath::Create,
             device_ownership_from_security_context: false,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            criu: None,
             netns_dir: "/run/netns".into(),
             container_log_max_line_bytes: 16 * 1024,
             log: Log::default(),
@@ -352,6 +356,7 @@ mod tests {
         for optional in [
             "# import_dir =",
             "# image_policy =",
+            "# criu =",
             "# shim =",
             "# tls_cert =",
             "# tls_key =",

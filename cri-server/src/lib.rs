@@ -15,6 +15,7 @@
 mod apparmor;
 mod batches;
 pub mod cdi;
+mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod container;

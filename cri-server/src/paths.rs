@@ -10,7 +10,8 @@
 //!   containers/ID/               a container's bundle: config.json, rootfs
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
-//!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
+//!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`); held.json while it is saved,
+//!                                restore (`checkpoint`)
 //!   networks/ID.json             networks that are still to be taken down (`network::teardown`)
 //!   pod-cidrs.json               what the kubelet said of the pods' addresses
 //!   import/                      archives of images for the start (drop_in), unless configured elsewhere
@@ -125,6 +126,11 @@ impl Paths {
     /// A container's exit record.
     pub fn container_exit(&self, id: &ContainerId) -> PathBuf {
         self.container(id).join("exit.json")
+    }
+
+    /// What says that a container is held while it is saved.
+    pub fn container_held(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("held.json")
     }
 
     /// Networks that are still to be taken down.

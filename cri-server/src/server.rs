@@ -74,6 +74,7 @@ pub async fn serve(config: Config) -> Result<()> {
     {
         tracing::error!("AppArmor: {error:#}; containers that do not name another profile cannot be created");
     }
+    node.probe_criu();
     recover(&node).await?;
     teardown::resume(&node).await?;
     // Only now does every container hold its layers.

@@ -5,6 +5,7 @@
 //!                  |                     ^
 //!                  +---------------------+          ended before it was started
 //! ```
+//! One that is restored is Created for no longer than it takes to say so.
 //! Transitions are pure. Draining is the time between the end of init and the end of its output, and nobody outside
 //! sees it: the exit is told when the log is complete and the exit record is on disk.
 
@@ -179,9 +180,36 @@ pub(crate) struct Plan {
     pub(crate) bundle: PathBuf,
     pub(crate) exit_record: PathBuf,
     pub(crate) layout: Layout,
+    /// What it goes on from; nothing where it begins anew.
+    pub(crate) checkpoint: Option<Checkpoint>,
+}
+
+/// CRIU's directories.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) images: PathBuf,
+    pub(crate) work: PathBuf,
+    /// CRIU itself; nothing where the runtime is to look for it.
+    pub(crate) criu: Option<PathBuf>,
 }
 
 impl Plan {
+    /// The same for a container that is restored.
+    pub(crate) fn parse_restore(request: shim::Restore) -> Result<Plan> {
+        let plan = Plan::parse(request.create.context("create: must be there")?)?;
+        Ok(Plan {
+            checkpoint: Some(Checkpoint {
+                images: absolute("images", request.images)?,
+                work: absolute("work", request.work)?,
+                criu: match request.criu.is_empty() {
+                    true => None,
+                    false => Some(absolute("criu", request.criu)?),
+                },
+            }),
+            ..plan
+        })
+    }
+
     /// Every check that needs no system call. An error names the field, the value and the rule.
     pub(crate) fn parse(request: shim::Create) -> Result<Plan> {
         let id: ContainerId = request.id.parse()?;
@@ -201,6 +229,7 @@ impl Plan {
                 max_line: max_line(request.max_log_line)?,
             },
             bundle,
+            checkpoint: None,
         })
     }
 }
@@ -311,6 +340,7 @@ mod tests {
         for (what, actual, expected) in [
             ("create", State::Creating.created(7), created()),
             ("create again", running().created(8), running()),
+            ("restore", State::Creating.created(7).started(5), running()),
             ("start", created().started(5), running()),
             ("start again", running().started(6), running()),
             ("end of a running one", end(running()), draining(5)),
@@ -366,6 +396,22 @@ mod tests {
         for max_log_line in [256, 1024 * 1024] {
             let request = shim::Create { max_log_line, ..good() };
             assert!(Plan::parse(request).is_ok(), "{max_log_line}");
+        }
+        let restore = |images: &str, work: &str, create| shim::Restore {
+            create,
+            images: images.into(),
+            work: work.into(),
+            criu: String::new(),
+        };
+        let plan = Plan::parse_restore(restore("/i", "/w", Some(good())));
+        assert!(plan.is_ok_and(|plan| plan.checkpoint.is_some()));
+        for (request, field) in [
+            (restore("i", "/w", Some(good())), "images"),
+            (restore("/i", "", Some(good())), "work"),
+            (restore("/i", "/w", None), "create"),
+        ] {
+            let error = Plan::parse_restore(request).err().expect("refused").to_string();
+            assert!(error.contains(field), "{error}");
         }
         for (request, field) in [
             (

@@ -3,7 +3,7 @@
 //! A known child (a call of the runtime, a container's init, an exec's first process) is in the table with its pidfd,
 //! and that becomes readable when it ends. Orphans come to the shim because it is a subreaper; SIGCHLD tells of them.
 //!
-//! Invariant: while a call of the runtime may still name a new child (`create`, `exec`), no orphan is reaped, for the
+//! Invariant: while a call of the runtime may still name a new child (`create`, `restore`, `exec`), no orphan is reaped, for the
 //! child it is about to name may be among them, already ended. Its zombie keeps pid and exit code until it is asked.
 
 use std::collections::BTreeMap;
@@ -52,7 +52,9 @@ pub(crate) struct Call {
 #[derive(Debug)]
 pub(crate) enum Operation {
     Create,
-    /// Removes what a `create` made that cannot be used; this error is its answer.
+    /// Makes a container that runs at once.
+    Restore,
+    /// Removes what a `create` or `restore` made that cannot be used; this error is its answer.
     UndoCreate(String),
     Start,
     Kill,
@@ -161,8 +163,13 @@ impl Children {
 
     /// A call is in flight that may name a new child.
     pub(crate) fn expects(&self) -> bool {
-        self.calls()
-            .any(|(_, call)| matches!(call.operation, Operation::Create | Operation::Exec { .. }))
+        let makes = |call: &Call| {
+            matches!(
+                call.operation,
+                Operation::Create | Operation::Restore | Operation::Exec { .. }
+            )
+        };
+        self.calls().any(|(_, call)| makes(call))
     }
 
     /// The calls of the runtime in flight, with their processes.

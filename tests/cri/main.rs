@@ -5,6 +5,10 @@
 
 mod cdi;
 mod cgroup_driver;
+mod checkpoint;
+mod checkpoint_criu;
+mod checkpoint_pod;
+mod checkpoint_restore;
 mod cni;
 mod config;
 mod container;
@@ -50,6 +54,5 @@ mod stop;
 mod streaming;
 mod streaming_crictl;
 mod streams;
-mod unimplemented;
 mod update;
 mod user_namespace;

@@ -11,6 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use tokio::sync::RwLockWriteGuard;
 use tokio::task::JoinSet;
 
+use super::container_stop::restore_in_order;
 use super::sandbox_run::pod_network;
 use super::stop_grace::grace_of;
 use crate::error::Error;
@@ -58,7 +59,10 @@ impl Node {
         for container in self.store.containers_of(sandbox.id()) {
             let node = self.clone();
             let grace = grace_of(&container, grace);
-            ends.spawn(part(async move { node.end_container(&container, grace).await }));
+            ends.spawn(part(async move {
+                let _order = restore_in_order(&container).await;
+                node.end_container(&container, grace).await
+            }));
         }
         let mut result = Ok(());
         while let Some(end) = ends.join_next().await {
