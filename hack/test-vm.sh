@@ -7,7 +7,7 @@
 #                                                     these alone; options before them are those of `hack/vm.sh run`
 #   sudo hack/test-vm.sh power                        images across a power cut, alone
 #   sudo hack/test-vm.sh confinement                  the server on a machine with AppArmor, alone
-#   sudo hack/test-vm.sh pods                         pods by the systemd driver and on cgroup v2, alone
+#   sudo hack/test-vm.sh pods                         pods by the systemd driver, on cgroup v2 and from checkpoints, alone
 #   sudo hack/test-vm.sh OCI_RUNTIME=/usr/bin/crun limits.sh
 #                                                     with the guest's crun, or /usr/sbin/runc, in the place of corten:
 #                                                     the control of the scripts themselves
@@ -26,8 +26,8 @@ SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten ch
 # Images: many layers, mapped layers, views, quotas; what of it falls back on the older kernel.
 IMAGES="images.sh snapshot quota"
 
-# Pods: scopes of systemd, limits on v2, crun as a handler.
-PODS="pods.sh cgroup_driver update:: resources:: mounts::"
+# Pods: scopes of systemd, limits on v2, crun as a handler, CRIU.
+PODS="pods.sh cgroup_driver update:: resources:: mounts:: checkpoint"
 
 SCRIPTS=(
     apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh rootless.sh systemd.sh

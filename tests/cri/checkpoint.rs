@@ -13,8 +13,9 @@ use std::thread;
 
 use corten_proto::cri;
 use corten_tests::binary;
-use corten_tests::node::Node;
-use corten_tests::pod::{Container, container};
+use corten_tests::image::Layer;
+use corten_tests::node::{BUSYBOX, Node};
+use corten_tests::pod::{Container, container, image};
 use serde_json::Value;
 use tonic::{Code, Status};
 
@@ -234,7 +235,7 @@ fn a_wrong_request_is_refused_before_anything_is_held() {
         timeout: -1,
     };
     let negative = node.cri.checkpoint_container(negative);
-    assert_refused(negative, Code::InvalidArgument, "timeout -1");
+    assert_refused(negative, Code::InvalidArgument, "timeout \"-1\"");
     assert_refused(checkpoint(&node, "none", &place.join("a.tar")), Code::NotFound, "none");
     let waiting = checkpoint(&node, &waiting.id, &place.join("a.tar"));
     assert_refused(waiting, Code::FailedPrecondition, "CONTAINER_CREATED");
@@ -264,6 +265,18 @@ fn where_criu_does_not_work_every_call_tells_the_reason() {
             options: Default::default(),
         });
         assert_refused(whole_pod, Code::FailedPrecondition, words);
+        let archive = node.dir().join("a.tar");
+        let config = format!(r#"{{"rootfsImageName":"{BUSYBOX}"}}"#);
+        let layer = Layer::new().dir("checkpoint", 0o700);
+        let layer = layer.file("checkpoint/inventory.img", 0o600, b"x");
+        let layer = layer.file("config.dump", 0o600, config.as_bytes());
+        fs::write(&archive, layer.into_tar()).unwrap();
+        let config = cri::ContainerConfig {
+            image: Some(image(&archive.display().to_string())),
+            ..container("restored", &["true"])
+        };
+        let restored = node.cri.create_container(pod.create_request(&config));
+        assert_refused(restored, Code::FailedPrecondition, words);
         let status = node.cri.status(cri::StatusRequest { verbose: true }).unwrap();
         let info: Value = serde_json::from_str(&status.info["checkpoint"]).unwrap();
         assert_eq!(info["criu"], false, "{info}");

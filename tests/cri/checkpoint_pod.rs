@@ -196,7 +196,10 @@ fn wrong_requests_to_restore_a_pod_leave_nothing() {
             it.container_configs[0].command = vec!["true".to_owned()];
         }),
         ("container_configs[b].envs", Code::InvalidArgument, |it| {
-            it.container_configs[1].envs.push(cri::KeyValue::default());
+            it.container_configs[1].envs.push(cri::KeyValue {
+                key: "NEW".to_owned(),
+                ..Default::default()
+            });
         }),
         ("runtime_handler", Code::InvalidArgument, |it| {
             it.runtime_handler = "none".to_owned()

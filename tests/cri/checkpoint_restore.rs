@@ -322,20 +322,21 @@ fn names_in_an_archive_change_no_tag_and_pull_nothing() {
         tags
     };
     let before = tags();
-    let with = |change: fn(&mut Value)| {
+    let with = |name: &str, change: fn(&mut Value)| {
         let mut all = files(&location);
         let mut config: Value = serde_json::from_slice(&all["config.dump"]).unwrap();
         change(&mut config);
         all.insert("config.dump".to_owned(), config.to_string().into_bytes());
         let path = location.with_file_name("renamed.tar");
         write(&path, &all, &[]);
-        node.cri
-            .create_container(pod.create_request(&restored("renamed", &path)))
+        node.cri.create_container(pod.create_request(&restored(name, &path)))
     };
-    with(|config| config["rootfsImageName"] = json!("registry.k8s.io/pause:3.10"))
-        .expect("the digest says which it is");
+    with("renamed", |config| {
+        config["rootfsImageName"] = json!("registry.k8s.io/pause:3.10")
+    })
+    .expect("the digest says which it is");
     assert_eq!(tags(), before);
-    let unknown = with(|config| {
+    let unknown = with("unknown", |config| {
         *config = json!({ "rootfsImageName": "127.0.0.1:5000/other:1", "rootfsImageRef": "../../etc" });
     });
     assert_refused(unknown, Code::NotFound, "127.0.0.1:5000/other:1");

@@ -21,6 +21,7 @@ use super::documents::{self, Config};
 use super::{BIND_MOUNTS, CONFIG, CRIU_FILES, DELETED, IMAGES, LOG, NETWORK, ROOT_DIFF, SPEC, STATUS};
 use crate::container::{self, Container};
 use crate::image::snapshot::Snapshots;
+use crate::tree;
 
 /// The longest log that is taken along, in bytes; of a longer one its end is missing.
 const MAX_LOG: u64 = 64 << 20;
@@ -37,8 +38,9 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Makes them in `directory`, which is made too, readable to nobody else.
+    /// Makes them in `directory`, which is made too, readable to nobody else. What a killed server has left there goes.
     pub(crate) fn begin(directory: &Path) -> Result<Capture> {
+        tree::remove(directory)?;
         let capture = Capture {
             directory: directory.to_owned(),
         };

@@ -125,7 +125,7 @@ mod tests {
         let text = r#"{"rootfsImageName":"docker.io/library/a:1","rootfsImageRef":"","restored":true,"other":{}}"#;
         let config: Config = serde_json::from_str(text).unwrap();
         assert_eq!(config.image_names().collect::<Vec<_>>(), ["docker.io/library/a:1"]);
-        for bad in ["[]", r#"{"rootfsImageName":7}"#, "null", ""] {
+        for bad in [r#"{"rootfsImageName":7}"#, "null", "7", ""] {
             assert!(serde_json::from_str::<Config>(bad).is_err(), "{bad}");
         }
     }

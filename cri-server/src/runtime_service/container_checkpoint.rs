@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use corten_proto::cri::{CheckpointContainerRequest, CheckpointContainerResponse};
 
-use super::container_hold::Held;
+use super::container_hold::{Held, Scratch};
 use super::container_start::in_order;
 use crate::checkpoint::archive;
 use crate::checkpoint::capture::{About, Capture};
@@ -23,7 +23,6 @@ use crate::node::{Node, blocking};
 use crate::oci;
 use crate::spec;
 use crate::stage::stage;
-use crate::tree;
 
 /// How long a checkpoint may take where the caller does not say: a little less than the kubelet waits.
 pub(super) const DEFAULT_LIMIT: Duration = Duration::from_secs(110);
@@ -50,7 +49,8 @@ impl Node {
         blocking(move || Ok(check_place(&checked))).await??;
         let _order = in_order(&container).await;
         self.check_capturable(&container).await?;
-        let scratch = Scratch::beside(&location, container.id().as_str())?;
+        let parent = location.parent().context("it was checked to have a directory")?;
+        let scratch = Scratch::within(self, parent, container.id().as_str(), std::iter::once(&container));
         let captured = self.checkpoint_to(&container, &scratch, &location, limit).await;
         blocking(move || {
             drop(scratch);
@@ -72,8 +72,7 @@ impl Node {
             container: container.clone(),
             capture: blocking(move || Capture::begin(&directory)).await?,
         };
-        self.capture(std::slice::from_ref(&target), &scratch.path, limit)
-            .await?;
+        self.capture(std::slice::from_ref(&target), scratch, limit).await?;
         let (content, partial) = (target.capture.content(), scratch.path.join("archive"));
         let location = location.to_owned();
         let _stage = stage(|| format!("write {}", location.display()));
@@ -111,18 +110,18 @@ impl Node {
     }
 
     /// Captures containers at one moment: all are held before any is saved. They run again when this returns, whatever it
-    /// returns; `directory` is what is removed if the server is killed meanwhile.
+    /// returns; `scratch` is what they are written in.
     pub(super) async fn capture(
         self: &Arc<Self>,
         targets: &[Target],
-        directory: &Path,
+        scratch: &Scratch,
         limit: Duration,
     ) -> Result<(), Error> {
         let mut held = Held::default();
         let saving = async {
             for target in targets {
                 let _stage = stage(|| format!("hold {}", target.container.id()));
-                held.hold(self, &target.container, directory).await?;
+                held.hold(self, &target.container, scratch).await?;
             }
             for target in targets {
                 let _stage = stage(|| format!("save {}", target.container.id()));
@@ -131,7 +130,7 @@ impl Node {
             anyhow::Ok(())
         };
         let saved = tokio::time::timeout(limit, saving).await;
-        let released = held.release().await;
+        let released = held.release(scratch).await;
         match saved {
             Err(_elapsed) => {
                 let text = format!("checkpoint: not done in {} s; the containers go on", limit.as_secs());
@@ -168,34 +167,6 @@ impl Node {
         let network = network.map(|attachment| attachment.result().clone());
         let runtime = &sandbox.metadata.runtime;
         Ok(About::new(container, &container.status(), runtime, spec, network))
-    }
-}
-
-/// A directory beside what is written, with a name of its own; removed when dropped.
-#[derive(Debug)]
-pub(super) struct Scratch {
-    pub(super) path: PathBuf,
-}
-
-impl Scratch {
-    fn beside(place: &Path, id: &str) -> Result<Scratch> {
-        let parent = place.parent().context("it was checked to have a directory")?;
-        Ok(Scratch::within(parent, id))
-    }
-
-    /// In a directory that is there. It is not made yet.
-    pub(super) fn within(directory: &Path, id: &str) -> Scratch {
-        Scratch {
-            path: directory.join(format!(".checkpoint-{id}.partial")),
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = tree::remove(&self.path) {
-            tracing::warn!("remove what a checkpoint has left: {error:#}");
-        }
     }
 }
 

@@ -1,15 +1,16 @@
 //! Containers that are held still while they are saved, and the promise that they go on.
 //!
 //! ```text
-//! mark on disk --> RUNTIME pause, each --> ... --> RUNTIME resume, each --> mark removed
+//! mark on disk --> RUNTIME pause, each --> ... --> RUNTIME resume, each --> archive --> directory and marks removed
 //! ```
 //! A container is resumed on every path: [`Held::release`] in the order of the call, `Drop` where the task ends early, and
-//! [`Node::release_held`] when a server starts that finds the mark of one that was killed. The mark also names the directory
-//! that was being written, which goes with it.
+//! [`Node::release_held`] when a server starts that finds the mark of one that was killed. The mark names the directory that
+//! was being written, so that it goes with the mark ([`Scratch`]).
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
@@ -34,7 +35,45 @@ struct One {
     id: ContainerId,
     runtime: PathBuf,
     root: PathBuf,
-    mark: PathBuf,
+}
+
+/// The directory of a checkpoint that is not finished, with a name of its own. Dropping it removes it, and then the marks of
+/// containers that go on.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    pub(super) path: PathBuf,
+    marks: Vec<PathBuf>,
+    /// None of them is held any more; true before any is.
+    released: AtomicBool,
+}
+
+impl Scratch {
+    /// In `directory`, which is there, for a checkpoint of these containers; `id` tells it from others. It is not made yet.
+    pub(super) fn within<'a>(
+        node: &Node,
+        directory: &Path,
+        id: &str,
+        containers: impl Iterator<Item = &'a Arc<Container>>,
+    ) -> Scratch {
+        let mark = |container: &Arc<Container>| node.paths.container_held(container.id());
+        Scratch {
+            path: directory.join(format!(".checkpoint-{id}.partial")),
+            marks: containers.map(mark).collect(),
+            released: AtomicBool::new(true),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let removed = tree::remove(&self.path);
+        let released = self.released.load(Ordering::Relaxed);
+        let marks = self.marks.iter().filter(|_| released);
+        let removed = removed.and_then(|()| marks.into_iter().try_for_each(|mark| remove_file(mark)));
+        if let Err(error) = removed {
+            tracing::warn!("remove what a checkpoint has left: {error:#}");
+        }
+    }
 }
 
 /// Containers that no process of runs, until they are released.
@@ -44,11 +83,13 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Holds one more, while the checkpoint in `directory` is written.
-    pub(super) async fn hold(&mut self, node: &Node, container: &Container, directory: &Path) -> Result<()> {
+    /// Holds one more, while the checkpoint in `scratch` is written.
+    pub(super) async fn hold(&mut self, node: &Node, container: &Container, scratch: &Scratch) -> Result<()> {
         let one = node.to_hold(container)?;
+        let directory = &scratch.path;
+        scratch.released.store(false, Ordering::Relaxed);
         let (path, mark) = (
-            one.mark.clone(),
+            node.paths.container_held(container.id()),
             Mark {
                 directory: directory.to_owned(),
             },
@@ -62,19 +103,15 @@ impl Held {
     }
 
     /// Lets all of them go on. Each is tried; the first failure is returned.
-    pub(super) async fn release(mut self) -> Result<()> {
+    pub(super) async fn release(mut self, scratch: &Scratch) -> Result<()> {
         let mut result = Ok(());
         while let Some(one) = self.all.last() {
             let resumed = oci::resume(&one.runtime, &one.root, &one.id).await;
-            let resumed = resumed.with_context(|| format!("let {} go on", one.id));
+            result = result.and(resumed.with_context(|| format!("let {} go on", one.id)));
             // Only now: until here, an end of the task leaves it to Drop.
-            let one = self.all.pop().context("it was there")?;
-            let marked = match resumed.is_ok() {
-                true => blocking(move || remove_file(&one.mark)).await,
-                false => Ok(()),
-            };
-            result = result.and(resumed).and(marked);
+            self.all.pop();
         }
+        scratch.released.store(result.is_ok(), Ordering::Relaxed);
         result
     }
 }
@@ -87,9 +124,6 @@ impl Drop for Held {
             command.arg("--root").arg(&one.root).args(["resume", one.id.as_str()]);
             let resumed = command.output().is_ok_and(|output| output.status.success());
             tracing::warn!(container = %one.id, resumed, "a checkpoint ended early");
-            if resumed && let Err(error) = remove_file(&one.mark) {
-                tracing::warn!("{error:#}");
-            }
         }
     }
 }
@@ -102,11 +136,10 @@ impl Node {
             id: container.id().clone(),
             runtime,
             root,
-            mark: self.paths.container_held(container.id()),
         })
     }
 
-    /// Lets go on what a killed server held, and removes what it was writing. One that cannot be resumed has ended.
+    /// Lets go on what a killed server held, and removes what it was writing.
     pub(crate) async fn release_held(self: &Arc<Self>) {
         for container in self.store.containers() {
             let path = self.paths.container_held(container.id());
@@ -125,12 +158,14 @@ impl Node {
 
     async fn release_one(&self, container: &Container, directory: PathBuf) -> Result<()> {
         let one = self.to_hold(container)?;
-        if !container.has_exited() {
-            oci::resume(&one.runtime, &one.root, &one.id).await?;
+        // A failure where it was not held any more: the server was killed later.
+        if let Err(error) = oci::resume(&one.runtime, &one.root, &one.id).await {
+            tracing::info!(container = %one.id, "{error:#}");
         }
+        let mark = self.paths.container_held(container.id());
         blocking(move || {
             tree::remove(&directory)?;
-            remove_file(&one.mark)
+            remove_file(&mark)
         })
         .await
     }

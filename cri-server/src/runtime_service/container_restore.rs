@@ -31,9 +31,12 @@ use crate::record::write;
 use crate::sandbox::Sandbox;
 use crate::shim::{self, Shim};
 use crate::stage::stage;
+use crate::tree;
 
 /// The field of a request that names the checkpoint.
 const IMAGE: &str = "image.image";
+/// The directory of an unpacked archive, in the container's.
+const UNPACKED: &str = "restore";
 
 /// A checkpoint that a container is to be made from.
 pub(super) struct Origin {
@@ -99,7 +102,7 @@ impl Node {
         let name = archive.display().to_string();
         let _stage = stage(|| format!("unpack the checkpoint {name}"));
         let archive = archive.to_owned();
-        self.look_at_checkpoint(&name, move || Source::unpack(&archive, &directory.join("restore")))
+        self.look_at_checkpoint(&name, move || Source::unpack(&archive, &directory.join(UNPACKED)))
             .await
     }
 
@@ -160,7 +163,19 @@ impl Node {
             work: text(&work),
             criu: self.config.criu.as_deref().map(text).unwrap_or_default(),
         };
-        Ok(shim.restore(restore).await)
+        let restored = shim.restore(restore).await;
+        if restored.is_ok() {
+            self.discard_origin(id).await;
+        }
+        Ok(restored)
+    }
+
+    /// Removes an unpacked archive: what was in it is memory now. A failure leaves it for the container's removal.
+    async fn discard_origin(&self, id: &ContainerId) {
+        let unpacked = self.paths.container(id).join(UNPACKED);
+        if let Err(error) = blocking(move || tree::remove(&unpacked)).await {
+            tracing::warn!(container = %id, "after a restore: {error:#}");
+        }
     }
 
     /// Puts the namespaces of the pod, as they can be opened now, into the container's specification.

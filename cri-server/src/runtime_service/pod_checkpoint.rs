@@ -19,7 +19,8 @@ use anyhow::{Context, Result};
 use corten_proto::cri::{CheckpointPodRequest, CheckpointPodResponse, ContainerConfig};
 use serde::{Deserialize, Serialize};
 
-use super::container_checkpoint::{DEFAULT_LIMIT, Scratch, Target, absolute_plain};
+use super::container_checkpoint::{DEFAULT_LIMIT, Target, absolute_plain};
+use super::container_hold::Scratch;
 use super::container_start::in_order;
 use crate::checkpoint::capture::Capture;
 use crate::checkpoint::{archive, documents};
@@ -74,7 +75,7 @@ impl Node {
             orders.push(in_order(container).await);
             self.check_capturable(container).await?;
         }
-        let scratch = Scratch::within(&output, sandbox.id().as_str());
+        let scratch = Scratch::within(self, &output, sandbox.id().as_str(), containers.values());
         let saved = self.checkpoint_pod_to(&sandbox, &containers, &scratch, &output).await;
         let failed = saved.is_err();
         let cleaned = blocking(move || {
@@ -138,7 +139,7 @@ impl Node {
             .zip(captures)
             .map(|(container, capture)| Target { container, capture })
             .collect();
-        self.capture(&targets, &scratch.path, DEFAULT_LIMIT).await?;
+        self.capture(&targets, scratch, DEFAULT_LIMIT).await?;
         let configs = |(name, container): (&String, &Arc<Container>)| (name.clone(), container.metadata.config.clone());
         let documents = Documents {
             pod: serde_json::to_vec_pretty(&sandbox.metadata.config).context("encode the sandbox")?,
