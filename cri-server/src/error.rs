@@ -31,7 +31,7 @@ pub enum Error {
     /// Not in time.
     Deadline(String),
     /// A call that is part of this one failed so.
-    Status(Status),
+    Status(Box<Status>),
     /// The node could not do its part.
     Failed(anyhow::Error),
 }

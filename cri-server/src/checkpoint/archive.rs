@@ -100,8 +100,7 @@ impl Careful {
     pub(crate) fn new(file: impl Into<File>) -> Careful {
         Careful {
             file: file.into(),
-            // The first write looks.
-            unchecked: CHECK_EVERY,
+            unchecked: 0,
         }
     }
 }

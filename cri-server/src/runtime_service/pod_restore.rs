@@ -60,7 +60,7 @@ impl Node {
             runtime_handler: request.runtime_handler,
         };
         let ran = self.sandbox_run(run, &Patience::from("RestorePod")).await;
-        let id = ran.map_err(Error::Status)?.pod_sandbox_id;
+        let id = ran.map_err(|status| Error::Status(Box::new(status)))?.pod_sandbox_id;
         match self.restore_containers(&id, &path, request.container_configs).await {
             Ok(restored_containers) => Ok(RestorePodResponse {
                 pod_sandbox_id: id,

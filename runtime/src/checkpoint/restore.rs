@@ -452,9 +452,12 @@ fn roots_of(text: &str) -> Vec<CgroupRoot> {
 mod tests {
     use super::*;
 
+    /// Controllers and path.
+    type Root = (Option<&'static str>, &'static str);
+
     #[test]
     fn roots_of_cgroups() {
-        let table: [(&str, &[(Option<&str>, &str)]); 3] = [
+        let table: [(&str, &[Root]); 3] = [
             ("0::/a/b\n", &[(None, "/a/b")]),
             (
                 "4:cpu,cpuacct:/a\n1:name=systemd:/b:c\n0::/d\n",
