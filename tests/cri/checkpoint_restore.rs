@@ -193,6 +193,56 @@ fn the_specification_is_the_requests_whatever_the_archive_says() {
 /// What is changed in an archive that is whole, and what the refusal says.
 type Change = fn(&mut BTreeMap<String, Vec<u8>>) -> &'static [(&'static str, &'static str)];
 
+/// Archives that are not what they should be.
+const HOSTILE: [(&str, Change); 13] = [
+    ("config.dump: must be a regular file", |_| {
+        &[("config.dump", "/etc/passwd")]
+    }),
+    ("spec.dump: must be a regular file", |_| &[("spec.dump", "/etc/passwd")]),
+    ("container.log: must be a regular file", |_| {
+        &[("container.log", "/etc/shadow")]
+    }),
+    ("rootfs-diff.tar: must be a regular file", |_| {
+        &[("rootfs-diff.tar", "/dev/zero")]
+    }),
+    ("checkpoint/pages-1.img: must be a regular file", |_| {
+        &[("checkpoint/pages-1.img", "/etc/shadow")]
+    }),
+    ("inventory.img: missing", |files| {
+        files.remove("checkpoint/inventory.img");
+        &[]
+    }),
+    ("config.dump: missing", |files| {
+        files.remove("config.dump");
+        &[]
+    }),
+    ("decode config.dump", |files| {
+        files.insert("config.dump".to_owned(), b"[1, 2".to_vec());
+        &[]
+    }),
+    ("names no image", |files| {
+        files.insert("config.dump".to_owned(), b"{}".to_vec());
+        &[]
+    }),
+    ("decode deleted.files", |files| {
+        files.insert("deleted.files".to_owned(), br#"{"a": 1}"#.to_vec());
+        &[]
+    }),
+    ("..", |files| {
+        files.insert("../outside".to_owned(), b"x".to_vec());
+        &[]
+    }),
+    ("entry", |files| {
+        let layer = Layer::new().file("../../../outside", 0o644, b"x");
+        files.insert("rootfs-diff.tar".to_owned(), layer.into_tar());
+        &[]
+    }),
+    ("without \"..\"", |files| {
+        files.insert("deleted.files".to_owned(), br#"["/../../outside"]"#.to_vec());
+        &[]
+    }),
+];
+
 #[test]
 fn hostile_archives_are_refused_and_leave_nothing() {
     let node = node();
@@ -200,57 +250,9 @@ fn hostile_archives_are_refused_and_leave_nothing() {
     let pod = node.pod("p");
     counted(&node, &pod, &location);
     let whole = files(&location);
-    let table: [(&str, Change); 13] = [
-        ("config.dump: must be a regular file", |_| {
-            &[("config.dump", "/etc/passwd")]
-        }),
-        ("spec.dump: must be a regular file", |_| &[("spec.dump", "/etc/passwd")]),
-        ("container.log: must be a regular file", |_| {
-            &[("container.log", "/etc/shadow")]
-        }),
-        ("rootfs-diff.tar: must be a regular file", |_| {
-            &[("rootfs-diff.tar", "/dev/zero")]
-        }),
-        ("checkpoint/pages-1.img: must be a regular file", |_| {
-            &[("checkpoint/pages-1.img", "/etc/shadow")]
-        }),
-        ("inventory.img: missing", |files| {
-            files.remove("checkpoint/inventory.img");
-            &[]
-        }),
-        ("config.dump: missing", |files| {
-            files.remove("config.dump");
-            &[]
-        }),
-        ("decode config.dump", |files| {
-            files.insert("config.dump".to_owned(), b"[1, 2".to_vec());
-            &[]
-        }),
-        ("names no image", |files| {
-            files.insert("config.dump".to_owned(), b"{}".to_vec());
-            &[]
-        }),
-        ("decode deleted.files", |files| {
-            files.insert("deleted.files".to_owned(), br#"{"a": 1}"#.to_vec());
-            &[]
-        }),
-        ("..", |files| {
-            files.insert("../outside".to_owned(), b"x".to_vec());
-            &[]
-        }),
-        ("entry", |files| {
-            let layer = Layer::new().file("../../../outside", 0o644, b"x");
-            files.insert("rootfs-diff.tar".to_owned(), layer.into_tar());
-            &[]
-        }),
-        ("without \"..\"", |files| {
-            files.insert("deleted.files".to_owned(), br#"["/../../outside"]"#.to_vec());
-            &[]
-        }),
-    ];
     let outside = [node.dir().join("outside"), node.dir().join("lib/containers/outside")];
     let before = node.pod_files();
-    for (words, change) in table {
+    for (words, change) in HOSTILE {
         let mut changed = whole.clone();
         let links = change(&mut changed);
         let hostile = location.with_file_name("hostile.tar");

@@ -153,6 +153,8 @@ impl Node {
         let (runtime, root) = self.runtime(&sandbox.metadata.runtime)?;
         let (images, work) = (target.capture.images(), target.capture.work());
         let criu = self.config.criu.as_deref();
+        // The caller's own limit comes first, and is for all containers together.
+        let limit = limit.saturating_mul(2);
         oci::checkpoint(&runtime, &root, container.id(), criu, [&images, &work], limit).await?;
         let (snapshots, directory) = (self.snapshots.clone(), self.paths.container(container.id()));
         let (capture, layers) = (target.capture.clone(), container.metadata.layers.clone());

@@ -229,12 +229,13 @@ mod tests {
         }
     }
 
+    type Change = fn(&mut ContainerConfig);
+
     #[test]
     fn what_memory_decides_is_asserted_and_the_rest_applied() {
         let env = |value: &str| KeyValue {
             key: "K".to_owned(),
             value: value.into(),
-            ..Default::default()
         };
         let security = |uid| LinuxContainerConfig {
             security_context: Some(LinuxContainerSecurityContext {
@@ -249,12 +250,12 @@ mod tests {
             linux: Some(security(7)),
             ..config("a")
         };
-        let with = |change: fn(&mut ContainerConfig)| {
+        let with = |change: Change| {
             let mut asked = saved.clone();
             change(&mut asked);
             same_as_saved(&saved, &asked)
         };
-        let applied: [fn(&mut ContainerConfig); 3] = [
+        let applied: [Change; 3] = [
             |_| {},
             |asked| asked.log_path = "other.log".to_owned(),
             |asked| asked.labels = [("k".to_owned(), "v".to_owned())].into(),
@@ -262,7 +263,7 @@ mod tests {
         for change in applied {
             assert!(with(change).is_ok());
         }
-        let asserted: [(&str, fn(&mut ContainerConfig)); 6] = [
+        let asserted: [(&str, Change); 6] = [
             ("command", |asked| asked.command.clear()),
             ("args", |asked| asked.args.push("x".to_owned())),
             ("working_dir", |asked| asked.working_dir = "/x".to_owned()),
