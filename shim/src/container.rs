@@ -383,20 +383,17 @@ mod tests {
         assert_eq!((exit.oom_kills, exit.output_lost), (2, 9));
     }
 
-    #[test]
-    fn requests_to_create() {
-        let good = || shim::Create {
+    fn good() -> shim::Create {
+        shim::Create {
             id: "c".into(),
             bundle: "/b".into(),
             exit_record: "/e".into(),
             ..Default::default()
-        };
-        assert!(Plan::parse(good()).is_ok());
-        let refused = |request: shim::Create| Plan::parse(request).err().expect("refused").to_string();
-        for max_log_line in [256, 1024 * 1024] {
-            let request = shim::Create { max_log_line, ..good() };
-            assert!(Plan::parse(request).is_ok(), "{max_log_line}");
         }
+    }
+
+    #[test]
+    fn requests_to_restore() {
         let restore = |images: &str, work: &str, create| shim::Restore {
             create,
             images: images.into(),
@@ -412,6 +409,16 @@ mod tests {
         ] {
             let error = Plan::parse_restore(request).err().expect("refused").to_string();
             assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn requests_to_create() {
+        assert!(Plan::parse(good()).is_ok());
+        let refused = |request: shim::Create| Plan::parse(request).err().expect("refused").to_string();
+        for max_log_line in [256, 1024 * 1024] {
+            let request = shim::Create { max_log_line, ..good() };
+            assert!(Plan::parse(request).is_ok(), "{max_log_line}");
         }
         for (request, field) in [
             (
