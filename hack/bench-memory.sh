@@ -106,7 +106,7 @@ main() {
     need_root
     if [[ ${1:-} != --inside ]]; then
         find_toolchains
-        install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" containerd runc util-linux
+        install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${CNI_PACKAGES[@]}" containerd runc util-linux
         say "build ($PROFILE)"
         build corten corten-shim corten-cri mkimage registry cri-client
         # Bridges, forwarding and mounts of both daemons end with these namespaces.

@@ -7,6 +7,7 @@
 #   sudo hack/critest.sh --focus=REGEX     the specs whose names match
 #   sudo hack/critest.sh --seed=N          the order of an earlier run
 #   sudo hack/critest.sh --runs=N          so many runs, each with a new server and an order of its own
+#   sudo hack/critest.sh --network=builtin pods get the built-in network instead of CNI plugins (--network=cni)
 #
 # critest, and ginkgo that runs it in parallel, come through Go's modules, at the versions that hack/tools/go.mod pins.
 # The images have upstream's names and what the specs look at, made of Debian packages, and are served by a registry on
@@ -32,6 +33,7 @@ websocket=
 focus=
 seed=
 runs=1
+network=cni
 inside=
 
 parse() {
@@ -43,6 +45,7 @@ parse() {
         --focus=*) focus=${argument#*=} ;;
         --seed=[0-9]*) seed=${argument#*=} ;;
         --runs=[1-9]*) runs=${argument#*=} ;;
+        --network=cni | --network=builtin) network=${argument#*=} ;;
         --inside=*) inside=${argument#*=} ;;
         *) die "unknown argument $argument: see the head of $0" ;;
         esac
@@ -97,10 +100,7 @@ make_images() {
 
 # A registry on loopback for everything; pods on a bridge, with host ports.
 write_suite_config() {
-    write_cni_config
-    jq '.plugins[0] += { ipMasq: true, hairpinMode: true }
-        | .plugins += [{ type: "portmap", capabilities: { portMappings: true } }]' "$DIR/cni/10-$MARK.conflist" >"$DIR/conflist"
-    mv "$DIR/conflist" "$DIR/cni/10-$MARK.conflist"
+    if [[ $network == builtin ]]; then use_builtin_network; else write_suite_cni_config; fi
     write_config
     mkdir -p "$DIR/certs.d/_default"
     cat >"$DIR/certs.d/_default/hosts.toml" <<TOML
@@ -113,6 +113,13 @@ TOML
 hosts_dirs = ["$DIR/certs.d"]
 auth_file = ""
 TOML
+}
+
+write_suite_cni_config() {
+    write_cni_config
+    jq '.plugins[0] += { ipMasq: true, hairpinMode: true }
+        | .plugins += [{ type: "portmap", capabilities: { portMappings: true } }]' "$DIR/cni/10-$MARK.conflist" >"$DIR/conflist"
+    mv "$DIR/conflist" "$DIR/cni/10-$MARK.conflist"
 }
 
 # Runs critest; its report is $DIR/report.json.
@@ -186,7 +193,7 @@ run_inside() {
     start_registry
     write_suite_config
     start_server
-    say "critest, seed $seed, $parallel at once${websocket:+, over WebSocket}"
+    say "critest, seed $seed, network $network, $parallel at once${websocket:+, over WebSocket}"
     run_critest || status=$?
     [[ -s $DIR/report.json ]] || {
         tail -n 20 "$DIR/critest.log"
@@ -209,7 +216,7 @@ main() {
         return
     fi
 
-    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${SUITE_PACKAGES[@]}"
+    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${CNI_PACKAGES[@]}" "${SUITE_PACKAGES[@]}"
     build_critest
     download_packages
     say "build corten, corten-shim, corten-cri ($PROFILE), and the images"
@@ -220,7 +227,7 @@ main() {
     seed=${seed:-$((RANDOM * 32768 + RANDOM))}
     for ((run = 0; run < runs; run++)); do
         unshare --mount --propagation private --net --ipc -- "$0" --inside="$IMAGES" --seed=$((seed + run)) \
-            --parallel="$parallel" --focus="$focus" ${websocket:+--websocket} || failed=$((failed + 1))
+            --parallel="$parallel" --network="$network" --focus="$focus" ${websocket:+--websocket} || failed=$((failed + 1))
     done
     [[ $runs -eq 1 ]] || say "$((runs - failed)) of $runs runs without a failure"
     [[ $failed -eq 0 ]]

@@ -61,7 +61,9 @@ install_packages() {
 
 # What building needs (a linker, libc for ring's C parts, libseccomp for the runtime), and what running pods needs.
 BUILD_PACKAGES=(gcc libc6-dev libseccomp-dev)
-RUN_PACKAGES=(busybox-static ca-certificates containernetworking-plugins iproute2 iptables procps)
+RUN_PACKAGES=(busybox-static ca-certificates iproute2 procps)
+# What pods need of the node where their network is made by plugins.
+CNI_PACKAGES=(containernetworking-plugins iptables)
 
 # The directory of built binaries, for the target that .cargo/config.toml chooses.
 binaries() {
@@ -114,13 +116,24 @@ start_registry() {
     REGISTRY=$(sed -n 's/^listening on //p' "$DIR/registry.log")
 }
 
-# Writes the CNI configuration of $DIR: a bridge of our own, on a subnet that nobody here routes to.
-write_cni_config() {
-    local octet subnet
+# Prints a subnet that nothing on this host has a route to, but for the default one.
+free_subnet() {
+    local octet
     for octet in {100..250}; do
-        subnet=10.$octet.0.0
         ip route show to match "10.$octet.77.1" | grep -qv ^default || break
     done
+    printf '10.%s.0.0/16\n' "$octet"
+}
+
+# Has corten-cri use its built-in network, with a bridge of $DIR's own; for write_config.
+use_builtin_network() {
+    BUILTIN_SUBNET=$(free_subnet)
+}
+
+# Writes the CNI configuration of $DIR: a bridge of our own, on a subnet that nobody here routes to.
+write_cni_config() {
+    local subnet
+    subnet=$(free_subnet)
     BRIDGE=$MARK
     mkdir -p "$DIR/cni"
     cat >"$DIR/cni/10-$MARK.conflist" <<JSON
@@ -136,7 +149,7 @@ write_cni_config() {
       "ipam": {
         "type": "host-local",
         "dataDir": "$DIR/leases",
-        "ranges": [[{ "subnet": "$subnet/16" }]],
+        "ranges": [[{ "subnet": "$subnet" }]],
         "routes": [{ "dst": "0.0.0.0/0" }]
       }
     }
@@ -147,6 +160,9 @@ JSON
 
 # Writes the server's configuration of $DIR.
 write_config() {
+    local conf_dir=$DIR/cni
+    # Beside a configuration for another server the built-in network would not be used.
+    [[ -z ${BUILTIN_SUBNET:-} ]] || conf_dir=$DIR/no-cni
     cat >"$DIR/config.toml" <<TOML
 root = "$DIR/lib"
 state = "$DIR/run"
@@ -155,11 +171,15 @@ netns_dir = "$DIR/run/netns"
 cgroup_parent = "/$MARK"
 
 [cni]
-conf_dir = "$DIR/cni"
+conf_dir = "$conf_dir"
 bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 
 [registries."$REGISTRY"]
 plain_http = true
+
+[network]
+bridge = "$MARK"
+subnets = ["${BUILTIN_SUBNET:-$(free_subnet)}"]
 TOML
 }
 
@@ -198,9 +218,9 @@ TOML
 }
 
 # Starts Debian's containerd in $DIR and waits until it answers; sets CONTAINERD_PID. Its infra container runs our pause
-# program, which a shim of ours must have put at $DIR/run/pause before, so that pods compare.
+# program, which a shim of ours must have put at $DIR/lib/pause before, so that pods compare.
 start_containerd() {
-    install -D "$DIR/run/pause/pause" "$DIR/pause/pause"
+    install -D "$DIR/lib/pause/pause" "$DIR/pause/pause"
     "$BIN/mkimage" --out "$DIR/images" --name pause:latest --add "$DIR/pause" --entrypoint /pause >/dev/null
     write_containerd_config
     containerd --config "$DIR/containerd.toml" </dev/null >"$DIR/containerd.log" 2>&1 &

@@ -4,9 +4,10 @@
 #   sudo hack/quickstart.sh              builds, shows every step with what it printed, cleans up
 #   sudo hack/quickstart.sh --keep       leaves the server up, and prints its endpoint and what to try next
 #   sudo hack/quickstart.sh --stop DIR   ends a server that --keep has left
+#   sudo hack/quickstart.sh --cni        with Debian's CNI plugins instead of the built-in network; also with --keep
 #
 # It installs the Debian packages it lacks, and works in a directory below /tmp with a bridge of its own: nothing that is
-# installed on this machine, no other runtime and no configuration is touched. The steps are crictl's; where Go or its
+# installed on this machine, no other runtime and no configuration is touched; no CNI plugin is needed. The steps are crictl's; where Go or its
 # module proxy cannot be had, cri-client of tests/ drives them instead.
 #
 # CORTEN_PROFILE=dev builds without optimisation, which saves minutes.
@@ -16,12 +17,22 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 keep=
 stop=
-case ${1:-} in
-    '') ;;
-    --keep) keep=yes ;;
-    --stop) stop=${2:?--stop needs the directory that --keep has printed} ;;
-    *) die "unknown argument $1: --keep, --stop DIR or nothing" ;;
-esac
+cni=
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --keep) keep=yes ;;
+        --cni) cni=yes ;;
+        --stop)
+            stop=${2:?--stop needs the directory that --keep has printed}
+            shift
+            ;;
+        *) die "unknown argument $1: --keep, --cni, --stop DIR or nothing" ;;
+    esac
+    shift
+done
+
+# The port of the node that leads to the pod, with the built-in network.
+HOST_PORT=18080
 
 # Shows a command as a user would type it, runs it, and shows what it printed.
 step() {
@@ -65,14 +76,16 @@ write_requests() {
   "metadata": { "name": "hello", "namespace": "default", "uid": "quickstart", "attempt": 0 },
   "hostname": "hello",
   "log_directory": "$DIR/logs",
+  "port_mappings": [{ "container_port": 8080, "host_port": $HOST_PORT }],
   "linux": { "cgroup_parent": "/$MARK", "security_context": { "namespace_options": { "pid": 1 } } }
 }
 JSON
+    sed 's/"hello"/"visitor"/; s/"quickstart"/"quickstart-visitor"/; /port_mappings/d' "$DIR/pod.json" >"$DIR/visitor.json"
     cat >"$DIR/container.json" <<JSON
 {
   "metadata": { "name": "main" },
   "image": { "image": "$image" },
-  "command": ["sh", "-c", "echo \"a container of Corten, on host \$(hostname), process \$\$\"; exec sleep 1000"],
+  "command": ["sh", "-c", "echo \"a container of Corten, on host \$(hostname), process \$\$\"; echo a page of a pod >/tmp/index.html; exec httpd -f -p 8080 -h /tmp"],
   "log_path": "main.log",
   "labels": { "io.kubernetes.pod.name": "hello", "io.kubernetes.pod.namespace": "default" },
   "linux": { "security_context": { "namespace_options": { "pid": 1 } } }
@@ -95,11 +108,39 @@ show() {
     step exec --sync "$container" sh -c 'id; cat /proc/1/cmdline | tr "\0" " "; echo'
     wait_for 10 grep -q 'a container of Corten' "$DIR/logs/main.log" || die "the container has written nothing"
     step logs "$container"
+    [[ -n $cni ]] || show_network "$container"
     step stop "$container"
     step ps -a
     step rm "$container"
     step stopp "$pod"
     step rmp "$pod"
+}
+
+# Who reaches the pod of container $1: the host, another pod, and whoever asks a port of the host.
+show_network() {
+    local address visitor guest
+    address=$("${client[@]}" exec --sync "$1" ip -4 -o addr show eth0 | awk '{ sub("/.*", "", $4); print $4 }')
+    say "the pod from the host, by its address and by a port of the host"
+    fetch "http://$address:8080/"
+    fetch "http://127.0.0.1:$HOST_PORT/"
+    say "the pod from another pod"
+    step_into visitor runp "$DIR/visitor.json"
+    step_into guest create "$visitor" "$DIR/container.json" "$DIR/visitor.json"
+    step start "$guest"
+    step exec --sync "$guest" wget -q -O- "http://$address:8080/"
+    say "what the built-in network knows"
+    printf '\n$ corten-cri network show\n'
+    "$BIN/corten-cri" --config "$DIR/config.toml" network show
+    step rmp --force "$visitor"
+}
+
+# Prints what a server at $1 answers, and fails unless it is the pod's page.
+fetch() {
+    local page
+    printf '\n$ wget -O- %s\n' "$1"
+    page=$(busybox wget -q -O- "$1") || die "$1: no answer"
+    [[ $page == 'a page of a pod' ]] || die "$1: not the pod's page: $page"
+    printf '%s\n' "$page"
 }
 
 # Ends what runs in $DIR by its own means first, then by force, and removes the directory.
@@ -113,8 +154,10 @@ clean_up() {
         tail -n 20 "$DIR/cri.log" >&2
     fi
     for pid in ${SERVER_PID:-} ${REGISTRY_PID:-}; do end_process "$pid"; done
+    # The bridge and its table of the packet filter stay with the node, as a server that comes back needs them.
+    [[ -n $cni || ! -s $DIR/config.toml ]] || "$BIN/corten-cri" --config "$DIR/config.toml" network remove --force || status=1
     remove_marked "$MARK"
-    # The bridge plugin turns forwarding on for the whole host.
+    # Either network turns forwarding on for the whole host.
     [[ ! -s $DIR/ip_forward ]] || cat "$DIR/ip_forward" >/proc/sys/net/ipv4/ip_forward
     rm -rf -- "$DIR"
     left=$(left_behind "$MARK")
@@ -169,7 +212,7 @@ main() {
     fi
 
     began=$SECONDS
-    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}"
+    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" ${cni:+"${CNI_PACKAGES[@]}"}
     say "build corten, corten-shim, corten-cri ($PROFILE)"
     build corten corten-shim corten-cri mkimage registry
     BIN=$(binaries)
@@ -183,7 +226,7 @@ main() {
     "$BIN/mkimage" --out "$DIR/images" --name busybox:latest
     start_registry
     image=$REGISTRY/busybox:latest
-    write_cni_config
+    if [[ -n $cni ]]; then write_cni_config; else use_builtin_network; fi
     write_config
     start_server
     printf 'endpoint %s\n' "$ENDPOINT"

@@ -5,8 +5,8 @@
 #
 # Each pod is run with a network of Debian's CNI plugins; its container writes a line and ends, the log is read, and all is
 # removed. Prints memory, threads and descriptors of the server, and processes, mounts, cgroups, links, network
-# namespaces, files and addresses of the machine before and after; fails if anything has grown. Runs in a private network
-# and mount namespace.
+# namespaces, files and addresses before and after; fails if anything has grown. Runs in a private network, mount and pid
+# namespace, beside whatever else the machine does.
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -16,11 +16,12 @@ main() {
     need_root
     if [[ ${1:-} != --inside ]]; then
         find_toolchains
-        install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" util-linux
+        install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${CNI_PACKAGES[@]}" util-linux
         say "build ($PROFILE)"
         build corten corten-shim corten-cri
         PROFILE=dev build bench-cri mkimage registry
-        exec unshare --net --mount --propagation private -- "$0" --inside "$(binaries)" "$(PROFILE=dev binaries)" "$pods"
+        exec unshare --net --mount --propagation private --pid --fork --kill-child --mount-proc -- \
+            "$0" --inside "$(binaries)" "$(PROFILE=dev binaries)" "$pods"
     fi
 
     local optimised=$2

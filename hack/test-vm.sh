@@ -27,7 +27,7 @@ SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten ch
 IMAGES="images.sh snapshot quota"
 
 # Pods: scopes of systemd, limits on v2, crun as a handler, CRIU.
-PODS="pods.sh cgroup_driver update:: resources:: mounts:: checkpoint_criu"
+PODS="pods.sh cgroup_driver update:: resources:: mounts:: why:: checkpoint_criu"
 
 SCRIPTS=(
     apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh rootless.sh systemd.sh

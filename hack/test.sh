@@ -17,7 +17,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 # What the tests need beside what pods need: the OCI runtime that is the control, the engines it and corten run under,
 # CRIU, a registry and what makes and pushes images, and tools of ours here.
-TEST_PACKAGES=(conmon containerd criu docker-registry g++ groff-base jq openssl podman runc shellcheck skopeo strace uidmap
+TEST_PACKAGES=(conmon containerd criu docker-registry g++ groff-base jq openssl podman prometheus runc shellcheck skopeo strace uidmap
     umoci util-linux)
 
 suites=("$@")
@@ -150,7 +150,7 @@ main() {
     need_root
     find_toolchains
     began=$SECONDS
-    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+    install_packages "${BUILD_PACKAGES[@]}" "${RUN_PACKAGES[@]}" "${CNI_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
     logs=$(mktemp -d /tmp/corten-test-logs-XXXXXX)
     trap clean_up EXIT
 

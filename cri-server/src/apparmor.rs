@@ -50,6 +50,7 @@ pub(crate) fn load_default() -> Result<()> {
         .args(["--replace", "--skip-cache"])
         .env_clear()
         .env("PATH", PATHS.join(":"))
+        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

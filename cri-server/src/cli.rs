@@ -5,6 +5,11 @@
 //! corten-cri config default                                                   prints the default configuration
 //! corten-cri config check [--config FILE] ...                                 prints what is wrong with one
 //! corten-cri image ... [--listen SOCKET]                                      looks after a running server's images
+//! corten-cri doctor [--json] [--all]                                          says what is wrong with the machine
+//! corten-cri status [--json]                                                  says how the running server is
+//! corten-cri support-bundle [-o FILE]                                         packs all that a supporter wants to see
+//! corten-cri why ID|NAME [--json]                                             tells why a container ended
+//! corten-cri network ... [--listen SOCKET]                                    looks after its built-in network
 //! ```
 
 use std::io::Write as _;
@@ -14,7 +19,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_TEXT, Problems};
+use crate::doctor::{self, Doctor};
 use crate::image_cli::ImageCommand;
+use crate::network_cli::NetworkCommand;
+use crate::status_cli::{self, Status};
+use crate::support_bundle::{self, SupportBundle};
+use crate::why_cli::Why;
 
 /// Serves the Kubernetes Container Runtime Interface.
 #[derive(Debug, Parser)]
@@ -44,6 +54,17 @@ enum Command {
     /// Looks after the images of the running server
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Says what is wrong with this machine, what it means and how to mend it; a server need not run
+    Doctor(Doctor),
+    /// Shows how the running server is: pods, containers, images, memory, disk, conditions, recent failures
+    Status(Status),
+    /// Writes an archive of all that helps to find a fault, without secrets
+    SupportBundle(SupportBundle),
+    /// Tells why a container ended
+    Why(Why),
+    /// Looks after the built-in network of the running server
+    #[command(subcommand)]
+    Network(NetworkCommand),
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -61,15 +82,25 @@ pub enum Action {
     Serve(Box<Config>),
     /// Ask the server of this configuration.
     Image(Box<Config>, ImageCommand),
+    /// Ask it, or its records, why a container ended.
+    Why(Box<Config>, Why),
+    /// Ask the server of this configuration about its network.
+    Network(Box<Config>, NetworkCommand),
     /// All is done; exit so.
     Exit(ExitCode),
 }
 
 impl Cli {
-    /// Does what needs no server; for the rest loads the configuration, with the command line's word over it.
+    /// Does all but serving and what is about images; for these loads the configuration, with the command line's word over
+    /// it.
     pub fn run(mut self) -> Result<Action, Problems> {
         match self.command.take() {
             Some(Command::Image(command)) => Ok(Action::Image(Box::new(self.load()?), command)),
+            Some(Command::Doctor(wanted)) => Ok(Action::Exit(doctor::run(self.load(), wanted))),
+            Some(Command::Status(wanted)) => Ok(Action::Exit(status_cli::run(&self.load()?, wanted))),
+            Some(Command::SupportBundle(wanted)) => Ok(Action::Exit(support_bundle::run(self.load(), &wanted))),
+            Some(Command::Why(why)) => Ok(Action::Why(Box::new(self.load()?), why)),
+            Some(Command::Network(command)) => Ok(Action::Network(Box::new(self.load()?), command)),
             None => Ok(Action::Serve(Box::new(self.load()?))),
             Some(Command::Config(ConfigCommand::Default)) => Ok(Action::Exit(print(DEFAULT_TEXT))),
             Some(Command::Config(ConfigCommand::Check)) => Ok(Action::Exit(match self.load() {

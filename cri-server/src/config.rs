@@ -12,8 +12,10 @@
 //! files and the node's credentials (`image::registry`), CDI specifications (`cdi`).
 
 mod load;
+mod network;
 mod rules;
 mod streaming;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,11 +25,13 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use load::Source;
 pub use load::{Problem, Problems};
+pub use network::Network;
 pub use streaming::Streaming;
+pub use telemetry::{Collector, Metrics, MetricsAddress, OtlpProtocol, Tracing};
 
 use crate::image::registry::{PullConfig, RegistryConfig, RegistryConfigs};
 use crate::image::snapshot::Snapshotter;
-use crate::spec::{CgroupDriver, MissingHostPath};
+use crate::spec::{Allowed, CgroupDriver, MissingHostPath};
 
 /// The file that is read unless another is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -78,11 +82,20 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
     pub container_log_max_line_bytes: u32,
+    /// Most bytes of a container's log file; absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_log_limit_bytes: Option<u64>,
     /// The server's own log, on stderr.
     pub log: Log,
+    /// Metrics of the server itself.
+    pub metrics: Metrics,
+    /// Traces of the calls.
+    pub tracing: Tracing,
     /// What a request gets that leaves its security out.
     pub security: Security,
-    /// Pod networks.
+    /// Pod networks, where there are no CNI plugins.
+    pub network: Network,
+    /// Pod networks, by CNI plugins.
     pub cni: Cni,
     /// The server behind the URLs of Exec, Attach and PortForward.
     pub streaming: Streaming,
@@ -202,14 +215,23 @@ pub struct Storage {
     /// The most that one container may write into its root, in bytes; absent: as much as there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub writable_layer_limit_bytes: Option<u64>,
+    /// The most files of every type that it may have there; absent: as many as there can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writable_layer_limit_inodes: Option<u64>,
 }
 
 /// An OCI runtime.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
     /// The executable; it takes runc's command line.
     pub path: PathBuf,
+    /// The annotations of pods that it gets, in the specifications of all their containers.
+    #[serde(default)]
+    pub pod_annotations: Vec<String>,
+    /// The annotations of containers that it gets.
+    #[serde(default)]
+    pub container_annotations: Vec<String>,
 }
 
 impl Default for Config {
@@ -231,8 +253,12 @@ impl Default for Config {
             criu: None,
             netns_dir: "/run/netns".into(),
             container_log_max_line_bytes: 16 * 1024,
+            container_log_limit_bytes: None,
             log: Log::default(),
+            metrics: Metrics::default(),
+            tracing: Tracing::default(),
             security: Security::default(),
+            network: Network::default(),
             cni: Cni::default(),
             streaming: Streaming::default(),
             runtimes: BTreeMap::new(),
@@ -299,6 +325,16 @@ impl Config {
         }
     }
 
+    /// Which annotations of requests a runtime gets, by its name.
+    pub fn annotations(&self, name: &str) -> Allowed<'_> {
+        self.runtimes
+            .get(name)
+            .map_or_else(Allowed::default, |runtime| Allowed {
+                pod: &runtime.pod_annotations,
+                container: &runtime.container_annotations,
+            })
+    }
+
     /// Whether a runtime handler's executable is that of [`OWN_RUNTIME`].
     pub fn is_own_runtime(&self, handler: &str) -> bool {
         self.runtime(handler) == self.runtime(OWN_RUNTIME)
@@ -358,15 +394,21 @@ mod tests {
             "# image_policy =",
             "# criu =",
             "# shim =",
+            "# listen = \"127",
+            "# otlp_endpoint =",
             "# tls_cert =",
             "# tls_key =",
             "# client_ca =",
             "# [runtimes.",
             "# path =",
+            "# pod_annotations =",
+            "# container_annotations =",
             "# [registries.",
             "# plain_http =",
             "# image_root =",
             "# writable_layer_limit_bytes =",
+            "# writable_layer_limit_inodes =",
+            "# container_log_limit_bytes =",
         ] {
             assert!(DEFAULT_TEXT.contains(optional), "{optional}");
         }
@@ -383,6 +425,7 @@ mod tests {
                 name.into(),
                 Runtime {
                     path: "/usr/sbin/runc".into(),
+                    ..Runtime::default()
                 },
             );
         }

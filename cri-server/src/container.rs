@@ -193,6 +193,16 @@ impl Status {
         }
     }
 
+    /// Says more of an exit that has just been applied, where nothing was said yet.
+    pub(crate) fn explained(self, message: String) -> Status {
+        match self {
+            Status::Exited(exited) if exited.message.is_empty() && exited.reason != Reason::Completed => {
+                Status::Exited(Exited { message, ..exited })
+            }
+            other => other,
+        }
+    }
+
     /// The runtime refused to start it. What its init did afterwards is no news.
     pub(crate) fn start_failed(self, message: &str, now: i64) -> Status {
         match self {

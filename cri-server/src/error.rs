@@ -8,7 +8,20 @@ use std::fmt;
 use tonic::{Code, Status};
 
 use crate::shim;
-use crate::spec::{Kind, SpecError};
+use crate::spec::{Kind, SpecError, shown};
+
+/// Most bytes of an error's text. It travels in a header, where every byte that is not ASCII takes three, and a client
+/// that finds its headers larger than it takes (16 KiB for many) drops the text and the code with it.
+pub(crate) const MAX_TEXT: usize = 4096;
+
+/// A text that fits into the answer.
+pub(crate) fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    text
+}
 
 /// A failed call.
 #[derive(Debug)]
@@ -65,7 +78,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Request(error) => error.fmt(f),
-            Error::NotFound { what, id } => write!(f, "{what} {id:?}: no such {what}"),
+            Error::NotFound { what, id } => write!(f, "{what} {:?}: no such {what}", shown(id)),
             Error::State(text) | Error::Exists(text) | Error::Busy(text) | Error::Deadline(text) => f.write_str(text),
             Error::Status(status) => f.write_str(status.message()),
             Error::Failed(error) => write!(f, "{error:#}"),
@@ -95,13 +108,21 @@ impl From<shim::Error> for Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Status::new(error.code(), error.to_string())
+        Status::new(error.code(), cut(error.to_string()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_fits_into_the_answers_headers() {
+        assert_eq!(cut("ä".into()), "ä");
+        assert_eq!(cut("x".repeat(MAX_TEXT)).len(), MAX_TEXT);
+        let long = Status::from(Error::State("ä".repeat(9000)));
+        assert!(long.message().len() <= MAX_TEXT + '…'.len_utf8());
+    }
 
     #[test]
     fn codes_and_texts() {

@@ -26,6 +26,7 @@ use tokio_stream::Stream;
 use crate::container::{self, Container};
 use crate::sandbox::{self, Sandbox};
 use crate::store::now;
+use crate::telemetry::metrics::metrics;
 
 /// Most events that wait for one subscriber: some minutes of a busy node, or its restart as a whole.
 pub(crate) const QUEUE: usize = 1024;
@@ -136,6 +137,12 @@ impl Feed {
         !self.queues.is_empty()
     }
 
+    /// How many listen, and how many events wait for them.
+    pub(crate) fn lengths(&self) -> (usize, usize) {
+        let queued = self.queues.values().map(|queue| queue.events.len()).sum();
+        (self.queues.len(), queued)
+    }
+
     /// A time for a snapshot: not before any event so far, and before every later one.
     pub(crate) fn snapshot_time(&mut self) -> i64 {
         self.last_time = now().max(self.last_time);
@@ -168,6 +175,9 @@ impl Queue {
         } else {
             self.events.clear();
             self.end(End::Overflow);
+            if let Some(metrics) = metrics() {
+                metrics.event_overflows.inc();
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use corten_proto::cri;
 use corten_proto::id::{ContainerId, SandboxId};
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use tracing::Span;
 
 use crate::BLOCKING_THREADS;
 use crate::config::Config;
@@ -21,18 +22,21 @@ use crate::events::{self, Event, Events, Kind, Pod};
 use crate::health::Health;
 use crate::image::snapshot::Snapshots;
 use crate::image::{ImageStore, MAX_LAYERS};
-use crate::network::Cni;
+use crate::network::{Builtin, Cni};
 use crate::paths::Paths;
 use crate::record::{self, Record};
+use crate::runtime_service::container_exec::OutputBudget;
 use crate::sandbox::{self, Sandbox};
 use crate::spec::Host;
 use crate::store::{Lookup, Store};
 use crate::streaming::Tokens;
 use crate::tasks::{Adoption, Tasks};
+use crate::telemetry::metrics::{Counted, container_exited};
+use crate::telemetry::names;
 
 /// Most looks at host paths at once: a quarter of the threads there are for blocking work. Layers may take half of them,
 /// and records are to be written even when both have all of theirs.
-const MAX_LOOKS: usize = BLOCKING_THREADS / 4;
+pub(crate) const MAX_LOOKS: usize = BLOCKING_THREADS / 4;
 const _: () = assert!(
     MAX_LOOKS + MAX_LAYERS < BLOCKING_THREADS,
     "threads are left for everything else"
@@ -58,8 +62,10 @@ pub struct Node {
     pub images: Arc<ImageStore>,
     /// Containers' roots, and what they take.
     pub snapshots: Arc<Snapshots>,
-    /// The pod networks.
+    /// The network of pods by CNI plugins.
     pub cni: Cni,
+    /// The network of pods without them.
+    pub builtin: Arc<Builtin>,
     /// Held by UpdateRuntimeConfig while disk and memory change.
     pub(crate) runtime_config: tokio::sync::Mutex<()>,
     /// Execs, attaches and port-forwards that were asked for and have not begun.
@@ -71,6 +77,8 @@ pub struct Node {
     /// Threads that may look at host paths. One on a filesystem that does not answer keeps its thread for as long as that
     /// lasts; what they leave is for everything else the server does.
     pub looks: Arc<Semaphore>,
+    /// What the outputs of all ExecSyncs may hold together.
+    pub(crate) exec_outputs: OutputBudget,
     /// Work that calls have begun.
     pub work: Tasks,
     /// One task per shim.
@@ -87,7 +95,10 @@ impl Node {
     pub fn new(config: Config, images: Arc<ImageStore>, snapshots: Arc<Snapshots>) -> Result<Arc<Self>> {
         let paths = Paths::new(&config.root, &config.state);
         let cni = Cni::new(&config.cni);
-        cni.set_pod_cidrs(kept_cidrs(&paths));
+        let builtin = Builtin::new(&config.network);
+        let cidrs = kept_cidrs(&paths);
+        builtin.set_pod_cidrs(&cidrs);
+        cni.set_pod_cidrs(cidrs);
         Ok(Arc::new(Node {
             paths,
             host: Host::read().context("read what the machine is like")?,
@@ -98,11 +109,13 @@ impl Node {
             images,
             snapshots,
             cni,
+            builtin,
             runtime_config: tokio::sync::Mutex::default(),
             tokens: Tokens::default(),
             sandbox_runs: Adoption::default(),
             container_creates: Adoption::default(),
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
+            exec_outputs: OutputBudget::default(),
             work: Tasks::default(),
             supervisors: Tasks::default(),
             config,
@@ -120,12 +133,18 @@ impl Node {
 
     /// The sandbox of this id or unique prefix.
     pub(crate) fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
-        found(self.store.sandbox(id), "pod sandbox", "pod_sandbox_id", id)
+        let sandbox = found(self.store.sandbox(id), "pod sandbox", "pod_sandbox_id", id)?;
+        names::asked_for_sandbox(&sandbox);
+        Ok(sandbox)
     }
 
     /// The container of this id or unique prefix.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
-        found(self.store.container(id), "container", "container_id", id)
+        let container = found(self.store.container(id), "container", "container_id", id)?;
+        names::asked_for_container(&container, || {
+            found(self.store.sandbox(container.metadata.sandbox.as_str()), "", "", "").ok()
+        });
+        Ok(container)
     }
 
     /// The sandbox a container belongs to.
@@ -179,6 +198,11 @@ impl Node {
             let path = self.paths.container_record(container.id());
             let record = Record::new(&self.boot_id, &container.metadata, &after, container.updated());
             self.save(path, &record).await;
+            if let container::Status::Exited(exited) = &after
+                && !matches!(before, container::Status::Exited(_))
+            {
+                container_exited(exited.reason.as_str());
+            }
             let kind = || events::of_container(&before, &after);
             self.publish(&container.metadata.sandbox, container.id(), kind, || {
                 container.status.send_replace(after.clone());
@@ -341,6 +365,11 @@ async fn write(path: PathBuf, record: &impl Serialize) -> Result<()> {
 
 /// Runs `work` where it may block.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (span, counted) = (Span::current(), Counted::new(|metrics| &metrics.blocking));
+    let work = move || {
+        let _counted = counted;
+        span.in_scope(work)
+    };
     tokio::task::spawn_blocking(work)
         .await
         .context("blocking work ended without a result")?

@@ -143,7 +143,11 @@ pub async fn criu_check(given: Option<&Path>) -> Result<()> {
 
 fn command(runtime: &Path) -> Command {
     let mut command = Command::new(runtime);
-    command.env_clear().env("PATH", PATH).stdin(Stdio::null());
+    command
+        .env_clear()
+        .env("PATH", PATH)
+        .current_dir("/")
+        .stdin(Stdio::null());
     command
 }
 
@@ -165,7 +169,7 @@ async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
 /// How the command has ended, and what it has printed.
 async fn output(command: &mut Command, limit: Duration) -> Result<Output> {
     let text = format!("{:?}", command.as_std());
-    let _stage = stage(|| text.clone());
+    let _stage = stage(|| text.clone()).named("runtime");
     command.kill_on_drop(true);
     match tokio::time::timeout(limit, command.output()).await {
         Ok(output) => output.with_context(|| format!("execute {text}")),

@@ -12,6 +12,7 @@
 //!   sandboxes/ID.json
 //!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`); held.json while it is saved,
 //!                                restore (`checkpoint`)
+//!   exits/                       how the last removed containers ended (`why`)
 //!   networks/ID.json             networks that are still to be taken down (`network::teardown`)
 //!   pod-cidrs.json               what the kubelet said of the pods' addresses
 //!   import/                      archives of images for the start (drop_in), unless configured elsewhere
@@ -58,9 +59,9 @@ impl Paths {
         }
     }
 
-    /// Root filesystem of the infra containers.
+    /// Root filesystem of the infra containers. Not in the state directory: Debian mounts /run without execution.
     pub fn pause_rootfs(&self) -> PathBuf {
-        self.state.join("pause")
+        self.root.join("pause")
     }
 
     /// All sandboxes' state directories.
@@ -131,6 +132,11 @@ impl Paths {
     /// What says that a container is held while it is saved.
     pub fn container_held(&self, id: &ContainerId) -> PathBuf {
         self.container(id).join("held.json")
+    }
+
+    /// How containers ended that were removed.
+    pub fn exits(&self) -> PathBuf {
+        self.root.join("exits")
     }
 
     /// Networks that are still to be taken down.

@@ -22,12 +22,17 @@ use corten_proto::id::{ContainerId, SandboxId};
 use corten_proto::shim::Connected;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::container::Container;
+use crate::network::Attachment;
 use crate::node::{Node, blocking, remove_file};
 use crate::record::{ContainerRecord, ReadError, Record, SandboxRecord, quarantine, read};
+use crate::runtime_service::pod_network;
 use crate::sandbox::{Metadata, Sandbox, Status};
 use crate::shim::{self, ConnectError, Shim};
+use crate::telemetry::metrics::{Leftover, removed_leftover};
+use crate::telemetry::names;
 
 /// What the disk holds.
 #[derive(Default)]
@@ -79,9 +84,7 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
         }
         let sandbox = Sandbox::new(record.metadata, record.status, None);
         sandbox.set_resources(record.resources);
-        if sandbox.metadata.network.is_some() && sandbox.status() != Status::Stopped {
-            node.cni.adopt(sandbox.id());
-        }
+        adopt_network(node, &sandbox, record.boot_id == node.boot_id);
         node.sandbox_added(&sandbox);
         if record.boot_id != node.boot_id {
             node.sandbox_changed(&sandbox, Status::infra_exited).await;
@@ -111,17 +114,30 @@ async fn load(node: &Arc<Node>, sandboxes: Vec<SandboxRecord>, containers: Vec<C
     unfinished
 }
 
+/// Notes what a sandbox has of its network. After a reboot all that is left of it is what plugins keep on disk.
+fn adopt_network(node: &Node, sandbox: &Sandbox, same_boot: bool) {
+    let metadata = &sandbox.metadata;
+    let (Some(pod), Some(attachment)) = (pod_network(metadata), &metadata.network) else {
+        return;
+    };
+    let gone = matches!(attachment, Attachment::Builtin(_)) && !same_boot;
+    if sandbox.status() != Status::Stopped && !gone {
+        node.adopt_network(&pod, attachment);
+    }
+}
+
 /// Reconnects every sandbox's shim. Gives back the containers no record knows that could not be deleted.
 async fn reconnect_all(node: &Arc<Node>) -> Vec<ContainerId> {
     let mut reconnects = JoinSet::new();
     for sandbox in node.store.sandboxes() {
-        let node = node.clone();
-        reconnects.spawn(async move {
+        let (node, span) = (node.clone(), names::of_sandbox(&sandbox));
+        let work = async move {
             match reconnect(&node, &sandbox).await {
                 Some(connected) => delete_strangers(&node, &sandbox, &connected).await,
                 None => Vec::new(),
             }
-        });
+        };
+        reconnects.spawn(work.instrument(span));
     }
     reconnects.join_all().await.into_iter().flatten().collect()
 }
@@ -161,7 +177,10 @@ async fn delete_strangers(node: &Node, sandbox: &Sandbox, connected: &Connected)
     let ids = shim::ids(connected).into_iter();
     for id in ids.filter(|id| id != sandbox.id() && node.container(id.as_str()).is_err()) {
         match shim.delete(&id).await {
-            Ok(()) => tracing::info!(container = %id, "deleted: no record knows it"),
+            Ok(()) => {
+                removed_leftover(Leftover::Container);
+                tracing::info!(container = %id, "deleted: no record knows it");
+            }
             Err(error) => {
                 tracing::warn!(container = %id, "delete an unfinished container: {error}");
                 left.push(id);
@@ -185,7 +204,10 @@ async fn undo_unfinished(node: &Arc<Node>, mut unfinished: Vec<Metadata>, direct
             delete_strangers(node, &sandbox, &connected).await;
         }
         match node.discard_sandbox(&sandbox).await {
-            Ok(()) => tracing::info!(sandbox = %sandbox.id(), "removed: it has no complete record"),
+            Ok(()) => {
+                removed_leftover(Leftover::Sandbox);
+                tracing::info!(sandbox = %sandbox.id(), "removed: it has no complete record");
+            }
             Err(error) => {
                 tracing::warn!(sandbox = %sandbox.id(), "remove an unfinished sandbox: {error:#}");
                 node.sandbox_added(&sandbox);
@@ -215,7 +237,10 @@ async fn remove_orphans(node: &Arc<Node>, directories: BTreeSet<ContainerId>) {
             continue;
         }
         match node.discard_files(&id).await {
-            Ok(()) => tracing::info!(container = %id, "removed: it has no record"),
+            Ok(()) => {
+                removed_leftover(Leftover::Files);
+                tracing::info!(container = %id, "removed: it has no record");
+            }
             Err(error) => {
                 tracing::warn!(container = %id, "remove a container without record: {error:#}")
             }
@@ -272,7 +297,10 @@ where
         Err(ReadError::Failed(error)) => return Err(error),
     };
     match quarantine(path, to) {
-        Ok(target) => tracing::error!("{bad:#}; moved to {}", target.display()),
+        Ok(target) => {
+            removed_leftover(Leftover::Record);
+            tracing::error!("{bad:#}; moved to {}", target.display());
+        }
         Err(second) => tracing::error!("{bad:#}; {second:#}"),
     }
     Ok(None)

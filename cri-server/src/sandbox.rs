@@ -39,14 +39,14 @@ pub struct Metadata {
     pub created_at: i64,
     /// The network namespace; none when the pod uses the node's.
     pub netns: Option<PathBuf>,
-    /// What CNI answered; none when the pod uses the node's network.
+    /// What attaching it came to; none when the pod uses the node's network.
     pub network: Option<Attachment>,
 }
 
 impl Metadata {
     /// The pod's addresses, the primary one first.
-    pub fn ips(&self) -> &[IpAddr] {
-        self.network.as_ref().map_or(&[], |network| &network.ips)
+    pub fn ips(&self) -> Vec<IpAddr> {
+        self.network.as_ref().map(Attachment::ips).unwrap_or_default()
     }
 
     /// The namespaces the pod asked for; POD throughout where it said nothing.

@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,31 +16,47 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use corten_proto::cri::image_service_server::ImageServiceServer;
 use corten_proto::cri::runtime_service_server::RuntimeServiceServer;
+use corten_proto::exits::exits_server::ExitsServer;
 use corten_proto::images::images_server::ImagesServer;
+use corten_proto::networks::networks_server::NetworksServer;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::apparmor;
 use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::drop_in;
-use crate::image::snapshot::Snapshots;
+use crate::image::snapshot::{self, Snapshots};
 use crate::image::{ImageStore, Policy};
 use crate::image_admin::ImageAdmin;
 use crate::image_service::ImageService;
+use crate::incoming::connections;
+use crate::limits::Limits;
 use crate::network::teardown;
-use crate::node::{Node, remove_file};
+use crate::network_admin::NetworkAdmin;
+use crate::node::{Node, blocking, remove_file};
+use crate::own_process;
 use crate::paths::Paths;
 use crate::recover::{entries, recover};
 use crate::runtime_service::RuntimeService;
 use crate::streaming;
+use crate::telemetry::Telemetry;
+use crate::telemetry::rpc::Observed;
+use crate::why::{self, ExitsService};
 
-/// Largest message either way: what the kubelet's client takes.
-const MAX_MESSAGE: usize = 16 << 20;
+/// Largest answer: what the kubelet's client takes.
+const MAX_ANSWER: usize = 16 << 20;
+/// Largest request. A process can be started with 2 MiB of arguments and variables, and Kubernetes' objects hold less.
+const MAX_REQUEST: usize = 4 << 20;
+/// Most calls of one connection, of all kinds; there are more places than `limits` gives, so that a call that has none is told so.
+const MAX_STREAMS: u32 = 4096;
+/// Longest headers of one call.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Silence after which a client is asked whether it is still there, and how long it may take to answer.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// How long calls under way may take after the server was told to end.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that may wait to be accepted.
@@ -50,16 +66,23 @@ const BACKLOG: i32 = 128;
 pub async fn serve(config: Config) -> Result<()> {
     // The modes asked for below, and by CNI plugins, are the modes got, whoever started this.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    own_process::lower_oom_score();
+    let mut telemetry = Telemetry::start(&config)?;
     let paths = Paths::new(&config.root, &config.state);
     let _locks = [take(paths.root())?, take(paths.state())?];
     let _image_lock = take_images(&config)?;
     make_directories(&paths)?;
     clear_consoles(&paths.consoles())?;
+    why::tidy(&paths.exits())?;
     let image_root = config.image_root();
     let images = ImageStore::open(image_root, config.registries())
         .with_context(|| format!("open the images in {}", image_root.display()))?;
-    let (wanted, limit) = (config.storage.snapshotter, config.storage.writable_layer_limit_bytes);
-    let snapshots = Snapshots::open(images.clone(), &paths.containers(), wanted, limit)?;
+    let limits = snapshot::Limits {
+        bytes: config.storage.writable_layer_limit_bytes,
+        inodes: config.storage.writable_layer_limit_inodes,
+    };
+    let wanted = config.storage.snapshotter;
+    let snapshots = Snapshots::open(images.clone(), &paths.containers(), wanted, limits)?;
     if let Some(file) = &config.image_policy {
         let policy = Policy::of(file);
         if let Err(error) = policy.check() {
@@ -77,11 +100,16 @@ pub async fn serve(config: Config) -> Result<()> {
     node.probe_criu();
     recover(&node).await?;
     teardown::resume(&node).await?;
+    let builtin = node.builtin.clone();
+    if let Err(error) = blocking(move || builtin.resume()).await {
+        tracing::error!("repair the built-in network: {error:#}");
+    }
     // Only now does every container hold its layers.
     images.sweep();
     let streams = streaming::Server::listen(&node.config.streaming, &node.tokens).await?;
     let listener = Endpoint::open(&endpoint)?;
     tracing::info!(url = streams.url(), "serving streams");
+    telemetry.serve(&node)?;
     let (stop_streams, stopping) = tokio::sync::watch::channel(false);
     let streams = tokio::spawn(streams.serve(node.clone(), stopping));
     tracing::info!(endpoint = %endpoint.display(), version = env!("CARGO_PKG_VERSION"), "serving");
@@ -95,6 +123,7 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     node.work.finish(FINISH_LIMIT).await;
     node.supervisors.abort().await;
+    telemetry.finish().await;
     served
 }
 
@@ -105,22 +134,31 @@ async fn serve_on(endpoint: &Endpoint, node: &Arc<Node>) -> Result<()> {
         .context("duplicate the endpoint's descriptor")?;
     let incoming = tokio::net::UnixListener::from_std(listener).context("watch the endpoint")?;
     let runtime = RuntimeServiceServer::new(RuntimeService::new(node.clone()))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER);
     let image = ImageServiceServer::new(ImageService::new(node))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER);
     let admin = ImagesServer::new(ImageAdmin::new(node.clone()));
+    let exits = ExitsServer::new(ExitsService::new(node.clone()));
+    let network = NetworksServer::new(NetworkAdmin::new(node.clone()));
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let told = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender has gone, which is as good.
         drop(stopping.wait_for(|stop| *stop).await);
     };
+    let limits = Arc::<Limits>::default();
     let serving = Server::builder()
-        .add_service(Deadline(runtime))
-        .add_service(Deadline(image))
-        .add_service(admin)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(incoming), told(stopping.clone()));
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_keepalive_interval(Some(PING.0))
+        .http2_keepalive_timeout(Some(PING.1))
+        .add_service(Observed(limits.on(Deadline(runtime))))
+        .add_service(Observed(limits.on(Deadline(image))))
+        .add_service(Observed(limits.on(admin)))
+        .add_service(Observed(limits.on(exits)))
+        .add_service(Observed(limits.on(network)))
+        .serve_with_incoming_shutdown(connections(incoming, limits), told(stopping.clone()));
     tokio::select! {
         result = serving => result.context("serve"),
         () = async {
@@ -152,6 +190,7 @@ fn take(directory: &Path) -> Result<Flock<File>> {
     let mut file = File::options()
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .read(true)
         .write(true)
         .open(&path)
@@ -196,6 +235,7 @@ fn make_directories(paths: &Paths) -> Result<()> {
     let all = [
         paths.sandbox_records(),
         paths.containers(),
+        paths.exits(),
         paths.quarantine(),
         paths.networks(),
         paths.sandboxes(),

@@ -271,7 +271,7 @@ impl Shim {
         call: request::Call,
         fds: &[OwnedFd],
     ) -> Result<Answer, Error> {
-        let _stage = stage(|| format!("the shim's answer to {name}"));
+        let _stage = stage(|| format!("the shim's answer to {name}")).named(stage_name(name));
         let (sender, receiver) = oneshot::channel();
         let (socket, seq) = {
             let mut link = self.link();
@@ -336,11 +336,12 @@ impl Shim {
     }
 
     /// Sends `signal` to the container's init, or with `all` to every process of its cgroup.
-    pub async fn kill(&self, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
+    pub async fn kill(&self, id: &ContainerId, signal: i32, all: bool, reason: &str) -> Result<(), Error> {
         let call = request::Call::Kill(proto::Kill {
             id: id.to_string(),
             signal,
             all,
+            reason: reason.to_owned(),
         });
         self.done("kill", END_LIMIT, call).await
     }
@@ -427,6 +428,18 @@ impl Shim {
             reply::Result::Done(_) => Ok(()),
             other => Err(unexpected(name, &other)),
         }
+    }
+}
+
+/// What metrics and traces call the wait for a call's answer.
+fn stage_name(call: &str) -> &'static str {
+    match call {
+        "create" => "shim_create",
+        "start" => "shim_start_container",
+        "kill" => "shim_kill",
+        "delete" => "shim_delete",
+        "exec" => "shim_exec",
+        _ => "shim_call",
     }
 }
 

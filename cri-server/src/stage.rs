@@ -7,80 +7,188 @@
 //! Work that calls begin runs as a task with a [`Progress`]. Whatever waits in it, at whatever depth, holds a [`stage`] for as
 //! long as it does. The caller's side waits with the [`Patience`] that the request's `grpc-timeout` gives it, and answers a
 //! little earlier than that: at the deadline itself the client only says that it has passed.
+//!
+//! How long each stage took, the call's telemetry is told when the stage ends, by the name of its kind ([`Stage::named`]). Work
+//! that a call splits goes on in branches ([`part`]), so that a stage is told to be within those of its own branch alone.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::task::futures::TaskLocalFuture;
 use tonic::{Request, Status};
+use tracing::Instrument as _;
+use tracing::instrument::Instrumented;
+
+use crate::telemetry::call::{Call, Ended};
 
 tokio::task_local! {
-    static CURRENT: Arc<Progress>;
+    static CURRENT: Branch;
 }
+
+/// Work of a call, with its stages told of and its log lines in the call's span.
+pub(crate) type Scoped<F> = Instrumented<TaskLocalFuture<Branch, F>>;
 
 /// How much earlier than the caller's deadline the answer comes: a tenth of the time, within these bounds.
 const MARGIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// The stages that a task is in, outermost first.
-#[derive(Default)]
+/// The stages that work is in, outermost first.
 pub(crate) struct Progress {
-    stages: Mutex<Stages>,
+    /// The call that began it.
+    call: Arc<Call>,
+    stages: Mutex<Vec<Current>>,
 }
 
-#[derive(Default)]
-struct Stages {
-    last_id: u64,
-    current: Vec<(u64, String, Instant)>,
+/// A stage that has not ended.
+struct Current {
+    number: u64,
+    branch: u64,
+    what: String,
+    since: Instant,
+}
+
+/// The part of the work that a task does.
+#[derive(Clone)]
+pub(crate) struct Branch {
+    progress: Arc<Progress>,
+    number: u64,
+    /// The stage that it was split off in; 0 for none.
+    within: u64,
 }
 
 /// The task is in this stage until the guard is dropped.
 #[must_use = "the stage ends when this is dropped"]
-pub(crate) struct Stage(Option<(Arc<Progress>, u64)>);
+pub(crate) struct Stage(Option<Entered>);
+
+struct Entered {
+    progress: Arc<Progress>,
+    name: &'static str,
+    number: u64,
+    around: u64,
+}
 
 /// Says what the task does from here on; nothing outside of a task with a [`Progress`].
 pub(crate) fn stage(what: impl FnOnce() -> String) -> Stage {
-    Stage(
-        CURRENT
-            .try_with(|progress| (progress.clone(), progress.enter(what())))
-            .ok(),
-    )
+    Stage(CURRENT.try_with(|branch| branch.enter(what())).ok())
 }
 
 /// The future, with its stages told of in `progress`.
-pub(crate) fn scope<F: Future>(progress: Arc<Progress>, work: F) -> TaskLocalFuture<Arc<Progress>, F> {
-    CURRENT.scope(progress, work)
+pub(crate) fn scope<F: Future>(progress: Arc<Progress>, work: F) -> Scoped<F> {
+    branch(
+        Branch {
+            progress,
+            number: 0,
+            within: 0,
+        },
+        work,
+    )
 }
 
 /// The future as part of the present task's work, for one that is spawned.
-pub(crate) fn part<F: Future>(work: F) -> TaskLocalFuture<Arc<Progress>, F> {
-    scope(CURRENT.try_with(Arc::clone).unwrap_or_default(), work)
+pub(crate) fn part<F: Future>(work: F) -> Scoped<F> {
+    match CURRENT.try_with(Branch::split) {
+        Ok(split) => branch(split, work),
+        Err(_outside) => scope(Arc::default(), work),
+    }
+}
+
+fn branch<F: Future>(branch: Branch, work: F) -> Scoped<F> {
+    let span = branch.progress.call.span.clone();
+    CURRENT.scope(branch, work).instrument(span)
+}
+
+/// The call that the present task works for; none outside of a task with a [`Progress`].
+pub(crate) fn call() -> Option<Arc<Call>> {
+    CURRENT.try_with(|branch| branch.progress.call.clone()).ok()
+}
+
+impl Default for Progress {
+    /// Of work that the present call begins.
+    fn default() -> Self {
+        Progress {
+            call: Call::current().unwrap_or_default(),
+            stages: Mutex::default(),
+        }
+    }
+}
+
+impl Branch {
+    fn split(&self) -> Self {
+        Branch {
+            progress: self.progress.clone(),
+            number: self.progress.call.next_number(),
+            within: self.innermost(&self.progress.stages()),
+        }
+    }
+
+    fn innermost(&self, stages: &[Current]) -> u64 {
+        let mut own = stages.iter().filter(|stage| stage.branch == self.number);
+        own.next_back().map_or(self.within, |stage| stage.number)
+    }
+
+    fn enter(&self, what: String) -> Entered {
+        let mut stages = self.progress.stages();
+        let (number, around) = (self.progress.call.next_number(), self.innermost(&stages));
+        stages.push(Current {
+            number,
+            branch: self.number,
+            what,
+            since: Instant::now(),
+        });
+        Entered {
+            progress: self.progress.clone(),
+            name: "other",
+            number,
+            around,
+        }
+    }
 }
 
 impl Progress {
-    fn enter(&self, what: String) -> u64 {
-        let mut stages = self.stages.lock().expect("no holder panics");
-        stages.last_id += 1;
-        let id = stages.last_id;
-        stages.current.push((id, what, Instant::now()));
-        id
+    fn stages(&self) -> MutexGuard<'_, Vec<Current>> {
+        self.stages.lock().expect("no holder panics")
     }
 
     /// The stages, and for how long the innermost one has lasted.
     fn text(&self) -> String {
-        let stages = self.stages.lock().expect("no holder panics");
-        let Some((_id, _what, since)) = stages.current.last() else {
+        let stages = self.stages();
+        let Some(last) = stages.last() else {
             return "between two stages".to_owned();
         };
-        let names: Vec<_> = stages.current.iter().map(|(_id, what, _since)| what.as_str()).collect();
-        format!("for {:.1} s at: {}", since.elapsed().as_secs_f32(), names.join(": "))
+        let names: Vec<_> = stages.iter().map(|stage| stage.what.as_str()).collect();
+        format!(
+            "for {:.1} s at: {}",
+            last.since.elapsed().as_secs_f32(),
+            names.join(": ")
+        )
+    }
+}
+
+impl Stage {
+    /// What metrics and traces call stages of this kind.
+    pub(crate) fn named(mut self, name: &'static str) -> Self {
+        if let Some(entered) = &mut self.0 {
+            entered.name = name;
+        }
+        self
     }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if let Some((progress, id)) = self.0.take() {
-            let mut stages = progress.stages.lock().expect("no holder panics");
-            stages.current.retain(|(other, ..)| *other != id);
+        let Some(entered) = self.0.take() else { return };
+        let ended = {
+            let mut stages = entered.progress.stages();
+            let place = stages.iter().position(|stage| stage.number == entered.number);
+            place.map(|place| stages.remove(place))
+        };
+        if let Some(Current { what, since, .. }) = ended {
+            entered.progress.call.stage_ended(&Ended {
+                name: entered.name,
+                what: &what,
+                number: entered.number,
+                around: entered.around,
+                since,
+            });
         }
     }
 }
@@ -207,6 +315,25 @@ mod tests {
             text.starts_with("Call: not done in 0.") && text.contains("at: outer: inner;"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_stage_is_within_those_of_its_own_branch() {
+        let around = |stage: &Stage| stage.0.as_ref().map(|entered| entered.around);
+        let number = |stage: &Stage| stage.0.as_ref().map(|entered| entered.number);
+        scope(Arc::default(), async {
+            let outer = stage(|| "outer".to_owned());
+            assert_eq!(around(&outer), Some(0));
+            let first = part(async { stage(|| "first".to_owned()) }).await;
+            let second = part(async { stage(|| "second".to_owned()) }).await;
+            for inner in [&first, &second] {
+                assert_eq!(around(inner), number(&outer), "not within each other");
+            }
+            drop((first, second));
+            let last = stage(|| "last".to_owned()).named("last");
+            assert_eq!(around(&last), number(&outer));
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use corten_proto::exit::ExitRecord;
 use corten_proto::id::ContainerId;
 use corten_proto::shim::{Connected, ContainerExited, ContainerStarted};
+use tracing::Instrument as _;
 
 use crate::container::Container;
 use crate::node::{Node, blocking};
@@ -17,6 +18,7 @@ use crate::record::read_optional;
 use crate::sandbox::{Sandbox, Status};
 use crate::shim::{ConnectError, Event, Incoming, Shim};
 use crate::store::now;
+use crate::telemetry::names;
 
 /// Pause between attempts to reach a shim that is there but does not answer.
 const RETRY: Duration = Duration::from_secs(2);
@@ -27,8 +29,9 @@ impl Node {
     /// Starts the task for a shim that is connected.
     pub(crate) fn supervise(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>, incoming: Option<Incoming>) {
         let (node, sandbox) = (self.clone(), sandbox.clone());
-        self.supervisors
-            .spawn(async move { node.follow(&sandbox, &shim, incoming).await });
+        let span = names::of_sandbox(&sandbox);
+        let work = async move { node.follow(&sandbox, &shim, incoming).await };
+        self.supervisors.spawn(work.instrument(span));
     }
 
     async fn follow(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: &Arc<Shim>, mut incoming: Option<Incoming>) {
@@ -78,14 +81,20 @@ impl Node {
 
     async fn exited(&self, sandbox: &Sandbox, event: &ContainerExited) {
         let Some(exit) = &event.exit else { return };
-        tracing::info!(container = event.id, code = exit.code, oom = exit.oom_killed, "exited");
+        let log = || tracing::info!(container = event.id, code = exit.code, oom = exit.oom_killed, "exited");
         if event.id == sandbox.id().as_str() {
+            log();
             self.sandbox_changed(sandbox, Status::infra_exited).await;
             return;
         }
         for container in self.store.containers_of(sandbox.id()) {
             if container.id().as_str() == event.id {
-                self.container_changed(&container, |status| status.exited(exit)).await;
+                let message = self.message_of(container.id(), exit).await;
+                let span = names::of_container(&container, sandbox);
+                span.in_scope(log);
+                self.container_changed(&container, |status| status.exited(exit).explained(message))
+                    .instrument(span)
+                    .await;
             }
         }
     }
@@ -100,7 +109,11 @@ impl Node {
         for container in self.store.containers_of(sandbox.id()) {
             match held(container.id().as_str()) {
                 Some(held) => {
-                    self.container_changed(&container, |status| status.connected(held))
+                    let message = match &held.exit {
+                        Some(exit) if !container.has_exited() => self.message_of(container.id(), exit).await,
+                        _ => String::new(),
+                    };
+                    self.container_changed(&container, |status| status.connected(held).explained(message))
                         .await;
                 }
                 None if container.awaits_restore() => {}
@@ -130,11 +143,13 @@ impl Node {
         self.sandbox_changed(sandbox, Status::infra_exited).await;
         // As a task: it waits for processes to die, and a server that starts has other pods to see to.
         let (node, sandbox) = (self.clone(), sandbox.clone());
-        self.work.spawn(async move {
+        let span = names::of_sandbox(&sandbox);
+        let work = async move {
             if let Err(error) = node.delete_orphans(&sandbox).await {
                 tracing::error!(sandbox = %sandbox.id(), "after the shim's end: {error:#}");
             }
-        });
+        };
+        self.work.spawn(work.instrument(span));
     }
 
     /// Ends a container whose end was not told, as its exit record has it.
@@ -144,8 +159,12 @@ impl Node {
         }
         let path = self.paths.container_exit(container.id());
         let record = blocking(move || read_optional::<ExitRecord>(&path)).await;
+        let message = match &record {
+            Ok(Some(record)) => self.message_of(container.id(), &record.exit()).await,
+            _ => String::new(),
+        };
         self.container_changed(container, |status| match record {
-            Ok(Some(record)) => status.recorded(&record),
+            Ok(Some(record)) => status.recorded(&record).explained(message),
             Ok(None) => status.lost(cause, now()),
             Err(error) => status.lost(&format!("{cause}; {error:#}"), now()),
         })

@@ -36,6 +36,13 @@ impl Tasks {
         set.spawn(work);
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        let mut set = self.set.lock().expect("no holder panics");
+        while set.try_join_next().is_some() {}
+        set.len()
+    }
+
     /// Runs `work` to its end even if the caller goes away, and gives its result to a caller that stays. A result
     /// that nobody takes is dropped.
     pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {

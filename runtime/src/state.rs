@@ -15,7 +15,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -241,7 +241,7 @@ impl Directory {
     pub fn write(&self, state: &State) -> Result<()> {
         let text = serde_json::to_vec(state).context("encode the state")?;
         let temporary = self.path.join("state.json.new");
-        fs::write(&temporary, text)
+        write_private(&temporary, &text)
             .and_then(|()| fs::rename(&temporary, self.path.join("state.json")))
             .with_context(|| format!("write {}", temporary.display()))
     }
@@ -267,13 +267,13 @@ impl Directory {
     /// Keeps the specification as create got it.
     pub fn write_spec(&self, text: &[u8]) -> Result<()> {
         let path = self.path.join("config.json");
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+        write_private(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
     /// Replaces the kept specification, for an update.
     pub fn replace_spec(&self, text: &[u8]) -> Result<()> {
         let temporary = self.path.join("config.json.new");
-        fs::write(&temporary, text)
+        write_private(&temporary, text)
             .and_then(|()| fs::rename(&temporary, self.path.join("config.json")))
             .with_context(|| format!("write {}", temporary.display()))
     }
@@ -372,6 +372,17 @@ fn parse_stat(text: &str) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// Writes a file that only its owner reads: a specification has the variables of its process, secrets among them.
+fn write_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let options = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .clone();
+    options.open(path)?.write_all(text)
 }
 
 /// Writes `pid` to `path` at once: a reader sees the whole number or no file.

@@ -14,12 +14,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use corten_proto::exit::ExitRecord;
+use corten_proto::exit::{Details, ExitRecord, Sent, Tail};
 use corten_proto::id::ContainerId;
 use corten_proto::shim;
 use corten_proto::shim::container::State as Reported;
 
 use crate::cage::Site;
+use crate::clock;
 use crate::events::Requester;
 use crate::io::{Io, Layout, Stdin};
 use crate::log::{DEFAULT_LINE, Location};
@@ -89,16 +90,43 @@ impl State {
             oom_killed: oom.killed,
             oom_kills: oom.kills,
             output_lost: 0,
+            details: None,
         };
         State::Draining { record, until }
     }
 
-    /// All output has been read, or waited for long enough. So many bytes of it are missing in the log.
-    pub(crate) fn drained(self, output_lost: u64) -> State {
+    /// What was learnt at the end of init.
+    pub(crate) fn detailed(self, details: Details) -> State {
         match self {
-            State::Draining { record, .. } => State::Exited {
-                record: ExitRecord { output_lost, ..record },
-            },
+            State::Draining { mut record, until } => {
+                record.details = Some(Box::new(details));
+                State::Draining { record, until }
+            }
+            other => other,
+        }
+    }
+
+    /// All output has been read, or waited for long enough. So many bytes of it are missing in the log, which ends so.
+    pub(crate) fn drained(self, output_lost: u64, tail: Option<Tail>) -> State {
+        match self {
+            State::Draining { mut record, .. } => {
+                record.output_lost = output_lost;
+                if let Some(details) = &mut record.details {
+                    details.tail = tail;
+                }
+                State::Exited { record }
+            }
+            other => other,
+        }
+    }
+
+    /// The record is on disk: the details are not kept beside it.
+    pub(crate) fn recorded(self) -> State {
+        match self {
+            State::Exited { mut record } => {
+                record.details = None;
+                State::Exited { record }
+            }
             other => other,
         }
     }
@@ -151,10 +179,15 @@ pub(crate) struct Pending {
 }
 
 /// The calls that change a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Start,
-    Kill { signal: i32, all: bool },
+    /// The reason is for the exit record.
+    Kill {
+        signal: i32,
+        all: bool,
+        reason: String,
+    },
     Delete,
 }
 
@@ -163,6 +196,10 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) exit_record: PathBuf,
     pub(crate) state: State,
+    /// Nanoseconds since the epoch; 0 while it is being created.
+    pub(crate) created_at: i64,
+    /// The last signal to its init that went through here.
+    pub(crate) sent: Option<Sent>,
     pub(crate) io: Io,
     /// Missing where the cgroup could not be read: then no exit is an OOM kill.
     pub(crate) oom: Option<oom::Watch>,
@@ -227,6 +264,7 @@ impl Plan {
                 },
                 log: Location::parse(&request.log_directory, &request.log_path)?,
                 max_line: max_line(request.max_log_line)?,
+                log_limit: log_limit(request.log_limit)?,
             },
             bundle,
             checkpoint: None,
@@ -242,6 +280,16 @@ fn max_line(value: u32) -> Result<usize> {
         "max_log_line {value}: {rule}"
     );
     Ok(if value == 0 { DEFAULT_LINE } else { value as usize })
+}
+
+/// The longest file of a log, as a request has it.
+fn log_limit(value: u64) -> Result<Option<u64>> {
+    const LEAST: u64 = 64 * 1024;
+    ensure!(
+        value == 0 || value >= LEAST,
+        "log_limit {value}: must be at least {LEAST}, or 0 for none"
+    );
+    Ok((value > 0).then_some(value))
 }
 
 /// A path from a request, which must be absolute: the shim's working directory is `/` and means nothing.
@@ -262,6 +310,8 @@ impl Container {
             bundle,
             exit_record,
             state: State::Creating,
+            created_at: 0,
+            sent: None,
             io,
             oom: None,
             site: None,
@@ -279,6 +329,26 @@ impl Container {
         }
     }
 
+    /// A signal goes to its init, from here. Before it is sent: its end may be known before the answer.
+    pub(crate) fn note_sent(&mut self, signal: i32, reason: String) {
+        if matches!(self.state, State::Created { .. } | State::Running { .. }) {
+            let at = clock::now_ns();
+            self.sent = Some(Sent { signal, at, reason });
+        }
+    }
+
+    /// What is known beside its exit code, now that init has ended and its cgroup is still there.
+    pub(crate) fn details(&mut self, core_dumped: bool) -> Details {
+        Details {
+            created_at: self.created_at,
+            core_dumped,
+            sent: self.sent.take(),
+            cgroup: self.oom.as_ref().and_then(oom::Watch::state),
+            tail: None,
+            kernel: Vec::new(),
+        }
+    }
+
     /// Takes the OOM kills there have been by now as others', if init is well.
     pub(crate) fn look_for_oom(&mut self) {
         if let (Some(oom), State::Created { pid } | State::Running { pid, .. }) = (&mut self.oom, &self.state) {
@@ -293,22 +363,15 @@ impl Container {
     }
 }
 
-/// Puts an exit record in place by rename, so that a reader finds all of it or none. Not synced: after a power cut the
-/// containers are gone anyway.
-pub(crate) fn write_exit_record(path: &std::path::Path, record: &ExitRecord) -> Result<()> {
-    let text = serde_json::to_vec(record).context("exit record as JSON")?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".partial");
-    let temporary = PathBuf::from(temporary);
-    std::fs::write(&temporary, text).with_context(|| format!("write({})", temporary.display()))?;
-    std::fs::rename(&temporary, path).with_context(|| format!("rename({}, {})", temporary.display(), path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ENDED: Ended = Ended { code: 137, signal: 9 };
+    const ENDED: Ended = Ended {
+        code: 137,
+        signal: 9,
+        dumped: false,
+    };
     const OOM: Oom = Oom { killed: true, kills: 2 };
 
     fn record(started_at: i64) -> ExitRecord {
@@ -321,7 +384,40 @@ mod tests {
             oom_killed: true,
             oom_kills: 2,
             output_lost: 0,
+            details: None,
         }
+    }
+
+    #[test]
+    fn details_are_written_and_not_kept() {
+        let details = Details {
+            created_at: 3,
+            ..Details::default()
+        };
+        let until = Instant::now();
+        let draining = State::Running { pid: 7, started_at: 5 }
+            .ended(ENDED, OOM, 50, until)
+            .detailed(details.clone());
+        let tail = Tail {
+            stream: "stderr".into(),
+            text: "help".into(),
+        };
+        let State::Exited { record } = draining.started(40).drained(0, Some(tail.clone())) else {
+            panic!("not exited");
+        };
+        let expected = Details {
+            tail: Some(tail),
+            ..details.clone()
+        };
+        assert_eq!(record.details.as_deref(), Some(&expected));
+        let exited = State::Exited { record }.recorded();
+        assert_eq!(
+            exited,
+            State::Exited {
+                record: self::record(5)
+            }
+        );
+        assert_eq!(State::Creating.detailed(details), State::Creating);
     }
 
     #[test]
@@ -347,13 +443,13 @@ mod tests {
             ("end of a created one", end(created()), draining(0)),
             (
                 "second end",
-                draining(5).ended(Ended { code: 0, signal: 0 }, Oom::default(), 60, until),
+                draining(5).ended(Ended::new(Some(0), None, false), Oom::default(), 60, until),
                 draining(5),
             ),
             ("end known before the start", draining(0).started(40), draining(40)),
             ("start known after the end", draining(0).started(60), draining(50)),
-            ("drained", draining(5).drained(0), exited(5)),
-            ("drained while running", running().drained(9), running()),
+            ("drained", draining(5).drained(0, None), exited(5)),
+            ("drained while running", running().drained(9, None), running()),
             ("start after the exit", exited(0).started(60), exited(0)),
         ] {
             assert_eq!(actual, expected, "{what}");
@@ -373,7 +469,7 @@ mod tests {
         // An exit is not reported before its record is on disk.
         let draining = State::Running { pid: 7, started_at: 5 }.ended(ENDED, OOM, 50, until);
         assert_eq!(state(&draining), (Reported::Running, 7, 5));
-        let exited = draining.drained(9);
+        let exited = draining.drained(9, None);
         assert_eq!(state(&exited), (Reported::Exited, 7, 5));
         let exit = exited.report(&id).exit.expect("an exited container has an exit");
         assert_eq!(
@@ -381,6 +477,15 @@ mod tests {
             (137, 9, 50, true)
         );
         assert_eq!((exit.oom_kills, exit.output_lost), (2, 9));
+    }
+
+    #[test]
+    fn limits_of_logs() {
+        for (value, expected) in [(0, Some(None)), (64 * 1024, Some(Some(64 * 1024))), (65535, None)] {
+            assert_eq!(log_limit(value).ok(), expected, "{value}");
+        }
+        let error = log_limit(1).expect_err("too little").to_string();
+        assert!(error.contains("log_limit 1: "), "{error}");
     }
 
     fn good() -> shim::Create {

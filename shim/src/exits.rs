@@ -1,7 +1,7 @@
 //! The exit of a container, step by step, and of an exec.
 //!
 //! ```text
-//!   init ends -> output read to its end -> exit record on disk -> event -> RUNTIME delete --force -> (Delete) forgotten
+//!   init ends -> cgroup looked at -> output read to its end -> exit record on disk -> event -> RUNTIME delete --force -> (Delete) forgotten
 //! ```
 //! Invariant: when the event is sent, the log is complete and the record is on disk. Processes that outlive init and
 //! hold its output open are waited for no longer than [`DRAIN`]; what they write later is logged until they are gone.
@@ -13,10 +13,11 @@ use corten_proto::shim::error::Code;
 use corten_proto::shim::{self, event, reply};
 
 use crate::clock;
-use crate::container::{Removal, State, write_exit_record};
+use crate::container::{Removal, State};
 use crate::oom::Oom;
 use crate::process::Ended;
 use crate::reaper::{Exec, Operation};
+use crate::record::write_exit_record;
 use crate::report::report;
 use crate::service::{Service, error};
 
@@ -32,7 +33,8 @@ impl Service {
         let oom = container.oom.as_ref();
         let oom = oom.map_or_else(Oom::default, |watch| watch.verdict(ended));
         let until = Instant::now() + DRAIN;
-        container.transition(|state| state.ended(ended, oom, clock::now_ns(), until));
+        let details = container.details(ended.dumped);
+        container.transition(|state| state.ended(ended, oom, clock::now_ns(), until).detailed(details));
         self.settle(id);
     }
 
@@ -76,7 +78,8 @@ impl Service {
             _ => return,
         }
         let lost = container.io.lost();
-        container.transition(|state| state.drained(lost));
+        let tail = container.io.tail();
+        container.transition(|state| state.drained(lost, tail));
         container.io.audience.end(Instant::now(), &mut self.poll);
         let State::Exited { record } = &container.state else {
             return;
@@ -89,6 +92,7 @@ impl Service {
             id: id.to_string(),
             exit: Some(record.exit()),
         };
+        container.transition(State::recorded);
         self.clients
             .broadcast(event::Kind::ContainerExited(exited), &mut self.poll);
         self.advance(id);

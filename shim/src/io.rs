@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use corten_proto::exit::Tail;
 use corten_proto::id::ContainerId;
 use nix::errno::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -45,6 +46,8 @@ pub(crate) struct Layout {
     pub(crate) log: Option<Location>,
     /// Longest piece of a line in the log, in bytes.
     pub(crate) max_line: usize,
+    /// Most bytes of the log's file.
+    pub(crate) log_limit: Option<u64>,
 }
 
 /// The container's ends, which the runtime inherits and the shim then closes.
@@ -116,7 +119,7 @@ impl Io {
     pub(crate) fn open(layout: Layout) -> Result<(Io, ContainerEnds)> {
         let log = layout
             .log
-            .map(|location| Log::open(location, layout.max_line))
+            .map(|location| Log::open(location, layout.max_line, layout.log_limit))
             .transpose()?;
         let mut io = Io {
             log,
@@ -279,6 +282,17 @@ impl Io {
         self.log.as_ref().map_or(0, Log::lost)
     }
 
+    /// The end of its error output, or of a terminal's only one; none without a log.
+    pub(crate) fn tail(&self) -> Option<Tail> {
+        let stream = match self.terminal {
+            true => Stream::Stdout,
+            false => Stream::Stderr,
+        };
+        let tail = self.log.as_ref()?.tail(stream);
+        tail.inspect_err(|cause| report!("the end of a container's output: {cause:#}"))
+            .ok()
+    }
+
     fn close(&mut self, index: usize, poll: &mut Poll) {
         let mut output = self.outputs.swap_remove(index);
         if let Some(log) = &mut self.log {
@@ -364,6 +378,7 @@ mod tests {
             stdin,
             log: None,
             max_line: 256,
+            log_limit: None,
         };
         for (stdin, again) in [(Stdin::Once, false), (Stdin::Open, true)] {
             let (mut io, _ends) = Io::open(layout(stdin)).expect("pipes");

@@ -8,24 +8,31 @@
 //! record or counted as lost. The path is resolved beneath the pod's log directory with no symbolic link, for a pod's
 //! volumes can reach into it (CVE-2025-0750).
 //!
+//! A log may have a limit, in bytes of its file: what would go beyond is dropped and counted like what a full disk refuses,
+//! and the file says so at its end. Rotation lifts it, as the new file begins at nothing; so does a file that has become
+//! shorter.
+//!
 //! Left out on purpose: rotation (the kubelet renames and asks to reopen) and fsync (a log is not worth stalling on).
 //! A write blocks where the file system does; only the pod of this shim waits for it.
 
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use corten_proto::exit::Tail;
 use corten_proto::log::parse_path;
 use nix::errno::Errno;
 use nix::unistd::{Whence, ftruncate, lseek};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::clock;
+use crate::log_limit::Limit;
 use crate::report::report;
+use crate::tail;
 
 /// Most content of one record, in bytes, unless the container has a limit of its own; what the kubelet's reader is built
 /// for.
@@ -46,6 +53,13 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+
     fn tag(self) -> &'static [u8] {
         match self {
             Stream::Stdout => b" stdout ",
@@ -229,6 +243,7 @@ pub(crate) struct Log {
     provisional: bool,
     /// Longest content of a record.
     max_line: usize,
+    limit: Option<Limit>,
     gap: Option<Gap>,
     /// Bytes of output lost in all gaps before this one.
     lost: u64,
@@ -238,14 +253,33 @@ pub(crate) struct Log {
 #[derive(Debug)]
 struct Gap {
     bytes: u64,
-    cause: Errno,
+    cause: Refusal,
+}
+
+/// Why a record is not in the log.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Failed(Errno),
+    /// The file may not be longer than this, in bytes.
+    Limit(u64),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Failed(errno) => errno.fmt(f),
+            Refusal::Limit(bytes) => write!(f, "the log has reached its limit of {bytes} bytes"),
+        }
+    }
 }
 
 impl Log {
     /// Opens the log of a container about to be created; dropped without [`keep`](Log::keep) it removes what it made.
-    pub(crate) fn open(location: Location, max_line: usize) -> Result<Log> {
+    /// With `limit` the file may have so many bytes at most.
+    pub(crate) fn open(location: Location, max_line: usize, limit: Option<u64>) -> Result<Log> {
         let (file, provisional) = location.open()?;
         Ok(Log {
+            limit: limit.map(|bytes| Limit::of(bytes, &file)).transpose()?,
             location,
             file,
             provisional,
@@ -267,8 +301,19 @@ impl Log {
 
     /// Opens the path anew; the old file stays in use where that fails.
     pub(crate) fn reopen(&mut self) -> Result<()> {
-        self.file = self.location.open()?.0;
+        let (file, _made) = self.location.open()?;
+        let limit = self.limit.as_ref().map(|limit| Limit::of(limit.bytes, &file));
+        self.limit = limit.transpose()?;
+        self.file = file;
         Ok(())
+    }
+
+    /// The end of what `stream` has written into the file in use, whatever its name is by now.
+    pub(crate) fn tail(&self, stream: Stream) -> Result<Tail> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = File::open(&path).with_context(|| format!("open({path})"));
+        file.and_then(|file| tail::read(file, stream))
+            .with_context(|| format!("read the log {}", self.location))
     }
 
     /// Writes the records that `data`, the latest output of one stream, completes.
@@ -298,9 +343,9 @@ impl Log {
             return;
         }
         let written = match &self.gap {
-            None => write_whole(&mut self.file, &batch.records),
+            None => self.put(&batch.records),
             // Notice and records at once: a notice alone would fit where records do not, again and again.
-            Some(gap) => write_whole(&mut self.file, &[gap.notice(), batch.records.clone()].concat()),
+            Some(gap) => self.put(&[gap.notice(), batch.records.clone()].concat()),
         };
         match (written, self.gap.take()) {
             (Ok(()), None) => {}
@@ -311,11 +356,41 @@ impl Log {
             (Err(cause), gap) => {
                 let mut gap = gap.unwrap_or_else(|| {
                     report!("write({}): {cause}; output is dropped", self.location);
+                    self.mark_end(cause);
                     Gap { bytes: 0, cause }
                 });
                 gap.bytes += batch.output as u64;
                 self.gap = Some(gap);
             }
+        }
+    }
+}
+
+impl Log {
+    /// Appends all of `records` or none.
+    fn put(&mut self, records: &[u8]) -> Result<(), Refusal> {
+        if let Some(limit) = &mut self.limit
+            && !limit.admits(records.len(), &self.file)
+        {
+            return Err(Refusal::Limit(limit.bytes));
+        }
+        write_whole(&mut self.file, records).map_err(Refusal::Failed)?;
+        if let Some(limit) = &mut self.limit {
+            limit.grown(records.len());
+        }
+        Ok(())
+    }
+
+    /// Says at the end of a log that has reached its limit why there is no more; room is left for that.
+    fn mark_end(&mut self, cause: Refusal) {
+        let (Refusal::Limit(_), Some(limit)) = (cause, &mut self.limit) else {
+            return;
+        };
+        let mut batch = Batch::default();
+        let text = format!("[corten-shim: {cause}; more is dropped until it is rotated]");
+        batch.push(Stream::Stderr, clock::now_ns(), true, &[text.as_bytes()]);
+        if limit.admits_notice(batch.records.len()) && write_whole(&mut self.file, &batch.records).is_ok() {
+            limit.grown(batch.records.len());
         }
     }
 }

@@ -29,15 +29,18 @@ mod exits;
 mod hold;
 mod io;
 mod log;
+mod log_limit;
 mod oom;
 mod pause;
 mod poll;
 mod process;
 mod reaper;
+mod record;
 mod report;
 mod runtime;
 mod service;
 mod sys;
+mod tail;
 mod tasks;
 
 const USAGE: &str = "\

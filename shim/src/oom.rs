@@ -10,6 +10,7 @@
 //! init past the shim.
 
 use anyhow::Result;
+use corten_proto::exit::CgroupState;
 use corten_runtime::cgroup::{Cgroup, CgroupPaths};
 use rustix::process::Signal;
 
@@ -24,24 +25,28 @@ pub(crate) struct Oom {
     pub(crate) kills: u64,
 }
 
-/// The OOM count of one container's cgroup. By path, not by descriptor: a pod with many containers would keep a great
+/// One container's cgroup: its OOM count, and its state at the end. By path, not by descriptor: a pod with many containers would keep a great
 /// many directories open for a count that is rarely read.
 pub(crate) struct Watch {
-    memory: CgroupPaths,
+    /// Of v1 the hierarchies of [`CONTROLLERS`] alone.
+    cgroup: CgroupPaths,
     kills_before: u64,
     /// Kills since then that were not init's.
     others: u64,
 }
 
+/// What there is to be told of a container's end.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
 impl Watch {
     /// Begins with the cgroups of a process as they are now. Taken once the runtime has placed the process.
-    pub(crate) fn begin(mut memory: CgroupPaths) -> Result<Watch> {
-        if let CgroupPaths::V1(hierarchies) = &mut memory {
-            hierarchies.retain(|name, _| name.split(',').any(|controller| controller == "memory"));
+    pub(crate) fn begin(mut cgroup: CgroupPaths) -> Result<Watch> {
+        if let CgroupPaths::V1(hierarchies) = &mut cgroup {
+            hierarchies.retain(|name, _| name.split(',').any(|controller| CONTROLLERS.contains(&controller)));
         }
-        let kills_before = Cgroup::open(memory.clone()).oom_kills()?;
+        let kills_before = Cgroup::open(cgroup.clone()).oom_kills()?;
         Ok(Watch {
-            memory,
+            cgroup,
             kills_before,
             others: 0,
         })
@@ -65,9 +70,14 @@ impl Watch {
         }
     }
 
+    /// Limits, peaks and pressure; none where the cgroup is gone.
+    pub(crate) fn state(&self) -> Option<CgroupState> {
+        Cgroup::open(self.cgroup.clone()).state_at_end()
+    }
+
     /// How many processes of the container the OOM killer has ended. A cgroup that cannot be read tells of none.
     fn kills(&self) -> u64 {
-        let kills = Cgroup::open(self.memory.clone()).oom_kills();
+        let kills = Cgroup::open(self.cgroup.clone()).oom_kills();
         kills.map_or(0, |kills| kills.saturating_sub(self.kills_before))
     }
 }

@@ -31,19 +31,23 @@ pub(crate) struct Ended {
     pub(crate) code: i32,
     /// The signal, 0 where there was none.
     pub(crate) signal: i32,
+    /// A core was dumped.
+    pub(crate) dumped: bool,
 }
 
 impl Ended {
     /// From what the wait calls give: one of the two is set.
-    pub(crate) fn new(code: Option<i32>, signal: Option<i32>) -> Ended {
+    pub(crate) fn new(code: Option<i32>, signal: Option<i32>, dumped: bool) -> Ended {
         match signal {
             Some(signal) => Ended {
                 code: 128 + signal,
                 signal,
+                dumped,
             },
             None => Ended {
                 code: code.unwrap_or(-1),
                 signal: 0,
+                dumped: false,
             },
         }
     }
@@ -79,7 +83,7 @@ impl Process {
     fn wait(&self, options: WaitIdOptions) -> Result<Option<Ended>> {
         let status = waitid(WaitId::PidFd(self.fd.as_fd()), options)
             .with_context(|| format!("waitid(P_PIDFD, {})", self.pid))?;
-        Ok(status.map(|status| Ended::new(status.exit_status(), status.terminating_signal())))
+        Ok(status.map(|status| Ended::new(status.exit_status(), status.terminating_signal(), status.dumped())))
     }
 }
 
@@ -182,6 +186,25 @@ fn parent(pid: i32) -> Option<i32> {
     parse_parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// The children of the shim; none where the kernel does not list them (CONFIG_PROC_CHILDREN).
+pub(crate) fn children() -> Vec<i32> {
+    let text = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    text.split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// When a process began, in ticks since the boot.
+pub(crate) fn begun(pid: i32) -> Option<u64> {
+    parse_begun(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The 22nd field of /proc/PID/stat.
+fn parse_begun(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
 /// Whether a process has ended, or has been given its end and is on its way there.
 pub(crate) fn is_dying(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -209,6 +232,13 @@ fn parse_parent(stat: &str) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_of_a_process() {
+        let stat = "7 (a) b (c) S 3 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 8192 1 1";
+        assert_eq!(parse_begun(stat), Some(123_456));
+        assert_eq!(parse_begun("7 (sh) S 3 7 7 0"), None);
+    }
 
     #[test]
     fn parents_are_parsed() {
@@ -255,7 +285,9 @@ mod tests {
 
     #[test]
     fn ends() {
-        assert_eq!(Ended::new(Some(3), None), Ended { code: 3, signal: 0 });
-        assert_eq!(Ended::new(None, Some(9)), Ended { code: 137, signal: 9 });
+        let ended = |code, signal, dumped| Ended { code, signal, dumped };
+        assert_eq!(Ended::new(Some(3), None, false), ended(3, 0, false));
+        assert_eq!(Ended::new(None, Some(9), false), ended(137, 9, false));
+        assert_eq!(Ended::new(None, Some(11), true), ended(139, 11, true));
     }
 }

@@ -3,8 +3,9 @@
 //! A known child (a call of the runtime, a container's init, an exec's first process) is in the table with its pidfd,
 //! and that becomes readable when it ends. Orphans come to the shim because it is a subreaper; SIGCHLD tells of them.
 //!
-//! Invariant: while a call of the runtime may still name a new child (`create`, `restore`, `exec`), no orphan is reaped, for the
-//! child it is about to name may be among them, already ended. Its zombie keeps pid and exit code until it is asked.
+//! Invariant: while a call of the runtime may still name a new child (`create`, `restore`, `exec`), only orphans are reaped
+//! that are older than the call, for the child it is about to name may be among the others, already ended. Its zombie keeps
+//! pid and exit code until it is asked.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -15,12 +16,12 @@ use anyhow::{Context, Result};
 use corten_proto::id::ContainerId;
 use nix::sys::signal::{SigSet, Signal as Number};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::process::{Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::cage::Cage;
 use crate::events::Requester;
 use crate::poll::{Poll, Source, Token};
-use crate::process::{Ended, Process, kill_tree};
+use crate::process::{Ended, Process, begun, children, kill_tree};
 use crate::runtime::Invocation;
 
 /// What a known child is to the shim.
@@ -46,6 +47,16 @@ pub(crate) struct Call {
     pub(crate) deadline: Instant,
     /// The deadline has passed and the call was killed.
     pub(crate) overdue: bool,
+}
+
+impl Call {
+    /// Whether it may name a new child.
+    fn expects(&self) -> bool {
+        matches!(
+            self.operation,
+            Operation::Create | Operation::Restore | Operation::Exec { .. }
+        )
+    }
 }
 
 /// What a call of the runtime is for.
@@ -148,11 +159,32 @@ impl Children {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
             Ok(Some((pid, status))) => {
-                let ended = Ended::new(status.exit_status(), status.terminating_signal());
+                let ended = Ended::new(
+                    status.exit_status(),
+                    status.terminating_signal(),
+                    nix::libc::WCOREDUMP(status.as_raw()),
+                );
                 Ok(Some((self.take(pid.as_raw_pid(), poll), ended)))
             }
             Err(errno) => Err(errno).context("waitpid(-1, WNOHANG)"),
         }
+    }
+
+    /// Reaps the orphans that have ended and began before every call that may still name a new child.
+    pub(crate) fn reap_elders(&self) -> Result<()> {
+        let calls = self.calls().filter(|(_, call)| call.expects());
+        // A call whose time is not known is as old as can be.
+        let Some(first) = calls.map(|(process, _)| begun(process.pid).unwrap_or(0)).min() else {
+            return Ok(());
+        };
+        let orphans = children().into_iter().filter(|pid| !self.by_pid.contains_key(pid));
+        for pid in orphans.filter(|&pid| begun(pid).is_some_and(|begun| begun < first)) {
+            match rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::NOHANG) {
+                Ok(_) | Err(rustix::io::Errno::CHILD) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("waitpid({pid}, WNOHANG)")),
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self, pid: i32, poll: &mut Poll) -> Option<Child> {
@@ -163,13 +195,7 @@ impl Children {
 
     /// A call is in flight that may name a new child.
     pub(crate) fn expects(&self) -> bool {
-        let makes = |call: &Call| {
-            matches!(
-                call.operation,
-                Operation::Create | Operation::Restore | Operation::Exec { .. }
-            )
-        };
-        self.calls().any(|(_, call)| makes(call))
+        self.calls().any(|(_, call)| call.expects())
     }
 
     /// The calls of the runtime in flight, with their processes.

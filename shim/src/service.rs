@@ -34,6 +34,7 @@ use crate::events::{Clients, Outcome, Received, Requester};
 use crate::io::{self, Io};
 use crate::poll::{Poll, Source};
 use crate::reaper::{self, Children, ExecId, Launch, Operation};
+use crate::record::bounded;
 use crate::report::report;
 use crate::runtime::{Runtime, Verb};
 use crate::sys;
@@ -141,6 +142,8 @@ impl Service {
             Source::Signals => {
                 self.orphans_due = true;
                 while self.signals.read_signal().context("read(signalfd)")?.is_some() {}
+                // The others wait until no call is in flight.
+                self.children.reap_elders()?;
             }
             Source::Client(id) => self.client_ready(id),
             Source::Child(pid) => {
@@ -212,7 +215,7 @@ impl Service {
             Call::Create(create) => self.create(from, Plan::parse(create).map_err(invalid)?),
             Call::Restore(restore) => self.create(from, Plan::parse_restore(restore).map_err(invalid)?),
             Call::Start(start) => self.submit(from, &start.id, Task::Start),
-            Call::Kill(kill) => self.kill(from, &kill),
+            Call::Kill(kill) => self.kill(from, kill),
             Call::Delete(delete) => self.submit(from, &delete.id, Task::Delete),
             Call::Exec(exec) => self.exec(from, exec, fds),
             Call::KillExec(kill) => self.kill_exec(kill),
@@ -266,7 +269,7 @@ impl Service {
         Ok(None)
     }
 
-    fn kill(&mut self, from: Requester, request: &shim::Kill) -> Answer {
+    fn kill(&mut self, from: Requester, request: shim::Kill) -> Answer {
         // Up to the last real-time signal; 0 would answer success and do nothing.
         if !(1..=64).contains(&request.signal) {
             return Err(error(
@@ -274,8 +277,12 @@ impl Service {
                 format!("signal {}: must be 1 to 64", request.signal),
             ));
         }
-        let (signal, all) = (request.signal, request.all);
-        self.submit(from, &request.id, Task::Kill { signal, all })
+        let task = Task::Kill {
+            signal: request.signal,
+            all: request.all,
+            reason: bounded(request.reason),
+        };
+        self.submit(from, &request.id, task)
     }
 
     /// Gives a container a task; it begins at once if the container has none in flight.

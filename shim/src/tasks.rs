@@ -99,13 +99,20 @@ impl Service {
             }
             Task::Start => return Err(wrong_state("start", id, &container.state)),
             Task::Kill { .. } if gone => return Ok(Some(reply::Result::Done(shim::Done {}))),
-            Task::Kill { signal, all } => (Verb::Kill { signal, all }, Operation::Kill),
+            Task::Kill { signal, all, reason } => {
+                container.note_sent(signal, reason);
+                (Verb::Kill { signal, all }, Operation::Kill)
+            }
             Task::Delete if container.removal == Removal::Done => {
                 container.waiters.extend(from);
                 self.conclude(id);
                 return Ok(None);
             }
-            Task::Delete => (Verb::Delete, Operation::Delete),
+            Task::Delete => {
+                // `--force`: what still runs is killed.
+                container.note_sent(Signal::KILL.as_raw(), "deleted".to_owned());
+                (Verb::Delete, Operation::Delete)
+            }
         };
         let bundle = container.bundle.clone();
         self.begin_call(&verb, &bundle, id, operation, from).map(|()| None)
@@ -257,6 +264,7 @@ impl Service {
         }
         self.children.adopt(process, Role::Init(id.clone()), &mut self.poll)?;
         container.io.keep_log();
+        container.created_at = clock::now_ns();
         container.transition(|state| state.created(pid));
         Ok(pid)
     }

@@ -12,13 +12,17 @@ use corten_proto::cri;
 use corten_tests::node::{BUSYBOX, Node};
 use serde_json::{Value, json};
 
-/// A node that finds plugins in its configuration directory too, and loses patience with those that fail after a second.
 fn node() -> Node {
+    node_with(1)
+}
+
+/// A node that finds plugins in its configuration directory too, and has so many seconds of patience with those that fail.
+pub(crate) fn node_with(patience_s: i64) -> Node {
     Node::with(|config| {
         let own = config["cni"]["conf_dir"].clone();
         let cni = config["cni"].as_table_mut().expect("a table");
         cni["bin_dirs"].as_array_mut().expect("a list").push(own);
-        cni.insert("stop_patience_s".into(), 1.into());
+        cni.insert("stop_patience_s".into(), patience_s.into());
     })
 }
 
@@ -33,13 +37,14 @@ fn configure(node: &Node, change: impl FnOnce(&mut Value)) {
 }
 
 /// Installs a script as a plugin.
-fn install(node: &Node, name: &str, script: &str) {
+pub(crate) fn install(node: &Node, name: &str, script: &str) {
     let path = node.dir().join("cni").join(name);
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-fn add_plugin(node: &Node, plugin: Value) {
+/// Adds a plugin to the end of the chain.
+pub(crate) fn add_plugin(node: &Node, plugin: Value) {
     configure(node, |list| list["plugins"].as_array_mut().unwrap().push(plugin));
 }
 

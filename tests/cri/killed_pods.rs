@@ -1,13 +1,17 @@
 //! kill -9 of the server at random moments while eight clients run pods: after each restart every pod and container is in its
 //! true state and nothing is doubled; logs are whole, and in the end nothing is left.
 //!
+//! By chance a pod has ids of its own, and its client executes commands with and without a terminal, attaches itself and
+//! changes limits; the networks of some pods fail to be taken down, once or for seconds.
+//!
 //! A client does what a kubelet does when a call breaks off: it asks again for the same thing. `CORTEN_KILLS=200` kills
 //! two hundred times; eight without it. What the kills hit is printed in the end.
 
-use std::collections::BTreeSet;
+mod present;
+mod sessions;
+
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::thread;
@@ -15,9 +19,15 @@ use std::time::{Duration, Instant};
 
 use corten_proto::cri;
 use corten_tests::node::{BUSYBOX, Node};
-use corten_tests::pod::{container, is_alive, parse_log};
+use corten_tests::pod::{container, parse_log};
 use corten_tests::random::Random;
+use serde_json::json;
 use tonic::{Code, Status};
+
+use crate::cni::{add_plugin, install, node_with};
+use crate::user_namespace::{LENGTH, own};
+use present::{Listed, contradictions, stuck_networks};
+use sessions::Counts;
 
 const CLIENTS: usize = 8;
 /// Lines that a container writes before it ends.
@@ -29,14 +39,41 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// How long a client asks again.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The first of the node's ids that pods get for their own; each client has a range.
+const FIRST_ID: u32 = 1 << 20;
+/// How long networks that were left may take: the server looks at them 10 s after its start.
+const TEARDOWN: Duration = Duration::from_secs(60);
+/// What a plugin says that fails to take a network down.
+const NOT_NOW: &str = "the network is busy";
+
+/// Fails DEL by the pod's id: of a quarter of all the first time, of an eighth for four seconds.
+const BUSY: &str = r#"#!/bin/sh
+fail() { echo '{"code":11,"msg":"the network is busy"}'; exit 1; }
+case $CNI_COMMAND in
+ADD) sed 's/.*"prevResult":\({.*}\),"type".*/\1/' ;;
+DEL)
+    now=$(date +%s)
+    first=${0%/*}/../del-$CNI_CONTAINERID
+    old=$(cat "$first" 2>/dev/null) || echo "$now" > "$first"
+    case $CNI_CONTAINERID in
+    [0-3]*) [ "$old" ] || fail ;;
+    [45]*) [ $((now - ${old:-$now})) -ge 4 ] || fail ;;
+    esac ;;
+esac
+"#;
+
 /// What all clients share.
 struct Load<'n> {
     node: &'n Node,
     /// Held for reading in each call; for writing while the world is looked at.
     calls: RwLock<()>,
     over: AtomicBool,
+    /// The server's deaths so far, each counted when it begins and when it is over.
+    kills: AtomicUsize,
     broken_calls: AtomicUsize,
+    busy_networks: AtomicUsize,
     pods: AtomicUsize,
+    sessions: Counts,
 }
 
 impl Load<'_> {
@@ -50,53 +87,43 @@ impl Load<'_> {
             };
             match answer {
                 Ok(answer) => return answer,
-                Err(status) if is_broken(&status) => {}
+                Err(status) if is_broken(&status) => self.broken_calls.fetch_add(1, Ordering::Relaxed),
+                Err(status) if status.message().contains(NOT_NOW) => self.busy_networks.fetch_add(1, Ordering::Relaxed),
                 Err(status) => panic!("{what}: {status:?}"),
-            }
-            self.broken_calls.fetch_add(1, Ordering::Relaxed);
+            };
             assert!(Instant::now() < deadline, "{what}: the server does not come back");
             thread::sleep(Duration::from_millis(20));
         }
     }
 
     /// Pods one after the other, until it is over.
-    fn client(&self, number: usize) {
+    fn client(&self, number: usize, mut random: Random) {
         let mut round = 0;
         while !self.over.load(Ordering::Relaxed) {
-            self.pod(number, round);
+            self.pod(number, round, &mut random);
             round += 1;
             self.pods.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// One pod from its run to its removal: a container that goes on, and one that writes and ends.
-    fn pod(&self, client: usize, round: usize) {
+    fn pod(&self, client: usize, round: usize, random: &mut Random) {
         let cri = &self.node.cri;
-        let config = self.node.pod_config(&format!("client-{client}-{round}"));
-        let run = cri::RunPodSandboxRequest {
-            config: Some(config.clone()),
-            ..Default::default()
-        };
-        let pod = self
-            .call("RunPodSandbox", || cri.run_pod_sandbox(run.clone()))
-            .pod_sandbox_id;
+        let mut config = self.node.pod_config(&format!("client-{client}-{round}"));
+        if random.between(0, 3) == 0 {
+            let first = FIRST_ID + u32::try_from(client).expect("small") * LENGTH;
+            namespaces(&mut config).userns_options = Some(own(first));
+        }
+        let pod = self.run(&config);
+        let talker = sessions::talker(random);
+        let terminal = talker.tty;
+        let stays = self.start(&pod, &config, talker);
         let code = i32::try_from(round % 100 + 1).expect("small");
-        let script = format!("i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); done; exit {code}");
-        let stays = self.start(&pod, &config, container("stays", &["sleep", "1000"]));
-        let ends = self.start(&pod, &config, container("ends", &["sh", "-c", &script]));
-        let ended = self.wait_exit(&ends);
-        assert_eq!((ended.exit_code, ended.reason.as_str()), (code, "Error"), "{ended:?}");
-        let lines = parse_log(&fs::read(&ended.log_path).expect("a log"));
-        let numbers: Vec<_> = lines
-            .iter()
-            .map(|line| String::from_utf8_lossy(&line.content).into_owned())
-            .collect();
-        assert!(
-            numbers
-                .iter()
-                .eq((0..LINES).map(|it| it.to_string()).collect::<Vec<_>>().iter()),
-            "{numbers:?}"
-        );
+        let ends = self.start(&pod, &config, writer(code));
+        for _ in 0..2 {
+            self.session(&stays, terminal, random);
+        }
+        self.assert_written(&ends, code);
         assert_eq!(self.status(&stays).state(), cri::ContainerState::ContainerRunning);
         let stop = cri::StopPodSandboxRequest {
             pod_sandbox_id: pod.clone(),
@@ -106,8 +133,55 @@ impl Load<'_> {
         self.call("RemovePodSandbox", || cri.remove_pod_sandbox(remove.clone()));
     }
 
-    fn start(&self, pod: &str, sandbox: &cri::PodSandboxConfig, config: cri::ContainerConfig) -> String {
+    fn run(&self, config: &cri::PodSandboxConfig) -> String {
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            ..Default::default()
+        };
+        let run = || self.node.cri.run_pod_sandbox(request.clone());
+        let answer = self.call("RunPodSandbox", || match run() {
+            // The last server had half made it, and this one could not remove that at once: its network is busy.
+            Err(status) if status.code() == Code::AlreadyExists => self.remove_half_made(config).and_then(|()| run()),
+            answer => answer,
+        });
+        answer.pod_sandbox_id
+    }
+
+    /// Removes the pod that has the name of `config` and is not ready, as a kubelet does.
+    fn remove_half_made(&self, config: &cri::PodSandboxConfig) -> Result<(), Status> {
         let cri = &self.node.cri;
+        let listed = cri.list_pod_sandbox(cri::ListPodSandboxRequest::default())?.items;
+        let is_it =
+            |it: &cri::PodSandbox| it.metadata == config.metadata && it.state() != cri::PodSandboxState::SandboxReady;
+        for id in listed.into_iter().filter(is_it).map(|it| it.id) {
+            let pod_sandbox_id = id.clone();
+            cri.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id })?;
+            cri.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id })?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a [`writer`], whose log has every line once.
+    fn assert_written(&self, id: &str, code: i32) {
+        let ended = self.wait_exit(id);
+        assert_eq!((ended.exit_code, ended.reason.as_str()), (code, "Error"), "{ended:?}");
+        let lines = parse_log(&fs::read(&ended.log_path).expect("a log"));
+        let numbers = lines
+            .iter()
+            .map(|line| String::from_utf8_lossy(&line.content).into_owned());
+        let numbers: Vec<_> = numbers.collect();
+        assert!(
+            (0..LINES).map(|it| it.to_string()).eq(numbers.iter().cloned()),
+            "{numbers:?}"
+        );
+    }
+
+    fn start(&self, pod: &str, sandbox: &cri::PodSandboxConfig, mut config: cri::ContainerConfig) -> String {
+        let cri = &self.node.cri;
+        let own_ids = namespaces(&mut sandbox.clone()).userns_options.clone();
+        let linux = config.linux.as_mut().expect("a container of Linux");
+        let context = linux.security_context.as_mut().expect("a security context");
+        context.namespace_options.as_mut().expect("namespaces").userns_options = own_ids;
         let create = cri::CreateContainerRequest {
             pod_sandbox_id: pod.to_owned(),
             config: Some(config),
@@ -153,6 +227,18 @@ impl Load<'_> {
     }
 }
 
+/// A container that writes and ends.
+fn writer(code: i32) -> cri::ContainerConfig {
+    let script = format!("i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); done; exit {code}");
+    container("ends", &["sh", "-c", &script])
+}
+
+fn namespaces(config: &mut cri::PodSandboxConfig) -> &mut cri::NamespaceOption {
+    let linux = config.linux.as_mut().expect("a pod of Linux");
+    let context = linux.security_context.as_mut().expect("a security context");
+    context.namespace_options.as_mut().expect("namespaces")
+}
+
 /// Whether there was no server, or no longer one, to answer.
 fn is_broken(status: &Status) -> bool {
     // The server's own errors never have a source: these are the client's.
@@ -161,151 +247,13 @@ fn is_broken(status: &Status) -> bool {
         || status.message().contains("h2 protocol error")
 }
 
-/// What the server says there is.
-struct Listed {
-    sandboxes: Vec<cri::PodSandbox>,
-    containers: Vec<cri::Container>,
-}
-
-impl Listed {
-    fn of(node: &Node) -> Listed {
-        let sandboxes = node.cri.list_pod_sandbox(cri::ListPodSandboxRequest::default());
-        let containers = node.cri.list_containers(cri::ListContainersRequest::default());
-        Listed {
-            sandboxes: sandboxes.expect("ListPodSandbox").items,
-            containers: containers.expect("ListContainers").containers,
-        }
-    }
-
-    fn ids(&self) -> BTreeSet<String> {
-        let sandboxes = self.sandboxes.iter().map(|it| it.id.clone());
-        sandboxes
-            .chain(self.containers.iter().map(|it| it.id.clone()))
-            .collect()
-    }
-
-    /// What is wrong with it by itself.
-    fn wrong(&self, node: &Node) -> Vec<String> {
-        let mut wrong = Vec::new();
-        let keys = self.sandboxes.iter().map(|it| format!("{:?}", it.metadata));
-        let own = |it: &cri::Container| format!("{} {:?}", it.pod_sandbox_id, it.metadata);
-        let keys: Vec<_> = keys.chain(self.containers.iter().map(own)).collect();
-        let distinct: BTreeSet<_> = keys.iter().collect();
-        if distinct.len() < keys.len() {
-            wrong.push(format!("doubled: {keys:?}"));
-        }
-        for it in &self.containers {
-            if !self.sandboxes.iter().any(|sandbox| sandbox.id == it.pod_sandbox_id) {
-                wrong.push(format!("container {} of no pod", it.id));
-            }
-            let runs = pid_of_container(node, &it.id).is_some_and(is_alive);
-            let should = matches!(
-                it.state(),
-                cri::ContainerState::ContainerRunning | cri::ContainerState::ContainerCreated
-            );
-            // One that has ended meanwhile is told a moment later.
-            if runs != should || it.state() == cri::ContainerState::ContainerUnknown {
-                wrong.push(format!(
-                    "container {} is {:?}, its process runs: {runs}",
-                    it.id,
-                    it.state()
-                ));
-            }
-        }
-        for it in &self.sandboxes {
-            let runs = pid_of_sandbox(node, &it.id).is_some_and(is_alive);
-            if runs != (it.state() == cri::PodSandboxState::SandboxReady) {
-                wrong.push(format!("pod {} is {:?}, its process runs: {runs}", it.id, it.state()));
-            }
-        }
-        wrong
-    }
-}
-
-fn pid_of_container(node: &Node, id: &str) -> Option<i64> {
-    let request = cri::ContainerStatusRequest {
-        container_id: id.to_owned(),
-        verbose: true,
-    };
-    pid(&node.cri.container_status(request).ok()?.info)
-}
-
-fn pid_of_sandbox(node: &Node, id: &str) -> Option<i64> {
-    let request = cri::PodSandboxStatusRequest {
-        pod_sandbox_id: id.to_owned(),
-        verbose: true,
-    };
-    pid(&node.cri.pod_sandbox_status(request).ok()?.info)
-}
-
-fn pid(info: &std::collections::HashMap<String, String>) -> Option<i64> {
-    let info: serde_json::Value = serde_json::from_str(info.get("info")?).ok()?;
-    info["pid"].as_i64().filter(|&pid| pid > 0)
-}
-
-/// Names in a directory; none where there is none.
-fn names(directory: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
-}
-
-/// What the node has of pods and containers, by id, wherever it is.
-fn present(node: &Node) -> Vec<(String, BTreeSet<String>)> {
-    let mut found = Vec::new();
-    let is_id = |name: &String| name.len() == 64;
-    for directory in [
-        "lib/containers",
-        "run/sandboxes",
-        "run/containers",
-        "run/netns",
-        "run/runtime",
-    ] {
-        let ids = names(&node.dir().join(directory)).into_iter().filter(is_id);
-        found.push((directory.to_owned(), ids.collect()));
-    }
-    for hierarchy in ["pids", "memory", ""] {
-        let directory = Path::new("/sys/fs/cgroup").join(hierarchy).join(node.marker());
-        found.push((
-            format!("cgroup {hierarchy}"),
-            names(&directory).into_iter().filter(is_id).collect(),
-        ));
-    }
-    // Sockets of execs that began, of which a new server has none; and networks that are still to be taken down.
-    found.push(("run/consoles".to_owned(), names(&node.dir().join("run/consoles"))));
-    let networks = names(&node.dir().join("lib/networks"));
-    let networks = networks
-        .iter()
-        .map(|name| name.strip_suffix(".json").unwrap_or(name).to_owned());
-    found.push(("lib/networks".to_owned(), networks.collect()));
-    let leases = node.leases().into_iter().filter_map(|address| {
-        let text = fs::read_to_string(node.dir().join("leases/ct").join(address)).ok()?;
-        text.lines().next().map(str::to_owned)
-    });
-    found.push(("addresses".to_owned(), leases.collect()));
-    found
-}
-
-/// What does not fit together, while no client calls.
-fn contradictions(node: &Node) -> Vec<String> {
-    let listed = Listed::of(node);
-    let ids = listed.ids();
-    let mut wrong = listed.wrong(node);
-    for (place, found) in present(node) {
-        let strangers: Vec<_> = found.difference(&ids).collect();
-        if !strangers.is_empty() {
-            wrong.push(format!("{place}: of nothing that is listed: {strangers:?}"));
-        }
-    }
-    wrong
-}
-
 /// Kills the server, starts the next, and holds what that says against what there is.
 fn kill_and_check(load: &Load<'_>, moment: Duration) {
     thread::sleep(moment);
+    load.kills.fetch_add(1, Ordering::SeqCst);
     load.node.kill_server();
-    // What a kill leaves of an exec with a terminal, which these clients have none of.
+    load.kills.fetch_add(1, Ordering::SeqCst);
+    // What a kill leaves of an exec whose terminal is on its way, which few of these clients' are.
     drop(UnixListener::bind(load.node.dir().join("run/consoles/left")).expect("a socket"));
     // Calls that were under way have failed by now, or will.
     let _no_calls = load.calls.write().unwrap_or_else(PoisonError::into_inner);
@@ -324,7 +272,9 @@ fn kill_and_check(load: &Load<'_>, moment: Duration) {
 #[test]
 fn a_server_killed_among_pods_knows_all_of_them_and_leaves_none() {
     let kills = std::env::var("CORTEN_KILLS").map_or(8, |kills| kills.parse().expect("CORTEN_KILLS is a number"));
-    let node = Node::start();
+    let node = node_with(1);
+    install(&node, "busy", BUSY);
+    add_plugin(&node, json!({ "type": "busy" }));
     node.pull(BUSYBOX);
     let (mut random, seed) = Random::of_now();
     println!("seed {seed}");
@@ -332,13 +282,16 @@ fn a_server_killed_among_pods_knows_all_of_them_and_leaves_none() {
         node: &node,
         calls: RwLock::default(),
         over: AtomicBool::new(false),
+        kills: AtomicUsize::new(0),
         broken_calls: AtomicUsize::new(0),
+        busy_networks: AtomicUsize::new(0),
         pods: AtomicUsize::new(0),
+        sessions: Counts::default(),
     };
     thread::scope(|scope| {
         for number in 0..CLIENTS {
-            let load = &load;
-            scope.spawn(move || load.client(number));
+            let (load, own) = (&load, Random::new(random.next()));
+            scope.spawn(move || load.client(number, own));
         }
         // The clients end whatever becomes of the kills.
         let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -352,9 +305,23 @@ fn a_server_killed_among_pods_knows_all_of_them_and_leaves_none() {
         }
     });
     let (broken, pods) = (load.broken_calls.into_inner(), load.pods.into_inner());
-    println!("{kills} kills: {pods} pods, {broken} calls broke off");
+    let (busy, stuck) = (load.busy_networks.into_inner(), stuck_networks(&node).len());
+    println!(
+        "{kills} kills: {pods} pods, {broken} calls broke off, {}",
+        load.sessions
+    );
+    println!("{busy} times a network was busy, {stuck} were left");
     assert!(broken > 0, "the kills hit no call");
     let left = Listed::of(&node).ids();
     assert!(left.is_empty(), "{left:?}");
+    let deadline = Instant::now() + TEARDOWN;
+    while !stuck_networks(&node).is_empty() {
+        assert!(
+            Instant::now() < deadline,
+            "networks are left: {:?}",
+            stuck_networks(&node)
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
     node.assert_no_pods_left();
 }

@@ -5,12 +5,45 @@ use std::collections::BTreeSet;
 use corten_proto::cri;
 use corten_tests::node::Node;
 use corten_tests::pod::{is_alive, map};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::Code;
 
 fn list(node: &Node, filter: cri::PodSandboxFilter) -> BTreeSet<String> {
     let request = cri::ListPodSandboxRequest { filter: Some(filter) };
     let items = node.cri.list_pod_sandbox(request).expect("ListPodSandbox").items;
     items.into_iter().map(|sandbox| sandbox.id).collect()
+}
+
+/// A filesystem on which nothing can be executed, as Debian mounts /run.
+struct Noexec(tempfile::TempDir);
+
+impl Noexec {
+    fn new() -> Noexec {
+        let dir = tempfile::Builder::new().prefix("nx-").tempdir_in("/tmp").unwrap();
+        let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("nx"), dir.path(), Some("tmpfs"), flags, None::<&str>).unwrap();
+        Noexec(dir)
+    }
+}
+
+impl Drop for Noexec {
+    fn drop(&mut self) {
+        umount2(self.0.path(), MntFlags::MNT_DETACH).expect("umount");
+    }
+}
+
+#[test]
+fn a_state_directory_without_execution() {
+    let run = Noexec::new();
+    let state = run.0.path().join("state");
+    let node = Node::with(|config| {
+        config.insert("state".to_owned(), state.to_str().unwrap().into());
+    });
+    let pod = node.pod("noexec");
+    let container = pod.sh("main", "echo here; sleep 1000");
+    container.wait_output("here");
+    assert_eq!(pod.status().state(), cri::PodSandboxState::SandboxReady);
+    assert_eq!(container.exec_sh("echo exec").trim(), "exec");
 }
 
 fn set(ids: &[&str]) -> BTreeSet<String> {

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use corten_proto::cri::{AttachRequest, ExecRequest, PortForwardRequest};
 use corten_tests::node::Node;
 use corten_tests::pod::{Container, container, is_alive};
-use corten_tests::stream::{ERROR, RESIZE, STDERR, STDIN, STDOUT, Stream, connect, echo, http};
+use corten_tests::stream::{ERROR, RESIZE, STDERR, STDIN, STDOUT, Stream, connect, echo, echo_at, http};
 use sha2::{Digest, Sha256};
 use tonic::Code;
 
-const V5: &str = "v5.channel.k8s.io";
+pub(crate) const V5: &str = "v5.channel.k8s.io";
 const V4: &str = "v4.channel.k8s.io";
 
 /// A request with all streams and no terminal.
-fn exec_request(container: &Container<'_>, script: &str) -> ExecRequest {
+pub(crate) fn exec_request(container: &Container<'_>, script: &str) -> ExecRequest {
     ExecRequest {
         container_id: container.id.clone(),
         cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -28,17 +28,17 @@ fn exec_request(container: &Container<'_>, script: &str) -> ExecRequest {
     }
 }
 
-fn exec(node: &Node, container: &Container<'_>, script: &str, protocol: &str) -> Stream {
+pub(crate) fn exec(node: &Node, container: &Container<'_>, script: &str, protocol: &str) -> Stream {
     open(node, exec_request(container, script), protocol)
 }
 
-fn open(node: &Node, request: ExecRequest, protocol: &str) -> Stream {
+pub(crate) fn open(node: &Node, request: ExecRequest, protocol: &str) -> Stream {
     let url = node.cri.exec(request).expect("Exec").url;
     Stream::open(node, &url, protocol).expect("upgrade")
 }
 
 /// How many processes of the machine have this argument.
-fn running(argument: &str) -> usize {
+pub(crate) fn running(argument: &str) -> usize {
     let has = |directory: fs::DirEntry| {
         let command = fs::read(directory.path().join("cmdline")).unwrap_or_default();
         command.split(|&byte| byte == 0).any(|word| word == argument.as_bytes())
@@ -52,18 +52,18 @@ fn running(argument: &str) -> usize {
 }
 
 /// An argument of sleep(1) that no other process has.
-fn long_time(digit: u8) -> String {
+pub(crate) fn long_time(digit: u8) -> String {
     format!("{digit}{:07}.5", std::process::id())
 }
 
 /// Descriptors that the server has open.
-fn descriptors(node: &Node) -> usize {
+pub(crate) fn descriptors(node: &Node) -> usize {
     fs::read_dir(format!("/proc/{}/fd", node.server_pid())).unwrap().count()
 }
 
 /// Waits until `found` is `wanted`.
 #[track_caller]
-fn wait_until<T: PartialEq + std::fmt::Debug>(wanted: &T, found: impl Fn() -> T) {
+pub(crate) fn wait_until<T: PartialEq + std::fmt::Debug>(wanted: &T, found: impl Fn() -> T) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let now = found();
@@ -72,6 +72,14 @@ fn wait_until<T: PartialEq + std::fmt::Debug>(wanted: &T, found: impl Fn() -> T)
         }
         assert!(Instant::now() < deadline, "{now:?}, not {wanted:?}");
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A request for one port.
+pub(crate) fn forward_request(pod: &str, port: i32) -> PortForwardRequest {
+    PortForwardRequest {
+        pod_sandbox_id: pod.to_owned(),
+        port: vec![port],
     }
 }
 
@@ -291,29 +299,6 @@ fn a_terminal_has_a_size_and_hangs_up() {
 }
 
 #[test]
-fn clients_that_vanish_leave_nothing() {
-    let node = Node::start();
-    let pod = node.pod("vanish");
-    let container = pod.sh("main", "sleep 1000");
-    exec(&node, &container, "true", V5).rest();
-    let (before, time) = (descriptors(&node), long_time(2));
-    for round in 0..20 {
-        let script = format!("trap '' HUP PIPE; echo pid $$; sleep {time} & wait");
-        let request = ExecRequest {
-            tty: round % 2 == 1,
-            stderr: false,
-            ..exec_request(&container, &script)
-        };
-        let mut stream = open(&node, request, V5);
-        stream.wait_for(STDOUT, "pid");
-        stream.vanish();
-    }
-    wait_until(&0, || running(&time));
-    wait_until(&true, || descriptors(&node) <= before);
-    assert_eq!(fs::read_dir(node.dir().join("run/consoles")).unwrap().count(), 0);
-}
-
-#[test]
 fn what_others_hold_open_is_not_waited_for() {
     let node = Node::start();
     let pod = node.pod("orphan");
@@ -406,19 +391,29 @@ fn a_server_that_ends_takes_its_sessions_along() {
     assert_eq!(running(&time), 0);
 }
 
+/// A server may listen at the pod's `[::1]` alone.
 #[test]
-fn a_session_in_which_nothing_moves_is_ended() {
-    let node = Node::with(|config| {
-        let table = [("idle_timeout_s".to_owned(), toml::Value::Integer(1))];
-        config.insert("streaming".into(), toml::Value::Table(table.into_iter().collect()));
-    });
-    let pod = node.pod("idle");
-    let container = pod.sh("main", "sleep 1000");
-    let status = exec(&node, &container, "sleep 3000", V5).rest().status();
-    assert!(
-        status["message"].as_str().unwrap().contains("idle_timeout_s"),
-        "{status}"
-    );
+fn ports_of_ipv6() {
+    let node = Node::start();
+    let pod = node.pod("ipv6");
+    let serving = echo_at(&node, &pod, "[::1]:7777".parse().unwrap(), 1).unwrap();
+    let url = node
+        .cri
+        .port_forward(forward_request(&pod.id, 7777))
+        .expect("PortForward")
+        .url;
+    let mut stream = Stream::open(&node, &url, V4).unwrap();
+    stream.send(0, b"six");
+    assert!(stream.wait_for(0, "six").ends_with("six"));
+    serving.join().unwrap();
+    // Where nobody listens at all, it is IPv4 that is told.
+    let url = node
+        .cri
+        .port_forward(forward_request(&pod.id, 7778))
+        .expect("PortForward")
+        .url;
+    let said = Stream::open(&node, &url, V4).unwrap().wait_for(1, "refused");
+    assert!(said.contains("port 7778: connect to 127.0.0.1:7778"), "{said:?}");
 }
 
 /// A pod on the node's own network is reached there.
@@ -442,10 +437,7 @@ fn ports_of_the_node() {
         peer.read_exact(&mut bytes).unwrap();
         peer.write_all(&bytes).unwrap();
     });
-    let request = PortForwardRequest {
-        pod_sandbox_id: pod.id.clone(),
-        port: vec![i32::from(port)],
-    };
+    let request = forward_request(&pod.id, port.into());
     let url = node.cri.port_forward(request).expect("PortForward").url;
     let mut stream = Stream::open(&node, &url, V4).unwrap();
     stream.send(0, b"hi");

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::lost::node_with_runtime;
 
 const FIRST: u32 = 200_000;
-const LENGTH: u32 = 65536;
+pub(crate) const LENGTH: u32 = 65536;
 
 fn mapping(container_id: u32, host_id: u32, length: u32) -> cri::IdMapping {
     cri::IdMapping {
@@ -31,7 +31,7 @@ fn userns(mode: cri::NamespaceMode, uids: &[cri::IdMapping], gids: &[cri::IdMapp
 }
 
 /// The node's ids from `first` on.
-fn own(first: u32) -> cri::UserNamespace {
+pub(crate) fn own(first: u32) -> cri::UserNamespace {
     let map = [mapping(0, first, LENGTH)];
     userns(cri::NamespaceMode::Pod, &map, &map)
 }

@@ -4,12 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use corten_cri::image::snapshot::{self, Snapshots, Snapshotter};
+use corten_cri::image::snapshot::{self, Limits, Snapshots, Snapshotter};
 use corten_tests::image::Image;
 
 use crate::{Lab, small_layer, wait_for};
 
 const LIMIT: u64 = 8 << 20;
+const INODES: u64 = 100;
+
+const BYTES: Limits = Limits {
+    bytes: Some(LIMIT),
+    inodes: None,
+};
 
 /// A mounted filesystem of 64 MiB; unmounted at the end.
 struct Disk(PathBuf);
@@ -72,7 +78,7 @@ async fn a_container_is_counted_and_limited_by_its_filesystem() {
         return lab.finish();
     };
     for way in [Snapshotter::Overlayfs, Snapshotter::Native] {
-        let open = || Snapshots::open(lab.store().clone(), &disk.0, way, Some(LIMIT)).unwrap();
+        let open = || Snapshots::open(lab.store().clone(), &disk.0, way, BYTES).unwrap();
         let mut snapshots = open();
         let mount = |snapshots: &Snapshots, name: &str| {
             let (dir, target) = (disk.0.join(name), lab.dir.path().join(name));
@@ -120,15 +126,60 @@ async fn a_container_is_counted_and_limited_by_its_filesystem() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_are_limited_too() {
+    let lab = Lab::new();
+    lab.serve(&Image::new().layer(small_layer("a")), &["a:1"]);
+    let image = lab.pull("a:1").await.unwrap();
+    let Some(disk) = Disk::mount(&lab, "loop,prjquota") else {
+        println!("SKIP: this kernel mounts no ext4 with project quotas");
+        return lab.finish();
+    };
+    let limits = Limits {
+        inodes: Some(INODES),
+        ..Limits::default()
+    };
+    let snapshots = Snapshots::open(lab.store().clone(), &disk.0, Snapshotter::Overlayfs, limits).unwrap();
+    let (dir, target) = (disk.0.join("c"), lab.dir.path().join("c"));
+    fs::create_dir(&dir).unwrap();
+    fs::create_dir(&target).unwrap();
+    let root = snapshot::Root {
+        layers: &image.layers,
+        dir: &dir,
+        target: &target,
+        user_namespace: None,
+    };
+    snapshots.mount(&root).unwrap();
+    let made = (0..2 * INODES).map_while(|n| fs::write(target.join(format!("file-{n}")), "").ok());
+    let made = u64::try_from(made.count()).unwrap();
+    assert!((INODES / 2..INODES).contains(&made), "{made}");
+    let error = fs::write(target.join("one-more"), "").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EDQUOT), "{error}");
+    assert!(snapshots.usage(&dir).unwrap().0.inodes <= INODES);
+    snapshot::unmount(&target).unwrap();
+    snapshots.remove(&dir).unwrap();
+    fs::remove_dir(&target).unwrap();
+    drop(snapshots);
+    wait_for("an empty disk", || fs::read_dir(&disk.0).unwrap().count() == 1);
+    drop(disk);
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_limit_needs_quotas_that_are_enforced() {
     let lab = Lab::new();
-    let open = |dir: &Path, limit| Snapshots::open(lab.store().clone(), dir, Snapshotter::Auto, limit);
-    let refused = |dir: &Path| format!("{:#}", open(dir, Some(LIMIT)).err().expect("no quotas"));
+    let open = |dir: &Path, limits| Snapshots::open(lab.store().clone(), dir, Snapshotter::Auto, limits);
+    let refused = |dir: &Path| format!("{:#}", open(dir, BYTES).err().expect("no quotas"));
     let error = refused(lab.dir.path());
     assert!(
         error.contains("storage.writable_layer_limit_bytes") && error.contains("prjquota"),
         "{error}"
     );
+    let inodes = Limits {
+        inodes: Some(INODES),
+        ..Limits::default()
+    };
+    let error = format!("{:#}", open(lab.dir.path(), inodes).err().expect("no quotas"));
+    assert!(error.contains("storage.writable_layer_limit_inodes"), "{error}");
     // Quotas in the filesystem, and not in the mount: counted, not enforced.
     let Some(disk) = Disk::mount(&lab, "loop") else {
         println!("SKIP: this kernel mounts no ext4 with project quotas");
@@ -136,7 +187,7 @@ async fn a_limit_needs_quotas_that_are_enforced() {
     };
     let error = refused(&disk.0);
     assert!(error.contains("enforce"), "{error}");
-    assert!(open(&disk.0, None).is_ok());
+    assert!(open(&disk.0, Limits::default()).is_ok());
     drop(disk);
     lab.finish();
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use corten_proto::shim::container::State;
+use corten_proto::shim::request::Call;
 use corten_tests::shim::{Client, eventually};
 use serde_json::json;
 
@@ -126,5 +127,39 @@ fn orphans_of_the_pod_are_reaped() {
         eventually("the shim has no child left", || {
             fs::read_to_string(&children).ok()?.is_empty().then_some(())
         });
+    });
+}
+
+/// A call that hangs must not let the zombies of the rest of the pod pile up.
+#[test]
+fn orphans_are_reaped_while_a_call_is_in_flight() {
+    with_shims(|shim, client| {
+        let script = "for i in 1 2 3 4 5 6 7 8 9; do (sh -c 'sleep 1' &); done; sleep 1000";
+        let bundle = shim.bundle("c", script, |c| {
+            let namespaces = c["linux"]["namespaces"].as_array_mut().expect("a list");
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        });
+        client.create(bundle.create());
+        client.start(&bundle.id);
+        let children = || {
+            let text = fs::read_to_string(format!("/proc/{0}/task/{0}/children", shim.pid())).unwrap_or_default();
+            text.split_ascii_whitespace().count()
+        };
+        eventually("nine orphans and the init", || (children() == 10).then_some(()));
+        let slow = shim.bundle("slow", "sleep 1000", |c| {
+            let hook = json!({ "path": "/bin/sleep", "args": ["sleep", "4"] });
+            c["hooks"] = json!({ "createRuntime": [hook] });
+        });
+        let creating = client.send(Call::Create(slow.create()));
+        // The init, the call and its own child, which may have come to the shim.
+        let begun = Instant::now();
+        eventually("the orphans are reaped", || (children() <= 3).then_some(()));
+        assert!(begun.elapsed() < Duration::from_secs(4), "only after the call");
+        client.wait(creating).expect("create");
+        for id in [&bundle.id, &slow.id] {
+            client.kill(id, 9).expect("kill");
+            client.exit(id);
+            client.delete(id).expect("delete");
+        }
     });
 }

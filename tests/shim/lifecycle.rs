@@ -130,6 +130,7 @@ fn the_calls_of_one_container_run_in_order() {
             id: id(),
             signal: SIGKILL,
             all: false,
+            reason: String::new(),
         };
         let calls = [
             Call::Create(bundle.create()),

@@ -11,7 +11,11 @@ use anyhow::{Context, Result};
 use corten_proto::cri;
 use cri::image_service_client::ImageServiceClient;
 use cri::runtime_service_client::RuntimeServiceClient;
+use prost::bytes::Buf as _;
 use tokio::runtime::{Builder, Runtime};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
@@ -27,7 +31,9 @@ pub struct Cri {
     executor: Arc<Runtime>,
     runtime: RuntimeServiceClient<Channel>,
     image: ImageServiceClient<Channel>,
+    channel: Channel,
     deadline: Option<Duration>,
+    traceparent: Option<MetadataValue<Ascii>>,
 }
 
 /// A stream that a server goes on with.
@@ -80,8 +86,10 @@ impl Cri {
         Ok(Cri {
             executor: Arc::new(executor),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
-            image: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            image: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            channel,
             deadline: None,
+            traceparent: None,
         })
     }
 
@@ -91,6 +99,34 @@ impl Cri {
         let mut client = self.clone();
         client.deadline = Some(deadline);
         client
+    }
+
+    /// The same client, whose unary calls belong to this trace.
+    ///
+    /// # Panics
+    /// If the text cannot stand in a header.
+    #[must_use]
+    pub fn traced(&self, traceparent: &str) -> Cri {
+        let mut client = self.clone();
+        client.traceparent = Some(traceparent.parse().expect("a header's value"));
+        client
+    }
+
+    /// Calls a method of the RuntimeService that there is not.
+    ///
+    /// # Panics
+    /// If it is answered by anything but UNIMPLEMENTED.
+    pub fn unknown_method(&self, name: &str) {
+        let path = format!("/runtime.v1.RuntimeService/{name}").parse().expect("a path");
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        let call = async move {
+            client.ready().await.expect("a connection");
+            let codec = tonic_prost::ProstCodec::<cri::VersionRequest, cri::VersionResponse>::default();
+            let request = tonic::Request::new(cri::VersionRequest::default());
+            client.unary(request, path, codec).await
+        };
+        let status = self.wait("unknown_method", call).expect_err("no such method");
+        assert_eq!(status.code(), tonic::Code::Unimplemented);
     }
 
     /// `GetContainerEvents`, subscribed when this returns.
@@ -159,6 +195,22 @@ impl Cri {
         self.wait("pull_image", async move { client.pull_image(request).await })
     }
 
+    /// What a call of the runtime service, by its name in the API, answers to an empty request, as it came: a clock around
+    /// this shows the server's time and not that of taking the message apart.
+    ///
+    /// # Errors
+    /// The server's status.
+    pub fn undecoded(&self, call: &'static str) -> Result<Vec<u8>, Status> {
+        let mut client = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        self.wait(call, async move {
+            let ready = client.ready().await;
+            ready.map_err(|error| Status::unavailable(format!("{call}: {error}")))?;
+            let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{call}"));
+            let path = path.map_err(|error| Status::invalid_argument(format!("{call}: {error}")))?;
+            client.unary(tonic::Request::new(()), path, Undecoded).await
+        })
+    }
+
     /// Blocks until `call` has answered.
     fn wait<T>(&self, name: &str, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
         let answer = self.executor.block_on(async { tokio::time::timeout(CALL, call).await });
@@ -169,6 +221,45 @@ impl Cri {
             )));
         };
         answer.map(Response::into_inner)
+    }
+}
+
+/// Empty requests, and answers as they come.
+#[derive(Default)]
+struct Undecoded;
+
+impl Codec for Undecoded {
+    type Encode = ();
+    type Decode = Vec<u8>;
+    type Encoder = Undecoded;
+    type Decoder = Undecoded;
+
+    fn encoder(&mut self) -> Undecoded {
+        Undecoded
+    }
+
+    fn decoder(&mut self) -> Undecoded {
+        Undecoded
+    }
+}
+
+impl Encoder for Undecoded {
+    type Item = ();
+    type Error = Status;
+
+    fn encode(&mut self, (): (), _message: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+impl Decoder for Undecoded {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let mut bytes = vec![0; message.remaining()];
+        message.copy_to_slice(&mut bytes);
+        Ok(Some(bytes))
     }
 }
 
@@ -186,6 +277,9 @@ macro_rules! unary {
                     let mut request = tonic::Request::new(request);
                     if let Some(deadline) = self.deadline {
                         request.set_timeout(deadline);
+                    }
+                    if let Some(traceparent) = &self.traceparent {
+                        request.metadata_mut().insert("traceparent", traceparent.clone());
                     }
                     self.wait(stringify!($call), async move { client.$call(request).await })
                 }

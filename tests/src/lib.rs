@@ -7,8 +7,10 @@ use std::path::PathBuf;
 
 pub mod bundle;
 pub mod cgroup;
+pub mod collector;
 pub mod cri;
 pub mod crictl;
+pub mod exposition;
 pub mod image;
 pub mod image_cli;
 pub mod leak;
@@ -19,8 +21,10 @@ pub mod proxy;
 pub mod random;
 pub mod registry;
 pub mod shim;
+pub mod spdy;
 pub mod stream;
 pub mod table;
+pub mod why;
 
 /// Path of a binary of this workspace (`corten`, `corten-shim`, `corten-cri`, `probe`), built in the same profile as
 /// the test that asks: it lies beside the directory of the test binary.

@@ -13,6 +13,7 @@
 //! of two nodes never meet. `Drop` removes the pods through the CRI, ends the server, and fails the test if anything
 //! is left; after a failed test it prints the server's log and cleans up by force.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,6 +39,9 @@ pub const BUSYBOX: &str = "127.0.0.1:5000/busybox:latest";
 
 /// How long the server may take to answer after its start, and to end after SIGTERM.
 const SERVER: Duration = Duration::from_secs(20);
+
+/// Where there is no CNI configuration.
+const ABSENT: &str = "no-cni";
 
 /// Between two looks at something that is awaited.
 const POLL: Duration = Duration::from_millis(10);
@@ -75,6 +79,26 @@ impl Node {
         node
     }
 
+    /// Starts a node without CNI configuration, whose pods get the built-in network.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn with_builtin_network(change: impl FnOnce(&mut toml::Table)) -> Node {
+        Node::with(|config| {
+            let root = config["root"].as_str().expect("a path");
+            let absent = Path::new(root).with_file_name(ABSENT);
+            config["cni"]["conf_dir"] = absent.display().to_string().into();
+            config["network"]["builtin"] = true.into();
+            change(config);
+        })
+    }
+
+    /// The directory where a node with the built-in network looks for CNI configurations, which is not there; those of
+    /// other nodes are in `cni`, here too.
+    pub fn absent_conf_dir(&self) -> PathBuf {
+        self.dir.path().join(ABSENT)
+    }
+
     fn prepare(change: impl FnOnce(&mut toml::Table)) -> Result<Node> {
         let dir = tempfile::Builder::new().prefix("ct-").tempdir_in("/tmp")?;
         let marker = dir.path().file_name().context("a temporary directory has a name")?;
@@ -105,11 +129,23 @@ impl Node {
     /// # Errors
     /// If it exits first, or takes longer than 20 seconds.
     pub fn launch(&self) -> Result<()> {
+        self.launch_by(&[])
+    }
+
+    /// The same by a program that becomes the server: `parent` with the server's command line behind it.
+    ///
+    /// # Errors
+    /// See [`Node::launch`].
+    pub fn launch_by(&self, parent: &[&str]) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.path().join("cri.log"))?;
-        let mut command = Command::new(binary("corten-cri"));
+        let own = binary("corten-cri");
+        let mut words: Vec<&OsStr> = parent.iter().map(OsStr::new).collect();
+        words.push(own.as_os_str());
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
         command.arg("--config").arg(self.dir.path().join("config.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let server = self.network.enter(|| command.spawn()).context("spawn corten-cri")?;
@@ -356,6 +392,9 @@ fn config(dir: &Path, marker: &str) -> Result<toml::Table> {
         listen = "{dir}/run/corten.sock"
         netns_dir = "{dir}/run/netns"
         cgroup_parent = "/{marker}"
+
+        [network]
+        builtin = false
 
         [cni]
         conf_dir = "{dir}/cni"

@@ -456,6 +456,7 @@ impl Client {
             id: id.into(),
             signal,
             all: false,
+            reason: "a test".into(),
         }))
     }
 

@@ -2,15 +2,21 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, OWN_RUNTIME};
+use super::{Config, MetricsAddress, OWN_RUNTIME};
 use crate::image::reference::{is_registry, short_name};
 use crate::image::{MAX_LAYERS, Pins, Reference};
+use crate::spec::annotations;
 
 /// Longest path of a unix socket: sun_path without its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Least a container may be given to write, in bytes: with less its mounts cannot even be prepared.
+/// Least a container may be given to write, in bytes and in inodes: with less its mounts cannot even be prepared.
 const MIN_WRITABLE_LAYER: u64 = 1 << 20;
+const MIN_WRITABLE_INODES: u64 = 64;
+
+/// Least a log's file may be given, in bytes, and in longest lines.
+const MIN_LOG: u64 = 64 << 10;
+const MIN_LOG_LINES: u64 = 4;
 
 const PLAIN: &str = "must be an absolute path without ..";
 
@@ -24,8 +30,10 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.cgroup_and_threads(config);
     rules.cdi(config);
     rules.runtimes(config);
+    config.network.check(&mut rules);
     rules.cni(config);
     rules.streaming(config);
+    rules.telemetry(config);
     rules.layers(config);
     rules.pull(config);
     rules.registries(config);
@@ -33,10 +41,11 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.0
 }
 
-struct Rules(Vec<Broken>);
+/// The rules that are broken so far.
+pub(super) struct Rules(Vec<Broken>);
 
 impl Rules {
-    fn check(&mut self, holds: bool, key: &[&str], rule: &str) {
+    pub(super) fn check(&mut self, holds: bool, key: &[&str], rule: &str) {
         if !holds {
             let key = key.iter().map(|&part| part.to_owned()).collect();
             self.0.push((key, rule.to_owned()));
@@ -77,6 +86,11 @@ impl Rules {
         let line = (256..=1 << 20).contains(&config.container_log_max_line_bytes);
         let key = &["container_log_max_line_bytes"];
         self.check(line, key, "must be 256 to 1048576");
+        if let Some(limit) = config.container_log_limit_bytes {
+            let least = MIN_LOG.max(MIN_LOG_LINES * u64::from(config.container_log_max_line_bytes));
+            let rule = format!("must be at least {MIN_LOG}, and 4 times container_log_max_line_bytes");
+            self.check(limit >= least, &["container_log_limit_bytes"], &rule);
+        }
     }
 
     fn runtimes(&mut self, config: &Config) {
@@ -93,6 +107,13 @@ impl Rules {
             self.check(is_plain_absolute(&runtime.path), &["runtimes", name, "path"], PLAIN);
             let rule = "must be named by a-z, 0-9, - and ., as a RuntimeClass's handler";
             self.check(is_handler(name), &["runtimes", name], rule);
+            for (key, list) in [
+                ("pod_annotations", &runtime.pod_annotations),
+                ("container_annotations", &runtime.container_annotations),
+            ] {
+                let entries = list.iter().all(|entry| annotations::is_entry(entry));
+                self.check(entries, &["runtimes", name, key], annotations::RULE);
+            }
         }
     }
 
@@ -146,6 +167,38 @@ impl Rules {
         self.check(safe, &["streaming", "address"], rule);
         let idle = (1..=604_800).contains(&streaming.idle_timeout_s);
         self.check(idle, &["streaming", "idle_timeout_s"], "must be 1 to 604800");
+    }
+
+    fn telemetry(&mut self, config: &Config) {
+        let key = ["metrics", "listen"];
+        match &config.metrics.listen {
+            Some(MetricsAddress::Socket(path)) => {
+                self.check(is_plain_absolute(path), &key, PLAIN);
+                let short = path.as_os_str().len() <= MAX_SOCKET_PATH;
+                let rule = "must be at most 107 bytes long, the kernel's limit for a socket";
+                self.check(short, &key, rule);
+                self.check(
+                    *path != config.listen,
+                    &key,
+                    "must not be the socket of the CRI services",
+                );
+            }
+            Some(MetricsAddress::Tcp(address)) => {
+                self.check(
+                    address.port() > 0,
+                    &key,
+                    "must have a port that whoever scrapes can know",
+                );
+            }
+            None => {}
+        }
+        if let Some(collector) = config.tracing.otlp_endpoint {
+            let reachable = collector.0.port() > 0 && !collector.0.ip().is_unspecified();
+            let rule = "must be the address and port of a collector";
+            self.check(reachable, &["tracing", "otlp_endpoint"], rule);
+        }
+        let ratio = (0.0..=1.0).contains(&config.tracing.sample_ratio);
+        self.check(ratio, &["tracing", "sample_ratio"], "must be 0 to 1");
     }
 
     fn layers(&mut self, config: &Config) {
@@ -212,6 +265,11 @@ impl Rules {
             let key = ["storage", "writable_layer_limit_bytes"];
             self.check(limit >= MIN_WRITABLE_LAYER, &key, &rule);
         }
+        if let Some(limit) = storage.writable_layer_limit_inodes {
+            let rule = format!("must be at least {MIN_WRITABLE_INODES}");
+            let key = ["storage", "writable_layer_limit_inodes"];
+            self.check(limit >= MIN_WRITABLE_INODES, &key, &rule);
+        }
     }
 
     fn registries(&mut self, config: &Config) {
@@ -263,6 +321,15 @@ mod tests {
         config.pull.short_names.insert(name.into(), full.into());
     }
 
+    fn runtime(pod_annotations: &[&str], container_annotations: &[&str]) -> Runtime {
+        let strings = |list: &[&str]| list.iter().map(|&entry| entry.to_owned()).collect();
+        Runtime {
+            path: "/x".into(),
+            pod_annotations: strings(pod_annotations),
+            container_annotations: strings(container_annotations),
+        }
+    }
+
     type Change = fn(&mut Config);
 
     /// A change that breaks one rule, and the key that is to blame.
@@ -280,6 +347,11 @@ mod tests {
         (|c| c.default_runtime = "none".into(), "default_runtime"),
         (|c| c.cgroup_parent = "../x".into(), "cgroup_parent"),
         (|c| c.cdi_spec_dirs = vec!["cdi".into()], "cdi_spec_dirs"),
+        (|c| c.network.bridge = "corten0123456789".into(), "network.bridge"),
+        (|c| c.network.bridge = "..".into(), "network.bridge"),
+        (|c| c.network.subnets.clear(), "network.subnets"),
+        (|c| c.network.subnets[0].length = 31, "network.subnets"),
+        (|c| c.network.mtu = 576, "network.mtu"),
         (|c| c.cni.bin_dirs.clear(), "cni.bin_dirs"),
         (|c| c.cni.timeout_s = 0, "cni.timeout_s"),
         (|c| c.cni.stop_patience_s = 3601, "cni.stop_patience_s"),
@@ -291,12 +363,43 @@ mod tests {
             "streaming.address",
         ),
         (|c| c.streaming.idle_timeout_s = 0, "streaming.idle_timeout_s"),
+        (
+            |c| c.metrics.listen = Some(MetricsAddress::Socket("/run/../m".into())),
+            "metrics.listen",
+        ),
+        (
+            |c| c.metrics.listen = Some(MetricsAddress::Socket(format!("/{}", "x".repeat(107)).into())),
+            "metrics.listen",
+        ),
+        (
+            |c| c.metrics.listen = Some(MetricsAddress::Socket(c.listen.clone())),
+            "metrics.listen",
+        ),
+        (|c| c.metrics.listen = "127.0.0.1:0".parse().ok(), "metrics.listen"),
+        (
+            |c| c.tracing.otlp_endpoint = "http://0.0.0.0:4317".parse().ok(),
+            "tracing.otlp_endpoint",
+        ),
+        (|c| c.tracing.sample_ratio = 1.5, "tracing.sample_ratio"),
+        (|c| c.tracing.sample_ratio = f64::NAN, "tracing.sample_ratio"),
         (|c| c.shim = Some("shim".into()), "shim"),
         (
             |c| {
-                c.runtimes.insert("Bad_Name".into(), Runtime { path: "/x".into() });
+                c.runtimes.insert("Bad_Name".into(), runtime(&[], &[]));
             },
             "runtimes.Bad_Name",
+        ),
+        (
+            |c| {
+                c.runtimes.insert("a".into(), runtime(&["*"], &["x"]));
+            },
+            "runtimes.a.pod_annotations",
+        ),
+        (
+            |c| {
+                c.runtimes.insert("a".into(), runtime(&["x.*"], &["x y"]));
+            },
+            "runtimes.a.container_annotations",
         ),
         (|c| c.pull.layers_at_once = MAX_LAYERS + 1, "pull.layers_at_once"),
         (
@@ -335,6 +438,21 @@ mod tests {
         (
             |c| c.storage.writable_layer_limit_bytes = Some(4096),
             "storage.writable_layer_limit_bytes",
+        ),
+        (
+            |c| c.storage.writable_layer_limit_inodes = Some(63),
+            "storage.writable_layer_limit_inodes",
+        ),
+        (
+            |c| c.container_log_limit_bytes = Some((64 << 10) - 1),
+            "container_log_limit_bytes",
+        ),
+        (
+            |c| {
+                c.container_log_max_line_bytes = 1 << 20;
+                c.container_log_limit_bytes = Some(1 << 20);
+            },
+            "container_log_limit_bytes",
         ),
         (|c| registry(c, "https://a", |_| {}), "registries.https://a"),
         (|c| registry(c, "a", |it| it.ca = Some("b".into())), "registries.a.ca"),

@@ -51,12 +51,13 @@ impl Node {
         outcome
     }
 
-    /// There is a network configuration, its plugins are there, and those that know STATUS are ready.
+    /// The built-in network can be made; or there is a network configuration, its plugins are there, and those that know
+    /// STATUS are ready.
     pub(super) async fn probe_network(&self) -> Result<(), String> {
-        match tokio::time::timeout(LIMIT, self.cni.ready()).await {
+        match tokio::time::timeout(LIMIT, self.network_ready()).await {
             Ok(outcome) => outcome.map_err(|error| format!("{error:#}")),
             Err(_elapsed) => Err(format!(
-                "read {}: no answer in {} s",
+                "look at {} and the network: no answer in {} s",
                 self.config.cni.conf_dir.display(),
                 LIMIT.as_secs()
             )),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 /// The work under way, by what it is for.
 pub(super) struct InFlight<K, T> {
@@ -63,10 +64,11 @@ where
         }
         let (sender, result) = watch::channel(None);
         let future = start();
-        let task = tokio::spawn(async move {
+        let work = async move {
             let outcome = future.await;
             sender.send_replace(Some(outcome));
-        });
+        };
+        let task = tokio::spawn(work.in_current_span());
         let work = Arc::new(Work { result, task });
         works.insert(key, Arc::downgrade(&work));
         work

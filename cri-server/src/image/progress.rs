@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::error::PullError;
 use super::manifest::Descriptor;
 use super::reference::Reference;
+use crate::telemetry::call::{Call, Ended};
 
 /// What is under way.
 #[derive(Default)]
@@ -70,8 +71,24 @@ fn insert<K: Eq + Hash, T>(map: &Mutex<HashMap<K, Weak<T>>>, key: K, value: &Arc
 pub struct Progress {
     image: String,
     started: Instant,
-    stage: Mutex<&'static str>,
+    /// Whose stages these are.
+    call: Arc<Call>,
+    stage: Mutex<Stage>,
     layers: OnceLock<Vec<Arc<LayerProgress>>>,
+}
+
+/// What goes on, and since when.
+#[derive(Clone, Copy, Debug)]
+struct Stage {
+    name: &'static str,
+    since: Instant,
+}
+
+impl Stage {
+    fn new(name: &'static str) -> Self {
+        let since = Instant::now();
+        Stage { name, since }
+    }
 }
 
 impl Default for Progress {
@@ -81,13 +98,14 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Something that begins now and is about `image`.
+    /// Something that the present call begins now and that is about `image`.
     #[must_use]
     pub fn new(image: &str) -> Self {
         Progress {
             image: image.to_owned(),
             started: Instant::now(),
-            stage: Mutex::new("start"),
+            call: Call::current().unwrap_or_default(),
+            stage: Mutex::new(Stage::new("start")),
             layers: OnceLock::new(),
         }
     }
@@ -99,7 +117,19 @@ impl Progress {
 
     /// Says what goes on from now on.
     pub(super) fn stage(&self, stage: &'static str) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        let new = Stage::new(stage);
+        let old = std::mem::replace(&mut *self.stage.lock().unwrap_or_else(PoisonError::into_inner), new);
+        self.ended(old);
+    }
+
+    fn ended(&self, stage: Stage) {
+        self.call.stage_ended(&Ended {
+            name: stage.name,
+            what: &self.image,
+            number: self.call.next_number(),
+            around: 0,
+            since: stage.since,
+        });
     }
 
     /// Says which layers there will be, bottom first. The first word counts.
@@ -123,9 +153,16 @@ impl Progress {
     pub fn snapshot(&self) -> Snapshot {
         let layers = self.layers.get().into_iter().flatten();
         Snapshot {
-            stage: *self.stage.lock().unwrap_or_else(PoisonError::into_inner),
+            stage: self.stage.lock().unwrap_or_else(PoisonError::into_inner).name,
             layers: layers.map(|layer| layer.snapshot()).collect(),
         }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        let last = *self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ended(last);
     }
 }
 

@@ -7,6 +7,7 @@ use corten_proto::id::Digest;
 use oci_spec::image::ImageConfiguration;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::auth::Credentials;
 use super::error::{Cause, PullError};
@@ -23,6 +24,7 @@ use super::registry::{Body, Registries, RegistryConfigs, Repository};
 use super::short_name;
 use super::slots::{Slot, Slots};
 use super::store::{ImageStore, LayerLease};
+use crate::telemetry::metrics::{LayerFrom, PullObservation, layer_came, metrics};
 
 /// Largest image config, in bytes.
 pub(super) const MAX_CONFIG: u64 = 4 << 20;
@@ -85,13 +87,21 @@ impl ImageStore {
         let pulled = self.pulls.images.join(key, || {
             // Listed before the caller can ask for it.
             let progress = store.pulls.board.start(&reference);
+            let observation = PullObservation::begin();
             async move {
                 let pulled = store.pull_now(&reference, credentials, &progress).await;
                 progress.log_end("pull", &reference.to_string(), pulled.as_ref().map(|image| &image.id));
+                observation.end(pulled.as_ref().err().map(|error| error.cause));
                 pulled.map_err(|error| error.context(format!("pull {reference}")))
             }
         });
         pulled.await.unwrap_or_else(|| Err(ended("the pull")))
+    }
+
+    /// How many layers are fetched or unpacked now, by pulls and imports.
+    #[must_use]
+    pub fn layers_in_flight(&self) -> usize {
+        self.pulls.slots.taken()
     }
 
     /// How far the pull of `reference` is; `None` where there is none.
@@ -190,12 +200,13 @@ impl ImageStore {
             };
             let (store, repository) = (Arc::clone(self), Arc::clone(repository));
             let image = progress.image().to_owned();
-            tasks.spawn(async move {
+            let work = async move {
                 let counter = store.pulls.board.layer(&expected.blob.digest, expected.blob.size);
                 let layer = store.layer(repository, expected).await?;
                 counter.finish(&image);
                 Ok(layer)
-            });
+            };
+            tasks.spawn(work.in_current_span());
         }
         let mut leases = Vec::new();
         // The first failure ends the others: dropping the set aborts its tasks.
@@ -212,6 +223,7 @@ impl ImageStore {
     /// Makes one layer present: it is here, or another pull is at the same, or it is fetched.
     async fn layer(self: &Arc<Self>, repository: Arc<Repository>, expected: Expected) -> LayerResult {
         if let Some(lease) = self.present(&expected) {
+            layer_came(LayerFrom::Here);
             return Ok(lease);
         }
         let key = LayerKey {
@@ -252,7 +264,10 @@ impl ImageStore {
             let asked = repository.blob(expected.blob.digest.as_str()).await;
             let mut body = asked.map_err(|error| error.context(format!("layer {layer}")))?;
             let error = match self.receive(repository, &mut body, slot, expected.clone()).await {
-                Ok(lease) => return Ok(lease),
+                Ok(lease) => {
+                    layer_came(LayerFrom::Registry);
+                    return Ok(lease);
+                }
                 Err(error) if error.cause != Cause::Refused => return Err(error.context(format!("layer {layer}"))),
                 Err(error) => error.context(format!("layer {layer} from {}", repository.host(body.endpoint))),
             };
@@ -286,7 +301,11 @@ impl ImageStore {
                 Ok(None) => break,
                 Err(error) => Err(error),
             };
-            received += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            received += bytes;
+            if let Some(metrics) = metrics() {
+                metrics.pulls.bytes.inc_by(bytes);
+            }
             counter.received(received);
             let broken = chunk.is_err();
             // A closed channel is an unpacker that has failed; its result says why.

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,10 +69,16 @@ impl Image {
         let path = path_of(root, &self.id);
         let partial = path.with_extension("json.partial");
         let saving = || format!("save {}", path.display());
-        fs::write(&partial, serde_json::to_vec_pretty(self)?).with_context(saving)?;
+        let mut file = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)
+            .with_context(saving)?;
         // Pulls are rare, and an empty record after a power cut would cost the image.
-        fs::File::open(&partial)
-            .and_then(|file| file.sync_all())
+        file.write_all(&serde_json::to_vec_pretty(self)?)
+            .and_then(|()| file.sync_all())
             .with_context(saving)?;
         fs::rename(&partial, &path).with_context(saving)?;
         sync_dir(&root.join("images"))

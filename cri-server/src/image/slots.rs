@@ -52,6 +52,11 @@ pub(super) struct Slot {
 }
 
 impl Slots {
+    /// How many are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.limits.layers.saturating_sub(self.all.available_permits())
+    }
+
     pub(super) fn new(limits: PullLimits) -> Self {
         Slots {
             all: Arc::new(Semaphore::new(limits.layers)),

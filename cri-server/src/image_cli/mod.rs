@@ -26,6 +26,7 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use self::bars::Bars;
+use crate::client::no_server;
 
 /// Largest answer to a list of images; the server sends no larger one.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -224,14 +225,6 @@ fn read_password() -> Result<String> {
 /// Prints to stdout; a reader that has left is an error like any other.
 fn print(text: &str) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("print")
-}
-
-fn no_server(socket: &Path, error: &tonic::transport::Error) -> anyhow::Error {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    anyhow!("no server answers at {}: {cause}", socket.display())
 }
 
 /// The server's answer, without the decoration of gRPC.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use corten_proto::cri::AuthConfig;
 use tonic::{Code, Status};
 
+use crate::error::cut;
 use crate::image::{Cause, Credentials, ImageStore, PullError, Reference};
 
 /// What the kubelet knows an image by that the policy does not let pass.
@@ -50,19 +51,6 @@ pub(crate) async fn pull(images: &Arc<ImageStore>, name: &str, auth: Option<&Aut
     Err(failed.map_or_else(|| Status::internal("no registry is configured for short names"), status))
 }
 
-/// Most bytes of an error's text. It travels in a header, where every byte that is not ASCII takes three, and a client
-/// that finds its headers larger than it takes (16 KiB for many) drops the text and the code with it.
-const MAX_TEXT: usize = 4096;
-
-/// A text that fits into the answer.
-fn cut(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_TEXT));
-        text.push('…');
-    }
-    text
-}
-
 /// A failed pull or import, as the CRI tells it.
 pub(crate) fn status(error: PullError) -> Status {
     let (code, prefix) = match error.cause {
@@ -81,11 +69,10 @@ pub(crate) fn status(error: PullError) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::MAX_TEXT;
 
     #[test]
     fn a_text_fits_into_the_answers_headers() {
-        assert_eq!(cut("ä".into()), "ä");
-        assert_eq!(cut("x".repeat(MAX_TEXT)).len(), MAX_TEXT);
         let long = status(PullError::broken_off(&"ä".repeat(9000)));
         assert!(long.message().len() <= MAX_TEXT + '…'.len_utf8());
         assert!(long.message().starts_with("archive: it broke off: ää") && long.message().ends_with("ä…"));

@@ -19,10 +19,12 @@ use tonic::{Request, Response, Status};
 
 use self::image_fs_info::Mountpoints;
 use crate::batches::{Batches, batches};
-use crate::error::Error;
+use crate::error::{Error, cut};
 use crate::image::snapshot::Snapshots;
 use crate::image::{Image, ImageStore, Pins, ReferenceError};
 use crate::node::{Node, blocking};
+use crate::spec::shown;
+use crate::telemetry::names;
 
 /// The service.
 pub struct ImageService {
@@ -113,6 +115,14 @@ impl cri::image_service_server::ImageService for ImageService {
             return Err(Error::invalid("image.runtime_handler", handler, rule).into());
         }
         let name = named(request.image)?;
+        if let Some(pod) = request
+            .sandbox_config
+            .as_ref()
+            .and_then(|config| config.metadata.as_ref())
+        {
+            names::about_pod(pod);
+        }
+        names::about_image(&name);
         let pulled = image_pull::pull(&self.images, &name, request.auth.as_ref()).await?;
         Ok(Response::new(cri::PullImageResponse { image_ref: pulled.id }))
     }
@@ -124,7 +134,7 @@ impl cri::image_service_server::ImageService for ImageService {
         let name = named(request.into_inner().image)?;
         self.find(&name)?;
         let removed = self.images.remove(&name).await;
-        removed.map_err(|error| Status::internal(format!("remove image {name:?}: {error:#}")))?;
+        removed.map_err(|error| Status::internal(cut(format!("remove image {name:?}: {error:#}"))))?;
         Ok(Response::new(cri::RemoveImageResponse {}))
     }
 
@@ -149,5 +159,5 @@ fn named(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
 }
 
 fn invalid(name: &str, error: &ReferenceError) -> Status {
-    Status::invalid_argument(format!("image.image {name:?}: {error}"))
+    Status::invalid_argument(cut(format!("image.image {:?}: {error}", shown(name))))
 }

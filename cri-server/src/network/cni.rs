@@ -147,6 +147,18 @@ impl Cni {
         self.pod_cidrs.lock().expect("no holder panics").clone()
     }
 
+    /// Whether there is a configuration, be it right or wrong.
+    pub async fn is_configured(&self) -> Result<bool> {
+        let directory = self.conf_dir.clone();
+        // As for `read`: a directory that does not answer keeps one thread.
+        let turn = Arc::clone(&self.loaded).lock_owned().await;
+        blocking(move || {
+            let _turn = turn;
+            has_candidate(&directory)
+        })
+        .await
+    }
+
     /// Attaches the pod to the node's network.
     pub async fn add(&self, pod: &PodNetwork) -> Result<Attachment> {
         let _no_collection = self.upkeep.attaching(&pod.id).await;
@@ -261,7 +273,7 @@ impl Cni {
         // An empty one tells DEL that the namespace has gone (CNI specification, DEL). The file may have outlived it: a
         // killed server had unmounted it, or not yet mounted.
         let gone = command == Command::Del && !netns::is_namespace(&pod.netns);
-        let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name()));
+        let _stage = stage(|| format!("CNI plugin {} {}", plugin.kind, command.name())).named("cni_plugin");
         let invocation = Invocation {
             command,
             program: plugin::find(&self.bin_dirs, &plugin.kind)?,
@@ -335,6 +347,22 @@ fn listed(path: PathBuf) -> Option<Listed> {
     })
 }
 
+/// Whether a file of the directory is a network's; none is where there is no directory.
+fn has_candidate(directory: &Path) -> Result<bool> {
+    let failed = || format!("read {}", directory.display());
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        entries => entries.with_context(failed)?,
+    };
+    for entry in entries {
+        let path = entry.with_context(failed)?.path();
+        if is_candidate(&path) && !path.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether a file is a network's, by its name.
 fn is_candidate(path: &Path) -> bool {
     path.extension()
@@ -355,6 +383,28 @@ fn read_first(directory: &Path, listing: &[Listed]) -> Result<Network, String> {
         return Err(format!("no CNI configuration in {}", directory.display()));
     }
     Err(format!("no valid CNI configuration: {}", problems.join("; ")))
+}
+
+/// A configuration file, and the plugins of its network or what is wrong with it.
+pub(crate) type Found = (PathBuf, Result<Vec<String>, String>);
+
+/// Every configuration file of the directory by name; none where there is no directory. Blocks.
+pub(crate) fn inspect(directory: &Path) -> Result<Vec<Found>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let listing = list(directory).map_err(anyhow::Error::msg)?;
+    let files = listing
+        .into_iter()
+        .map(|it| it.path)
+        .filter(|path| path.parent() == Some(directory));
+    let found = files.map(|path| {
+        let kinds = conf::read(&path)
+            .map(|network| network.programs())
+            .map_err(|error| format!("{error:#}"));
+        (path, kinds)
+    });
+    Ok(found.collect())
 }
 
 /// CNI_ARGS as every Kubernetes runtime gives them. The list is joined by `;`: a name with one would add a key.

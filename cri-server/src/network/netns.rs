@@ -55,6 +55,22 @@ fn pin(directory: &Path, id: &SandboxId, enter: impl FnOnce() -> Result<()> + Se
     Ok(path)
 }
 
+/// Does `work` on a thread that is in the namespace at `path`, which is open for it. Blocks.
+pub fn enter<T: Send>(path: &Path, work: impl FnOnce(&fs::File) -> Result<T> + Send) -> Result<T> {
+    let namespace = fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, || {
+                setns(&namespace, CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("setns {} CLONE_NEWNET", path.display()))?;
+                work(&namespace)
+            })
+            .context("start a thread for the network namespace")?;
+        thread.join().expect("work returns its errors")
+    })
+}
+
 /// Whether there is a namespace at `path`, and not merely the file on which one was mounted, or was to be.
 pub fn is_namespace(path: &Path) -> bool {
     nix::sys::statfs::statfs(path).is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)

@@ -21,6 +21,7 @@ use super::{Attachment, PodNetwork};
 use crate::node::{Node, blocking, remove_file};
 use crate::record;
 use crate::recover::entries;
+use crate::telemetry::metrics::{Counted, Leftover, removed_leftover};
 
 /// The first pause between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
@@ -52,7 +53,9 @@ impl Teardown {
 pub async fn leave(node: &Arc<Node>, teardown: Teardown) -> Result<()> {
     let (path, copy) = (teardown.path(&node.paths.networks()), teardown.clone());
     blocking(move || record::write(&path, &copy)).await?;
-    node.cni.let_go(&teardown.pod.id);
+    if let Attachment::Cni(_) = teardown.attachment {
+        node.cni.let_go(&teardown.pod.id);
+    }
     spawn(node, teardown);
     Ok(())
 }
@@ -61,6 +64,10 @@ pub async fn leave(node: &Arc<Node>, teardown: Teardown) -> Result<()> {
 pub async fn resume(node: &Arc<Node>) -> Result<()> {
     let directory = node.paths.networks();
     for teardown in blocking(move || list(&directory)).await? {
+        // What it has is not to be given to anyone meanwhile; plugins know by themselves.
+        if let Attachment::Builtin(_) = teardown.attachment {
+            node.adopt_network(&teardown.pod, &teardown.attachment);
+        }
         spawn(node, teardown);
     }
     let owner = node.clone();
@@ -88,12 +95,24 @@ fn spawn(node: &Arc<Node>, teardown: Teardown) {
         .spawn(async move { take_down(&owner, &teardown).await });
 }
 
+#[tracing::instrument(
+    name = "teardown",
+    level = "error",
+    skip_all,
+    fields(
+        pod_namespace = teardown.pod.namespace,
+        pod_name = teardown.pod.name,
+        pod_uid = teardown.pod.uid,
+        sandbox_id = %teardown.pod.id,
+    )
+)]
 async fn take_down(node: &Node, teardown: &Teardown) {
+    let _pending = Counted::new(|metrics| &metrics.teardowns);
     let id: &SandboxId = &teardown.pod.id;
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::time::sleep(pause).await;
-        match node.cni.remove(&teardown.pod, Some(&teardown.attachment)).await {
+        match node.detach(&teardown.pod, Some(&teardown.attachment)).await {
             Ok(()) => break,
             Err(error) => tracing::warn!(sandbox = %id, "take a left network down: {error:#}"),
         }
@@ -101,7 +120,10 @@ async fn take_down(node: &Node, teardown: &Teardown) {
     }
     let path = teardown.path(&node.paths.networks());
     match blocking(move || remove_file(&path)).await {
-        Ok(()) => tracing::info!(sandbox = %id, "a left network has been taken down"),
+        Ok(()) => {
+            removed_leftover(Leftover::Network);
+            tracing::info!(sandbox = %id, "a left network has been taken down");
+        }
         Err(error) => tracing::warn!(sandbox = %id, "{error:#}"),
     }
 }

@@ -166,7 +166,7 @@ impl Node {
         let sandbox = self.sandbox_of(container)?;
         let spec = self.paths.bundle(container.id()).join("config.json");
         let network = sandbox.metadata.network.as_ref();
-        let network = network.map(|attachment| attachment.result().clone());
+        let network = network.and_then(|attachment| attachment.cni_result().cloned());
         let runtime = &sandbox.metadata.runtime;
         Ok(About::new(container, &container.status(), runtime, spec, network))
     }

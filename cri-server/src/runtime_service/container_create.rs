@@ -24,6 +24,7 @@ use tonic::Status as RpcStatus;
 use super::container_namespaces::Namespaces;
 use super::container_restore::Origin;
 use super::image_volumes::{VolumeImages, all_layers};
+use super::names::{check_labels, check_name};
 use crate::cdi;
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
@@ -39,6 +40,7 @@ use crate::spec::{
     stop_signal, user,
 };
 use crate::stage::{Patience, stage};
+use crate::telemetry::names;
 use crate::tree;
 
 /// How long host paths and the image's user files may take to look up: less than the kubelet waits for the call.
@@ -81,10 +83,12 @@ impl Node {
         let Some(config) = request.config else {
             return Err(Error::invalid("config", "", "must be there, with metadata").into());
         };
-        self.check_alone(&config)?;
+        let metadata = self.check_alone(&config)?.clone();
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        let image = config.image.as_ref().map_or("", |image| image.image.as_str());
+        names::about_new_container(&metadata.name, image);
         // Against what the sandbox was run with, not the copy that came with this request.
-        let metadata = self.check_container(&config, &sandbox.metadata.config)?;
+        self.check_container(&config, &sandbox.metadata.config, &sandbox.metadata.runtime)?;
         let key = (sandbox.id().clone(), metadata.name.clone(), metadata.attempt);
         let existing = || self.existing_container(&sandbox, &metadata);
         let create = || {
@@ -98,16 +102,19 @@ impl Node {
         })
     }
 
-    /// Checks what can be checked by looking at a configuration and its pod's alone; its metadata.
+    /// Checks what can be checked by looking at a configuration, its pod's and the pod's runtime alone.
     pub(super) fn check_container(
         &self,
         config: &ContainerConfig,
         sandbox: &PodSandboxConfig,
-    ) -> Result<ContainerMetadata, Error> {
-        let metadata = self.check_alone(config)?.clone();
+        runtime: &str,
+    ) -> Result<(), Error> {
+        self.check_alone(config)?;
         spec::check_container(config, sandbox)?;
         cdi::check(config)?;
-        Ok(metadata)
+        let allowed = self.config.annotations(runtime).container;
+        spec::annotations::passed("annotations", &config.annotations, allowed)?;
+        Ok(())
     }
 
     /// The part of it for which there need be no pod.
@@ -155,6 +162,7 @@ impl Node {
         let operations = sandbox.clone();
         let _open = operations.operations.read().await;
         let id = new_id()?;
+        names::about_container_id(id.as_str());
         let origin = self.origin(&id, &config, &operations, archive).await;
         let plan = origin.and_then(|origin| self.plan(&id, sandbox, config, origin));
         // For longer than the plan: where the shim has not answered, the runtime may be opening them still.
@@ -266,7 +274,7 @@ impl Node {
             .as_mut()
             .map(|origin| std::mem::take(&mut origin.checked.changes));
         {
-            let _stage = stage(|| "the root filesystem".to_owned());
+            let _stage = stage(|| "the root filesystem".to_owned()).named("root_filesystem");
             let made = move || make_directories(&paths, &snapshots, &image, &id, mapped.as_deref(), changes.as_ref());
             blocking(made).await?;
         }
@@ -350,7 +358,7 @@ impl Node {
         };
         let paths: Vec<_> = plan.config.mounts.iter().map(|mount| &mount.host_path).collect();
         let what = format!("look up the host paths {paths:?}");
-        let _stage = stage(|| what.clone());
+        let _stage = stage(|| what.clone()).named("host_paths");
         // Two results: the inner one keeps the kind of the refusal, which decides the code.
         let looking = async {
             let permits = (of_pod.acquire_owned().await, of_node.acquire_owned().await);
@@ -403,6 +411,7 @@ impl Node {
             confinement,
             security: &self.config.security,
             features,
+            annotations: self.config.annotations(&sandbox.runtime),
             host: &self.host,
         })?)
     }
@@ -421,6 +430,7 @@ impl Node {
             log_path: if logs { config.log_path.clone() } else { String::new() },
             log_directory,
             exit_record: self.paths.container_exit(id).to_string_lossy().into_owned(),
+            log_limit: self.config.container_log_limit_bytes.unwrap_or(0),
         }
     }
 
@@ -461,7 +471,8 @@ impl Node {
         let path = self.paths.container_exit(container.id());
         match blocking(move || read_optional::<ExitRecord>(&path)).await {
             Ok(Some(record)) => {
-                self.container_changed(container, |status| status.recorded(&record))
+                let message = self.message_of(container.id(), &record.exit()).await;
+                self.container_changed(container, |status| status.recorded(&record).explained(message))
                     .await;
             }
             Ok(None) => {}
@@ -534,10 +545,11 @@ fn carried_layer(origin: Option<&Origin>) -> Option<Digest> {
 
 /// Checks what is this call's own; its metadata. The rest is the spec's (`spec::check_container`).
 fn check(config: &ContainerConfig) -> Result<&ContainerMetadata, Error> {
-    let metadata = config.metadata.as_ref();
-    let Some(metadata) = metadata.filter(|metadata| !metadata.name.is_empty()) else {
+    let Some(metadata) = config.metadata.as_ref() else {
         return Err(Error::invalid("metadata.name", "", "must not be empty"));
     };
+    check_name("metadata.name", &metadata.name)?;
+    check_labels(&config.labels, &config.annotations)?;
     if config.image.as_ref().is_none_or(|image| image.image.is_empty()) {
         return Err(Error::invalid("image.image", "", "must name an image"));
     }

@@ -29,7 +29,9 @@ impl Node {
             return Ok(());
         }
         container.removing.store(true, Ordering::Relaxed);
-        self.end_container(container, Duration::ZERO).await?;
+        self.end_container(container, Duration::ZERO, "RemoveContainer").await?;
+        // Before anything of it goes.
+        self.keep_death(container).await;
         self.discard_files(container.id()).await?;
         self.container_removed(container);
         Ok(())

@@ -64,6 +64,6 @@ impl Node {
 
 /// Waits until no other call starts or removes the container.
 pub(super) async fn in_order(container: &Container) -> MutexGuard<'_, ()> {
-    let _stage = stage(|| format!("wait for another call for {}", container.id()));
+    let _stage = stage(|| format!("wait for another call for {}", container.id())).named("wait_in_line");
     container.operations.lock().await
 }

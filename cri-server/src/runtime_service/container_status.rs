@@ -75,6 +75,7 @@ impl Node {
             "pid": container.status().pid().unwrap_or(0),
             "outputLost": exit.as_ref().map(|exit| exit.output_lost),
             "oomKills": exit.as_ref().map(|exit| exit.oom_kills),
+            "exit": self.death_of(container).await,
             "removing": container.removing.load(Ordering::Relaxed),
             "snapshotKey": metadata.id,
             "runtimeHandler": runtime.map(|runtime| &runtime.runtime_handler),

@@ -36,7 +36,8 @@ impl Node {
             container => container?,
         };
         let _order = restore_in_order(&container).await;
-        self.end_container(&container, Duration::from_secs(seconds)).await?;
+        self.end_container(&container, Duration::from_secs(seconds), "StopContainer")
+            .await?;
         Ok(StopContainerResponse {})
     }
 
@@ -44,8 +45,13 @@ impl Node {
     /// started meanwhile ([`restore_in_order`]).
     ///
     /// Its shim does that, and where no shim answers the runtime itself: a container must not outlive the answer, whatever
-    /// has become of its shim.
-    pub(super) async fn end_container(&self, container: &Arc<Container>, grace: Duration) -> Result<(), Error> {
+    /// has become of its shim. `call` is who asks for it, for the record of the exit.
+    pub(super) async fn end_container(
+        &self,
+        container: &Arc<Container>,
+        grace: Duration,
+        call: &str,
+    ) -> Result<(), Error> {
         let sandbox = self.sandbox_of(container)?;
         if container.awaits_restore() {
             self.container_changed(container, |status| status.abandoned(now()))
@@ -55,11 +61,15 @@ impl Node {
         // The init of a created container has no handler yet, and a pid namespace's first process ignores what it does
         // not handle: only SIGKILL ends it.
         let started = container.status().started_at() > 0;
+        let mut reason = call.to_owned();
         if started && !container.has_exited() && !grace.is_zero() {
+            let polite = format!("{call} with {} s of grace", grace.as_secs());
+            reason = format!("{polite}, which were over");
             let asked = async {
-                self.ask_to_end(&sandbox, container).await?;
+                self.ask_to_end(&sandbox, container, &polite).await?;
                 let signal = container.metadata.stop_signal;
-                let _stage = stage(|| format!("the end of {} after signal {signal}", container.id()));
+                let _stage =
+                    stage(|| format!("the end of {} after signal {signal}", container.id())).named("stop_signal");
                 container.exit().await;
                 anyhow::Ok(())
             };
@@ -68,7 +78,7 @@ impl Node {
             }
         }
         let id = container.id();
-        if container.has_exited() || self.kill(&sandbox, container).await? {
+        if container.has_exited() || self.kill(&sandbox, container, &reason).await? {
             self.delete(&sandbox, id).await?;
         } else {
             let deleted = self.delete_orphan(&sandbox, id).await;
@@ -81,10 +91,10 @@ impl Node {
     }
 
     /// Sends the container's stop signal to its init. One that has ended meanwhile is no error.
-    async fn ask_to_end(&self, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
+    async fn ask_to_end(&self, sandbox: &Sandbox, container: &Container, reason: &str) -> Result<(), Error> {
         let (id, signal) = (container.id(), container.metadata.stop_signal);
         if let Some(shim) = sandbox.shim() {
-            match shim.kill(id, signal, false).await {
+            match shim.kill(id, signal, false, reason).await {
                 Err(error) if error.is_unanswered() => {
                     tracing::warn!(container = %id, "{error}; leaving the stop to the runtime");
                 }
@@ -102,19 +112,19 @@ impl Node {
 
     /// Has the shim send SIGKILL to all of the container, and waits for its end. False where no shim answers: there is
     /// nothing to wait for then.
-    async fn kill(&self, sandbox: &Sandbox, container: &Container) -> Result<bool, Error> {
+    async fn kill(&self, sandbox: &Sandbox, container: &Container, reason: &str) -> Result<bool, Error> {
         let id = container.id();
         let Some(shim) = sandbox.shim() else {
             return Ok(false);
         };
-        match shim.kill(id, SIGKILL, true).await {
+        match shim.kill(id, SIGKILL, true, reason).await {
             Err(error) if error.is_unanswered() => return Ok(false),
             Err(_) if container.has_exited() => return Ok(true),
             // It has been deleted, and its exit is still to be told.
             Err(error) if error.is_not_found() => return Ok(true),
             result => result.with_context(|| format!("signal {SIGKILL} to {id}"))?,
         }
-        let _stage = stage(|| format!("the end of {id} after SIGKILL"));
+        let _stage = stage(|| format!("the end of {id} after SIGKILL")).named("kill_signal");
         if container.wait_exit(KILL_LIMIT).await {
             return Ok(true);
         }

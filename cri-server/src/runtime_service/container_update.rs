@@ -39,7 +39,7 @@ impl Node {
         request: UpdateContainerResourcesRequest,
     ) -> Result<UpdateContainerResourcesResponse, Error> {
         let container = self.container(&request.container_id)?;
-        let waiting = stage(|| format!("wait for other calls of container {}", container.id()));
+        let waiting = stage(|| format!("wait for other calls of container {}", container.id())).named("wait_in_line");
         let _order = container.operations.lock().await;
         drop(waiting);
         // It may have been removed by whoever had the lock.

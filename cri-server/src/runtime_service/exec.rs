@@ -17,12 +17,14 @@ use nix::unistd::pipe2;
 use oci_spec::runtime::{Process, Spec};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use crate::container::{Container, Status};
 use crate::error::Error;
 use crate::node::{Node, blocking, new_id, remove_file};
 use crate::record::write;
 use crate::shim::Shim;
+use crate::stage::part;
 
 /// How long a killed command may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -67,7 +69,7 @@ impl Node {
         let bundle = self.paths.bundle(container.id());
         let start = Exec::start(shim, container.id().clone(), bundle, cmd, stdio);
         // As a task: a caller that goes away meanwhile must not leave an exec that nobody knows of.
-        Ok(self.work.run(start).await??)
+        Ok(self.work.run(part(start)).await??)
     }
 }
 
@@ -143,11 +145,12 @@ impl Drop for Exec {
             return;
         }
         let (shim, container, id) = (self.shim.clone(), self.container.clone(), self.id.clone());
-        tokio::spawn(async move {
+        let kill = async move {
             if let Err(error) = shim.kill_exec(&container, &id).await {
                 tracing::warn!(%container, "kill an exec whose caller has gone: {error}");
             }
-        });
+        };
+        tokio::spawn(kill.in_current_span());
     }
 }
 

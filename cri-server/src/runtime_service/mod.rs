@@ -17,6 +17,7 @@
 //! | `streams` | Exec, Attach, PortForward: a URL; `crate::streaming` does the rest |
 //! | `container_events` | GetContainerEvents |
 //! | `status` `runtime_config` | Version, Status, ReopenContainerLog; RuntimeConfig, UpdateRuntimeConfig |
+//! | `names` | what names, labels and annotations must be |
 //! | `info` | what the verbose status calls have in common |
 //! | `stats` `metrics` | what containers and pods use, as messages and as metrics |
 
@@ -24,7 +25,7 @@ mod container_cgroup;
 mod container_checkpoint;
 mod container_create;
 mod container_events;
-mod container_exec;
+pub(crate) mod container_exec;
 mod container_hold;
 mod container_namespaces;
 mod container_remove;
@@ -37,6 +38,7 @@ pub(crate) mod exec;
 mod image_volumes;
 mod info;
 mod metrics;
+mod names;
 mod pod_checkpoint;
 mod pod_restore;
 mod runtime_config;
@@ -60,10 +62,11 @@ use corten_proto::cri::*;
 use tonic::{Code, Request, Response, Status};
 
 use self::container_events::ContainerEvents;
+pub(crate) use self::sandbox_run::pod_network;
 use crate::batches::{Batches, batches};
 use crate::error::Error;
 use crate::node::Node;
-use crate::stage::Patience;
+use crate::stage::{Patience, scope};
 use crate::stats::descriptors;
 
 /// The service.
@@ -229,8 +232,14 @@ impl Rpc for RuntimeService {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
         let started = Instant::now();
         // Not a task of its own: a caller that goes away ends its exec.
-        let result = self.node.container_exec(request.into_inner()).await;
-        answer("ExecSync", started, result.map_err(Status::from))
+        let work = self.node.container_exec(request.into_inner());
+        let result = scope(Arc::default(), work).await;
+        let mut response = answer("ExecSync", started, result.map_err(Status::from))?;
+        let (_, held) = response.get_ref();
+        let held = held.clone();
+        // Until the caller has taken it.
+        response.extensions_mut().insert(held);
+        Ok(response.map(|(reply, _held)| reply))
     }
 
     async fn reopen_container_log(

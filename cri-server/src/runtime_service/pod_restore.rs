@@ -44,15 +44,15 @@ impl Node {
         let saved =
             read.map_err(|error| Error::invalid(PATH, shown, &format!("must be a pod's checkpoint: {error:#}")))?;
         check_names(&saved, &request.container_configs)?;
-        for container in &request.container_configs {
-            self.check_container(container, &config)?;
-            same_as_saved(&saved[name_of(container)], container)?;
-        }
         let runtime = match request.runtime_handler.as_str() {
             "" => self.config.default_runtime.clone(),
             name => name.to_owned(),
         };
         self.runtime(&runtime)?;
+        for container in &request.container_configs {
+            self.check_container(container, &config, &runtime)?;
+            same_as_saved(&saved[name_of(container)], container)?;
+        }
         self.check_criu(&runtime).await?;
         self.check_new(&config)?;
         let run = RunPodSandboxRequest {

@@ -29,7 +29,7 @@ impl Node {
         }
     }
 
-    /// UpdateRuntimeConfig: the ranges of the pods' addresses, for CNI plugins that declare `ipRanges`; Status shows them. On
+    /// UpdateRuntimeConfig: the ranges of the pods' addresses, for the built-in network and for CNI plugins that declare `ipRanges`; Status shows them. On
     /// disk too: the kubelet says them at its own start only.
     pub(super) async fn update_runtime_config(
         &self,
@@ -42,6 +42,7 @@ impl Node {
             tracing::info!(?cidrs, "the kubelet's ranges of pod addresses");
             let (path, kept) = (self.paths.pod_cidrs(), cidrs.clone());
             blocking(move || record::write(&path, &kept)).await?;
+            self.builtin.set_pod_cidrs(&cidrs);
             self.cni.set_pod_cidrs(cidrs);
         }
         Ok(UpdateRuntimeConfigResponse {})

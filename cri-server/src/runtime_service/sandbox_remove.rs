@@ -23,7 +23,7 @@ impl Node {
             Err(Error::NotFound { .. }) => return Ok(RemovePodSandboxResponse {}),
             sandbox => sandbox?,
         };
-        self.stop_sandbox(&sandbox, Duration::ZERO).await?;
+        self.stop_sandbox(&sandbox, Duration::ZERO, "RemovePodSandbox").await?;
         let _alone = alone(&sandbox).await;
         if self.sandbox(sandbox.id().as_str()).is_err() {
             // The call that held the lock has removed it.

@@ -17,7 +17,9 @@ use corten_proto::shim::Create;
 use nix::mount::{MsFlags, mount};
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
+use tracing::Instrument as _;
 
+use super::names::{check_labels, check_log_directory, check_name};
 use crate::config::OWN_RUNTIME;
 use crate::error::Error;
 use crate::network::{Bandwidth, PodNetwork, dns, netns};
@@ -29,6 +31,7 @@ use crate::shim::{ConnectError, Launch, Shim, launch};
 use crate::spec::user_namespace::{self, IdMap};
 use crate::spec::{self, CgroupDriver, Confinement, SandboxSpecInput, SpecError};
 use crate::stage::{Patience, stage};
+use crate::telemetry::names;
 
 /// What mounts the pod's shared memory with: 64 MiB, as everywhere in the field.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
@@ -43,6 +46,10 @@ impl Node {
         let Some(config) = request.config else {
             return Err(Error::invalid("config", "", "must be there, with metadata").into());
         };
+        // First, so that a refusal has them too.
+        if let Some(pod) = &config.metadata {
+            names::about_pod(pod);
+        }
         let pod = check(&config)?.clone();
         let runtime = match request.runtime_handler.as_str() {
             "" => self.config.default_runtime.clone(),
@@ -50,6 +57,8 @@ impl Node {
         };
         self.runtime(&runtime)?;
         self.check_user_namespace(&config, &runtime)?;
+        let allowed = self.config.annotations(&runtime).pod;
+        spec::annotations::passed("annotations", &config.annotations, allowed).map_err(Error::from)?;
         let existing = || self.existing_sandbox(&pod);
         let handler = request.runtime_handler;
         let run = || {
@@ -111,6 +120,7 @@ impl Node {
         let mut holder = None;
         let prepared = self.prepare(&mut metadata, &mut holder).await;
         let sandbox = Sandbox::new(metadata, Status::Starting, None);
+        names::about_sandbox(&sandbox);
         let started = match prepared {
             Ok(()) => self.start_infra(&sandbox, &mut holder).await,
             Err(error) => Err(error),
@@ -143,10 +153,9 @@ impl Node {
         *holder = self.hold_user_namespace(map, metadata).await?;
         if let Some(network) = pod_network(metadata) {
             self.make_netns(&metadata.id, holder.as_ref()).await?;
-            let _stage = stage(|| "set up the pod's network".to_owned());
-            let attachment = self.cni.add(&network).await;
-            metadata.network = Some(attachment.context("set up the pod's network")?);
-            // Again, with what CNI needs to take the network down.
+            let _stage = stage(|| "set up the pod's network".to_owned()).named("network");
+            metadata.network = Some(self.attach(&network).await.map_err(network_failed)?);
+            // Again, with what it takes to take the network down.
             self.write_record(path, metadata, &Status::Starting).await?;
         }
         let directory = self.paths.sandbox(&metadata.id);
@@ -190,7 +199,7 @@ impl Node {
             exit_record: self.paths.sandbox_exit(id).to_string_lossy().into_owned(),
             ..Default::default()
         };
-        let _stage = stage(|| "the infra container".to_owned());
+        let _stage = stage(|| "the infra container".to_owned()).named("infra_container");
         let pid = shim.create(create).await.context("create the infra container")?;
         // From here the infra container holds the user namespace.
         end(holder.take()).await;
@@ -214,6 +223,7 @@ impl Node {
             user_namespace: holder.map(|holder| holder.path("user")).as_deref(),
             confinement: &confinement,
             cgroups_path: &self.cgroups_path(&metadata.config, &metadata.id)?,
+            annotations: self.config.annotations(&metadata.runtime),
             host: &self.host,
         })?)
     }
@@ -231,14 +241,14 @@ impl Node {
             pause_rootfs: &self.paths.pause_rootfs(),
             systemd_cgroup: self.config.cgroup_driver == CgroupDriver::Systemd,
         })?;
-        let id = sandbox.id().clone();
-        self.supervisors.spawn(async move {
+        let wait = async move {
             match child.wait().await {
-                Ok(status) => tracing::debug!(sandbox = %id, "shim: {status}"),
-                Err(error) => tracing::warn!(sandbox = %id, "wait for the shim: {error}"),
+                Ok(status) => tracing::debug!("shim: {status}"),
+                Err(error) => tracing::warn!("wait for the shim: {error}"),
             }
-        });
-        let _stage = stage(|| "the shim's start".to_owned());
+        };
+        self.supervisors.spawn(wait.instrument(names::of_sandbox(sandbox)));
+        let _stage = stage(|| "the shim's start".to_owned()).named("shim_start");
         let shim = Shim::new(sandbox.id(), &directory);
         let incoming = match shim.connect().await {
             Ok((incoming, _nothing_yet)) => incoming,
@@ -257,7 +267,7 @@ impl Node {
     /// Undoes a run that failed. What cannot be undone now is shown as a sandbox that is not ready, so that the kubelet
     /// has it removed later.
     async fn undo_run(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
-        let _stage = stage(|| "undo what failed".to_owned());
+        let _stage = stage(|| "undo what failed".to_owned()).named("undo");
         self.sandbox_changed(&sandbox, Status::stopping).await;
         if let Err(error) = self.discard_sandbox(&sandbox).await {
             tracing::warn!(sandbox = %sandbox.id(), "undo a failed RunPodSandbox: {error:#}");
@@ -302,15 +312,10 @@ fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
         ("metadata.uid", &metadata.uid),
     ];
     for (field, value) in fields {
-        if value.is_empty() {
-            return Err(Error::invalid(field, value, "must not be empty"));
-        }
+        check_name(field, value)?;
     }
-    let logs = &config.log_directory;
-    if !logs.is_empty() && (!Path::new(logs).is_absolute() || logs.contains('\0')) {
-        let rule = "must be absolute and hold no NUL byte";
-        return Err(Error::invalid("log_directory", logs, rule));
-    }
+    check_labels(&config.labels, &config.annotations)?;
+    check_log_directory(&config.log_directory)?;
     if let Err((annotation, value, rule)) = Bandwidth::of(&config.annotations) {
         return Err(Error::invalid(&format!("annotations[{annotation:?}]"), &value, &rule));
     }
@@ -318,8 +323,16 @@ fn check(config: &PodSandboxConfig) -> Result<&PodSandboxMetadata, Error> {
     Ok(metadata)
 }
 
-/// The network as CNI is to see it; none with the node's network.
-pub(super) fn pod_network(metadata: &Metadata) -> Option<PodNetwork> {
+/// A refusal stays what it is; of a failure it is said what has failed.
+fn network_failed(error: Error) -> Error {
+    match error {
+        Error::Failed(error) => error.context("set up the pod's network").into(),
+        refusal => refusal,
+    }
+}
+
+/// The network that the pod asks for; none with the node's network.
+pub(crate) fn pod_network(metadata: &Metadata) -> Option<PodNetwork> {
     let pod = metadata.config.metadata.clone().unwrap_or_default();
     Some(PodNetwork {
         id: metadata.id.clone(),

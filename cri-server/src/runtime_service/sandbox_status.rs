@@ -76,7 +76,11 @@ impl Node {
             },
             "networkNamespace": metadata.netns,
             "netNamespaceClosed": metadata.netns.as_ref().is_some_and(|netns| !netns.exists()),
-            "cniResult": metadata.network.as_ref().map(Attachment::result),
+            "cniResult": metadata.network.as_ref().and_then(Attachment::cni_result),
+            "builtinNetwork": match &metadata.network {
+                Some(Attachment::Builtin(attachment)) => Some(attachment),
+                _ => None,
+            },
             "runtime": metadata.runtime,
             "runtimeHandler": metadata.runtime_handler,
             "runtimeType": metadata.runtime,
@@ -113,7 +117,7 @@ pub(super) fn status(sandbox: &Sandbox, status: Status) -> PodSandboxStatus {
 /// The pod's addresses; none with the node's network, and none any more after the stop gave them back.
 fn network(metadata: &Metadata, status: Status) -> PodSandboxNetworkStatus {
     let ips = match status {
-        Status::Stopped => &[],
+        Status::Stopped => Vec::new(),
         _ => metadata.ips(),
     };
     let mut ips = ips.iter().map(ToString::to_string);

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use tokio::sync::RwLockWriteGuard;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::container_stop::restore_in_order;
 use super::sandbox_run::pod_network;
@@ -20,6 +21,7 @@ use crate::network::teardown::{self, Teardown};
 use crate::node::{Node, blocking};
 use crate::sandbox::{Sandbox, Status};
 use crate::stage::{part, stage};
+use crate::telemetry::names;
 
 impl Node {
     /// StopPodSandbox. Unknown ids and stopped sandboxes are no error; a second call joins the first.
@@ -30,20 +32,25 @@ impl Node {
     ) -> Result<StopPodSandboxResponse, Error> {
         match self.sandbox(id) {
             Err(Error::NotFound { .. }) => {}
-            sandbox => self.stop_sandbox(&sandbox?, grace).await?,
+            sandbox => self.stop_sandbox(&sandbox?, grace, "StopPodSandbox").await?,
         }
         Ok(StopPodSandboxResponse {})
     }
 
-    /// Stops a sandbox. A step that fails leaves it `Stopping`, and the call can be repeated.
-    pub(super) async fn stop_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>, grace: Duration) -> Result<(), Error> {
+    /// Stops a sandbox, for `call`. A step that fails leaves it `Stopping`, and the call can be repeated.
+    pub(super) async fn stop_sandbox(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        grace: Duration,
+        call: &'static str,
+    ) -> Result<(), Error> {
         // From here no container is added; those being created are waited for, then stopped with the others.
         self.sandbox_changed(sandbox, Status::stopping).await;
         let _alone = alone(sandbox).await;
         if sandbox.status() == Status::Stopped {
             return Ok(());
         }
-        self.end_containers(sandbox, grace).await?;
+        self.end_containers(sandbox, grace, call).await?;
         self.end_infra(sandbox).await?;
         // The network goes last, with nobody left to use it, and the address is free when this returns.
         self.remove_network(sandbox).await?;
@@ -54,15 +61,22 @@ impl Node {
     }
 
     /// Ends all containers at once, each with the grace that is of use to it (`stop_grace`).
-    async fn end_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>, grace: Duration) -> Result<(), Error> {
+    async fn end_containers(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        grace: Duration,
+        call: &'static str,
+    ) -> Result<(), Error> {
         let mut ends = JoinSet::new();
         for container in self.store.containers_of(sandbox.id()) {
             let node = self.clone();
             let grace = grace_of(&container, grace);
-            ends.spawn(part(async move {
+            let span = names::of_container(&container, sandbox);
+            let end = async move {
                 let _order = restore_in_order(&container).await;
-                node.end_container(&container, grace).await
-            }));
+                node.end_container(&container, grace, call).await
+            };
+            ends.spawn(part(end.instrument(span)));
         }
         let mut result = Ok(());
         while let Some(end) = ends.join_next().await {
@@ -78,7 +92,7 @@ impl Node {
         deleted.context("end the infra container")
     }
 
-    /// CNI DEL and the network namespace.
+    /// The network and its namespace.
     ///
     /// A plugin that fails must not keep a pod for ever: after `[cni] stop_patience_s` the pod is let go, and its network is
     /// left to [`teardown`].
@@ -87,7 +101,7 @@ impl Node {
         let Some(pod) = pod_network(metadata) else {
             return Ok(());
         };
-        if let Err(error) = self.cni.remove(&pod, metadata.network.as_ref()).await {
+        if let Err(error) = self.detach(&pod, metadata.network.as_ref()).await {
             let error = error.context("take the pod's network down");
             let patience = Duration::from_secs(self.config.cni.stop_patience_s);
             let Some(attachment) = metadata
@@ -107,7 +121,7 @@ impl Node {
 
 /// Waits until no other call makes, stops or removes anything in the sandbox.
 pub(super) async fn alone(sandbox: &Sandbox) -> RwLockWriteGuard<'_, ()> {
-    let _stage = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id()));
+    let _stage = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id())).named("wait_in_line");
     sandbox.operations.write().await
 }
 

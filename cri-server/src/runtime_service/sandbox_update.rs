@@ -19,7 +19,7 @@ impl Node {
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         // Before the wait too: a stop that is under way has the lock for as long as it takes.
         check_ready(&sandbox)?;
-        let waiting = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id()));
+        let waiting = stage(|| format!("wait for other calls in pod sandbox {}", sandbox.id())).named("wait_in_line");
         let _open = sandbox.operations.read().await;
         drop(waiting);
         check_ready(&sandbox)?;

@@ -14,6 +14,8 @@ use tokio::process::{Child, Command};
 
 use super::socket;
 use crate::oci;
+use crate::own_process::restore_descriptors;
+use crate::record::replace;
 
 /// Number of the descriptor under which a shim finds its listening socket.
 const LISTENER_FD: i32 = 3;
@@ -82,11 +84,15 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child> {
         .spawn()
         .with_context(|| format!("execute {}", launch.program.display()))
         .with_context(context)?;
-    let pid = child.id().unwrap_or_default().to_string();
+    let pid = child.id().unwrap_or_default();
+    // Before it is called for the first time. A shim that has ended at once is found out by that call.
+    if let Err(error) = restore_descriptors(pid) {
+        tracing::debug!("{error:#}");
+    }
     let path = launch.directory.join(PID);
     // Without it a shim that hangs cannot be removed, and nothing else is lost.
-    if let Err(error) = std::fs::write(&path, pid) {
-        tracing::warn!("write {}: {error}", path.display());
+    if let Err(error) = replace(&path, pid.to_string().as_bytes(), 0o600) {
+        tracing::warn!("{error:#}");
     }
     Ok(child)
 }

@@ -7,11 +7,13 @@ use std::path::Path;
 
 use corten_proto::shim::MAX_PACKET;
 use nix::fcntl::{OFlag, open};
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv,
-    sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen,
+    recv, sendmsg, socket,
 };
 use nix::sys::stat::Mode;
+use nix::unistd::geteuid;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -33,6 +35,7 @@ impl Socket {
     pub(super) fn connect(directory: &Path) -> Result<Self> {
         let fd = new_socket()?;
         with_address(directory, |address| Ok(connect(fd.as_raw_fd(), address)?))?;
+        check_peer(&fd)?;
         Ok(Socket(UnixDatagram::from_std(fd.into())?))
     }
 
@@ -72,6 +75,16 @@ impl Socket {
         packet.truncate(received);
         Ok((packet, rights))
     }
+}
+
+/// Refuses a listener of another user, as the shim refuses clients of another: what is said to it runs as this user.
+fn check_peer(socket: &OwnedFd) -> Result<()> {
+    let (peer, own) = (getsockopt(socket, PeerCredentials)?.uid(), geteuid().as_raw());
+    if peer == own {
+        return Ok(());
+    }
+    let text = format!("user {peer}, not {own}, listens at the shim's socket");
+    Err(Error::new(ErrorKind::PermissionDenied, text))
 }
 
 /// Takes one packet without waiting: its length and the first descriptor on it. The kernel installs no more than there is

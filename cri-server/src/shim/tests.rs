@@ -110,7 +110,7 @@ async fn answers_come_in_any_order_and_events_between_them() {
     let exits = pump(&shim, connect(&shim).await);
     let id: ContainerId = "c".parse().unwrap();
     // Polled in this order, so that the requests go out in it.
-    let (first, second) = tokio::join!(biased; shim.kill(&id, 9, true), shim.reopen_log(&id));
+    let (first, second) = tokio::join!(biased; shim.kill(&id, 9, true, ""), shim.reopen_log(&id));
     assert!(first.is_err_and(|error| error.is_not_found() && error.to_string() == "no such container"));
     assert!(second.is_ok());
     thread.join().unwrap();

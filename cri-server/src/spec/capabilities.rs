@@ -75,7 +75,7 @@ const DEFAULT: [CapabilityName; 14] = [
 const ALL: &str = "ALL";
 
 /// The set in the line `field` of a `/proc/PID/status`; bits without a name are left out.
-pub(super) fn from_status(status: &str, field: &str) -> BTreeSet<CapabilityName> {
+pub(crate) fn from_status(status: &str, field: &str) -> BTreeSet<CapabilityName> {
     let bits = status
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))

@@ -8,8 +8,8 @@ use oci_spec::runtime::{
 };
 
 use super::{
-    ContainerSpecInput, OCI_VERSION, SpecError, User, capabilities, devices, mounts, namespaces, process, resources,
-    security, stop_signal, user, user_namespace,
+    ContainerSpecInput, OCI_VERSION, SpecError, User, annotations, capabilities, devices, mounts, namespaces, process,
+    resources, security, stop_signal, user, user_namespace,
 };
 
 /// Refuses everything that the request alone shows to be wrong or not built. `sandbox` is the configuration the
@@ -36,7 +36,7 @@ pub fn container(input: &ContainerSpecInput<'_>) -> Result<Spec, SpecError> {
         .set_process(Some(process(input)?))
         .set_mounts(Some(mounts::of(input)?))
         .set_linux(Some(linux(input)?))
-        .set_annotations(Some(annotations(input)));
+        .set_annotations(Some(annotations(input)?));
     Ok(spec)
 }
 
@@ -106,13 +106,25 @@ fn linux(input: &ContainerSpecInput<'_>) -> Result<Linux, SpecError> {
     Ok(linux)
 }
 
-/// What tools that look at OCI specs know containers of Kubernetes by; containerd's names, which are the field's.
-fn annotations(input: &ContainerSpecInput<'_>) -> HashMap<String, String> {
-    let mut all = pod_annotations("container", input.sandbox_id.as_str(), input.sandbox_config);
+/// What tools that look at OCI specs know containers of Kubernetes by; containerd's names, which are the field's. What the
+/// request may bring beside them takes none of their places.
+fn annotations(input: &ContainerSpecInput<'_>) -> Result<HashMap<String, String>, SpecError> {
+    let allowed = input.annotations;
+    let mut all = annotations::passed("sandbox annotations", &input.sandbox_config.annotations, allowed.pod)?;
+    all.extend(annotations::passed(
+        "annotations",
+        &input.config.annotations,
+        allowed.container,
+    )?);
+    all.extend(pod_annotations(
+        "container",
+        input.sandbox_id.as_str(),
+        input.sandbox_config,
+    ));
     let name = input.config.metadata.as_ref().map_or("", |metadata| &metadata.name);
     all.insert("io.kubernetes.cri.container-name".into(), name.to_owned());
     all.insert("io.kubernetes.cri.image-name".into(), input.image_name.to_owned());
-    all
+    Ok(all)
 }
 
 /// The annotations the infra container shares.

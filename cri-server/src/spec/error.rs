@@ -2,7 +2,20 @@
 //!
 //! The kind decides the gRPC code and nothing else; the mapping stands with the services.
 
+use std::borrow::Cow;
 use std::fmt;
+
+/// Longest beginning of a value that an error repeats, in bytes: it goes into the log, and into a header of the answer.
+const SHOWN: usize = 256;
+
+/// `value`, or the beginning of one that is too long to be repeated, with its length.
+pub(crate) fn shown(value: &str) -> Cow<'_, str> {
+    if value.len() <= SHOWN {
+        return Cow::Borrowed(value);
+    }
+    let beginning = &value[..value.floor_char_boundary(SHOWN)];
+    Cow::Owned(format!("{beginning}... ({} bytes)", value.len()))
+}
 
 /// Which of the three ways a request cannot be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +59,8 @@ impl SpecError {
 
     fn new(kind: Kind, field: impl Into<String>, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         SpecError {
-            field: field.into(),
-            value: value.to_string(),
+            field: shown(&field.into()).into_owned(),
+            value: shown(&value.to_string()).into_owned(),
             rule: rule.into(),
             kind,
         }
@@ -71,5 +84,19 @@ mod tests {
     fn an_error_is_one_line_with_field_value_and_rule() {
         let text = SpecError::invalid("hostname", "a\nb", "no line breaks").to_string();
         assert_eq!(text, r#"hostname "a\nb": no line breaks"#);
+    }
+
+    #[test]
+    fn a_long_value_is_not_repeated() {
+        let error = SpecError::invalid(
+            format!("labels[{:?}]", "k".repeat(1 << 20)),
+            "ä".repeat(1 << 20),
+            "short",
+        );
+        let text = error.to_string();
+        assert!(
+            text.len() < 3 * SHOWN && text.contains("ä... (2097152 bytes)"),
+            "{text}"
+        );
     }
 }

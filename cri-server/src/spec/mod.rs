@@ -14,6 +14,7 @@
 //! | module | makes |
 //! |---|---|
 //! | `process` | args, env, cwd |
+//! | `annotations` | ours, and those that the runtime's configuration lets through |
 //! | `capabilities` `security` | capability sets; privileged, masked paths, SELinux |
 //! | `profile` `seccomp` `confinement` | profiles as asked for; filters and their data; what comes of them on this node |
 //! | `namespaces` `user_namespace` | which namespaces are new, joined or the node's; the pod's ids |
@@ -25,6 +26,7 @@
 //! | `user` | uid, gid and groups out of the image's files |
 //! | `stop_signal` | CRI's and the image's signal names to numbers |
 
+pub(crate) mod annotations;
 mod capabilities;
 mod cgroup_path;
 mod confinement;
@@ -56,9 +58,12 @@ use corten_proto::cri::{ContainerConfig, PodSandboxConfig};
 use corten_proto::id::{ContainerId, SandboxId};
 use oci_spec::image::ImageConfiguration;
 
+pub use annotations::Allowed;
+pub(crate) use capabilities::from_status as capabilities_in;
 pub use cgroup_path::{CgroupDriver, cgroups_path};
 pub use confinement::Confinement;
 pub use container::{check_container, container};
+pub(crate) use error::shown;
 pub use error::{Kind, SpecError};
 pub(crate) use host::kernel_at_least;
 pub use host::{CapabilityName, Features, Host, HostDevice, SourceRules, Sources};
@@ -90,6 +95,8 @@ pub struct SandboxSpecInput<'a> {
     pub confinement: &'a Confinement,
     /// See [`cgroups_path`].
     pub cgroups_path: &'a Path,
+    /// Which annotations the runtime gets.
+    pub annotations: Allowed<'a>,
     /// The node.
     pub host: &'a Host,
 }
@@ -131,6 +138,8 @@ pub struct ContainerSpecInput<'a> {
     pub security: &'a Security,
     /// What the runtime can do that is to make the container.
     pub features: Features,
+    /// Which annotations it gets.
+    pub annotations: Allowed<'a>,
     /// The node.
     pub host: &'a Host,
 }

@@ -1,5 +1,6 @@
 //! What a container runs: arguments, environment, working directory. Pure.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use corten_proto::cri::{ContainerConfig, KeyValue};
@@ -53,12 +54,13 @@ pub(super) fn env(
     image: &ImageConfiguration,
     hostname: &str,
 ) -> Result<Vec<String>, SpecError> {
-    let mut env = vec![format!("PATH={DEFAULT_PATH}")];
+    let mut env = Environment::default();
+    env.set(format!("PATH={DEFAULT_PATH}"));
     if !hostname.is_empty() {
-        env.push(format!("HOSTNAME={hostname}"));
+        env.set(format!("HOSTNAME={hostname}"));
     }
     if config.tty {
-        env.push("TERM=xterm".to_owned());
+        env.set("TERM=xterm".to_owned());
     }
     let defaults = image
         .config()
@@ -70,21 +72,32 @@ pub(super) fn env(
             let rule = "must be NAME=VALUE without NUL";
             return Err(SpecError::invalid("image config.Env", variable, rule));
         }
-        set(&mut env, variable);
+        env.set(variable);
     }
     for (index, variable) in config.envs.iter().enumerate() {
-        set(&mut env, self::variable(index, variable)?);
+        env.set(self::variable(index, variable)?);
     }
-    Ok(env)
+    Ok(env.variables)
 }
 
-/// Replaces the variable of this name where it stands, or appends it.
-fn set(env: &mut Vec<String>, variable: String) {
-    let name = |text: &str| text.split_once('=').map(|(name, _)| name.to_owned());
-    let wanted = name(&variable);
-    match env.iter_mut().find(|known| name(known) == wanted) {
-        Some(known) => *known = variable,
-        None => env.push(variable),
+/// Variables in the order in which their names came, and where each is: a request may hold tens of thousands.
+#[derive(Default)]
+struct Environment {
+    variables: Vec<String>,
+    places: HashMap<String, usize>,
+}
+
+impl Environment {
+    /// Replaces the variable of this name where it stands, or appends it.
+    fn set(&mut self, variable: String) {
+        let name = variable.split_once('=').map_or("", |(name, _)| name);
+        match self.places.get(name) {
+            Some(&place) => self.variables[place] = variable,
+            None => {
+                self.places.insert(name.to_owned(), self.variables.len());
+                self.variables.push(variable);
+            }
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use oci_spec::runtime::{Linux, LinuxBuilder, LinuxResources, Process, ProcessBui
 
 use super::container::{oci_user, pod_annotations};
 use super::{
-    OCI_VERSION, SandboxSpecInput, SpecError, User, capabilities, cgroup_path, devices, mounts, namespaces, resources,
-    security, sysctl, user, user_namespace,
+    OCI_VERSION, SandboxSpecInput, SpecError, User, annotations, capabilities, cgroup_path, devices, mounts,
+    namespaces, resources, security, sysctl, user, user_namespace,
 };
 use crate::network::dns;
 
@@ -47,6 +47,8 @@ pub fn sandbox(input: &SandboxSpecInput<'_>) -> Result<Spec, SpecError> {
     // The node's uts namespace keeps the node's name.
     let own_name = !namespaces::of_sandbox(config)?.has_node_network();
     let hostname = Some(config.hostname.clone()).filter(|name| own_name && !name.is_empty());
+    let mut annotations = annotations::passed("annotations", &config.annotations, input.annotations.pod)?;
+    annotations.extend(pod_annotations("sandbox", input.id.as_str(), config));
     let mut spec = Spec::default();
     spec.set_version(OCI_VERSION.to_owned())
         .set_hostname(hostname)
@@ -54,7 +56,7 @@ pub fn sandbox(input: &SandboxSpecInput<'_>) -> Result<Spec, SpecError> {
         .set_process(Some(process(input)?))
         .set_mounts(Some(mounts::infra()))
         .set_linux(Some(linux(input)?))
-        .set_annotations(Some(pod_annotations("sandbox", input.id.as_str(), config)));
+        .set_annotations(Some(annotations));
     Ok(spec)
 }
 

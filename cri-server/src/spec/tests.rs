@@ -113,6 +113,7 @@ fn sandbox_json(config: &PodSandboxConfig) -> Value {
         user_namespace: Some(Path::new("/proc/41/ns/user")),
         confinement: &Confinement::of_sandbox(config, &host(), &Security::default()).unwrap(),
         cgroups_path: Path::new("/kubepods/pod-1"),
+        annotations: Allowed::default(),
         host: &host(),
     });
     serde_json::to_value(spec.unwrap()).unwrap()
@@ -165,6 +166,7 @@ fn container_json_by(
         confinement: &Confinement::of_container(config, &host(), &Security::default())?,
         security: &Security::default(),
         features,
+        annotations: Allowed::default(),
         host: &host(),
     })?;
     Ok(serde_json::to_value(spec).unwrap())

@@ -20,20 +20,19 @@ use crate::error::Error;
 use crate::node::Node;
 
 /// Serves the client until the container ends or the session is cut.
-pub(super) async fn run(node: &Node, container: &str, wanted: Wanted, client: Client, cut: impl Future<Output = Cut>) {
-    let ending = match start(node, container, wanted).await {
-        Ok((container, ends)) => {
-            client.greet().await;
-            serve(&container, ends, client.streams, cut).await
-        }
-        Err(error) => Ending::Failed(error.to_string()),
-    };
-    if let Err(error) = client.error.say(&ending).await {
-        tracing::debug!(container, "end of an attach {ending:?}: {error:#}");
-    }
+pub(super) async fn run<C: Future<Output = Cut>>(
+    node: &Node,
+    container: &str,
+    wanted: Wanted,
+    client: Client,
+    cut: impl Fn() -> C,
+) {
+    let started = start(node, container, wanted).await;
+    let serve = |(container, ends), streams| serve(container, ends, streams, cut());
+    client.attend(started, serve, cut()).await;
 }
 
-async fn serve(container: &Container, ends: Ends, streams: Streams, cut: impl Future<Output = Cut>) -> Ending {
+async fn serve(container: Arc<Container>, ends: Ends, streams: Streams, cut: impl Future<Output = Cut>) -> Ending {
     let (ended, ending) = watch::channel(false);
     let has_output = ends.stdout.is_some() || ends.stderr.is_some();
     let (outputs, inputs) = ends.copies(streams, &ending);

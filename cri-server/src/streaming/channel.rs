@@ -1,8 +1,9 @@
 //! What a session sees of its client, whatever carries it: streams of bytes in, streams of bytes out.
 //!
 //! A transport (`spdy`, `websocket`) has one task that reads the connection and one that writes it. The reading task
-//! gives each stream's bytes to its [`Incoming`] through a queue of a few pieces; a full one stops the reading, and TCP
-//! the client. All [`Outgoing`] share one queue to the writing task, which is as short.
+//! gives each stream's bytes to its [`Incoming`] through a queue of a few pieces, and all streams of a connection have
+//! one [`Budget`] of bytes; a full queue or a spent budget stops the reading, and TCP the client. All [`Outgoing`] share
+//! one queue to the writing task, which is as short.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,15 +11,50 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 /// Pieces that may wait to be written, all streams together.
 pub(super) const WRITE_QUEUE: usize = 16;
 
+/// Bytes of a client that may wait to be taken, all streams together; more than the longest piece.
+const BUDGET: usize = 4 << 20;
+
+/// How long a client is held up before it is asked whether it is there, and between two such questions.
+const ASK: Duration = Duration::from_secs(5);
+
+/// What a connection's streams may keep waiting together, however many there are.
+pub(super) struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Budget(Arc::new(Semaphore::new(BUDGET)))
+    }
+
+    /// A stream of the client's bytes, `queue` pieces of which may wait.
+    pub(super) fn incoming(&self, queue: usize) -> (Feed, Incoming) {
+        let (sender, pieces) = mpsc::channel(queue);
+        let reset = Arc::new(AtomicBool::new(false));
+        let feed = Feed {
+            pieces: sender,
+            budget: self.0.clone(),
+            reset: reset.clone(),
+        };
+        let incoming = Incoming {
+            pieces,
+            reset,
+            taken: None,
+        };
+        (feed, incoming)
+    }
+}
+
+/// A piece, and its part of the budget until it is taken or thrown away.
+type Held = (Bytes, OwnedSemaphorePermit);
+
 /// The client's bytes on one stream.
 pub(super) struct Incoming {
-    pieces: mpsc::Receiver<Bytes>,
+    pieces: mpsc::Receiver<Held>,
     reset: Arc<AtomicBool>,
     taken: Option<Taken>,
 }
@@ -35,32 +71,44 @@ const REPORT_FROM: u32 = 32 << 10;
 
 /// The end of an [`Incoming`] that the reading task has.
 pub(super) struct Feed {
-    pieces: mpsc::Sender<Bytes>,
+    pieces: mpsc::Sender<Held>,
+    budget: Arc<Semaphore>,
     reset: Arc<AtomicBool>,
 }
 
-/// A stream of the client's bytes, `queue` pieces of which may wait.
-pub(super) fn incoming(queue: usize) -> (Feed, Incoming) {
-    let (sender, pieces) = mpsc::channel(queue);
-    let reset = Arc::new(AtomicBool::new(false));
-    let feed = Feed {
-        pieces: sender,
-        reset: reset.clone(),
-    };
-    (
-        feed,
-        Incoming {
-            pieces,
-            reset,
-            taken: None,
-        },
-    )
-}
-
 impl Feed {
-    /// Waits for room. What nobody takes any more is dropped.
-    pub(super) async fn push(&self, piece: Bytes) {
-        drop(self.pieces.send(piece).await);
+    /// Waits for room in the stream's queue, then in the connection's budget. What nobody takes any more is dropped.
+    ///
+    /// The end of a client that is held up may be stuck behind what it has sent. What is written to one that has gone
+    /// breaks the connection, so it is asked now and then whether it is there.
+    pub(super) async fn push(&self, piece: Bytes, orders: &mpsc::Sender<Order>) {
+        let pushing = self.hold(piece);
+        tokio::pin!(pushing);
+        while tokio::time::timeout(ASK, &mut pushing).await.is_err() {
+            // Where there is no room for the question, something else is being written.
+            drop(orders.try_send(Order::Ping));
+        }
+    }
+
+    async fn hold(&self, piece: Bytes) {
+        let Ok(room) = self.pieces.reserve().await else {
+            return;
+        };
+        let length = u32::try_from(piece.len().min(BUDGET)).unwrap_or(u32::MAX);
+        let held = tokio::select! {
+            held = self.budget.clone().acquire_many_owned(length) => held,
+            // It need not wait for what other streams hold.
+            () = self.pieces.closed() => return,
+        };
+        // The budget is never closed.
+        if let Ok(held) = held {
+            room.send((piece, held));
+        }
+    }
+
+    /// Whether somebody takes what is pushed.
+    pub(super) fn is_taken(&self) -> bool {
+        !self.pieces.is_closed()
     }
 
     /// The client has given up the stream in both directions.
@@ -70,6 +118,11 @@ impl Feed {
 }
 
 impl Incoming {
+    /// Of a stream from which nothing is taken.
+    pub(super) fn none() -> Self {
+        Budget::new().incoming(1).1
+    }
+
     /// Reports what is taken to the client, as SPDY's flow control has it.
     pub(super) fn reporting(mut self, stream: u32, orders: mpsc::Sender<Order>) -> Self {
         self.taken = Some(Taken {
@@ -82,7 +135,8 @@ impl Incoming {
 
     /// The next piece; none once the client has closed the stream, or has gone.
     pub(super) async fn next(&mut self) -> Option<Bytes> {
-        let piece = self.pieces.recv().await?;
+        let (piece, held) = self.pieces.recv().await?;
+        drop(held);
         if let Some(taken) = &mut self.taken {
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             taken.bytes = taken.bytes.saturating_add(length);
@@ -115,6 +169,8 @@ pub(super) enum Order {
     Taken { stream: u32, delta: u32 },
     /// The transport's own: a frame as it stands.
     Frame(Bytes),
+    /// Ask the client whether it is there. Nobody waits for the answer.
+    Ping,
     /// Accept a stream of the client's.
     Accept { stream: u32 },
     /// Write what waits, then close.
@@ -207,11 +263,31 @@ impl Pulse {
 mod tests {
     use super::*;
 
+    /// Where no question is written to.
+    fn nobody() -> mpsc::Sender<Order> {
+        mpsc::channel(1).0
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_held_up_is_asked_whether_it_is_there() {
+        let (orders, mut written) = mpsc::channel(1);
+        let (feed, mut incoming) = Budget::new().incoming(1);
+        feed.push(Bytes::from_static(b"a"), &orders).await;
+        let begun = Instant::now();
+        let asked = tokio::select! {
+            () = feed.push(Bytes::from_static(b"b"), &orders) => panic!("there is no room"),
+            asked = written.recv() => asked,
+        };
+        assert!(matches!(asked, Some(Order::Ping)), "{asked:?}");
+        assert!(begun.elapsed() >= ASK, "{:?}", begun.elapsed());
+        assert_eq!(incoming.next().await.as_deref(), Some(&b"a"[..]));
+    }
+
     #[tokio::test]
     async fn a_stream_ends_closed_or_reset() {
         for reset in [false, true] {
-            let (feed, mut incoming) = incoming(2);
-            feed.push(Bytes::from_static(b"a")).await;
+            let (feed, mut incoming) = Budget::new().incoming(2);
+            feed.push(Bytes::from_static(b"a"), &nobody()).await;
             match reset {
                 true => feed.reset(),
                 false => drop(feed),
@@ -223,12 +299,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn streams_of_a_connection_share_a_budget() {
+        let budget = Budget::new();
+        let (first, mut taken) = budget.incoming(8);
+        let (second, dropped) = budget.incoming(8);
+        let (third, mut last) = budget.incoming(8);
+        let piece = Bytes::from(vec![0; BUDGET / 2]);
+        let orders = nobody();
+        first.push(piece.clone(), &orders).await;
+        second.push(piece.clone(), &orders).await;
+        // Room comes from what is taken, and from a stream that is given up.
+        for free in [true, false] {
+            let pushing = third.push(piece.clone(), &orders);
+            tokio::pin!(pushing);
+            let early = tokio::time::timeout(Duration::from_millis(50), &mut pushing).await;
+            assert!(early.is_err(), "more than the budget is held");
+            match free {
+                true => drop(taken.next().await),
+                false => drop(last.next().await),
+            }
+            pushing.await;
+        }
+        drop(dropped);
+        first.push(piece.clone(), &orders).await;
+        assert!(first.is_taken() && !second.is_taken());
+        // Who is not listened to does not wait for the others.
+        second.push(piece, &orders).await;
+    }
+
+    #[tokio::test]
     async fn taken_bytes_are_reported_by_half_windows() {
         let (orders, mut written) = mpsc::channel(4);
-        let (feed, incoming) = incoming(4);
+        let (feed, incoming) = Budget::new().incoming(4);
         let mut incoming = incoming.reporting(7, orders);
         for length in [REPORT_FROM - 1, 2] {
-            feed.push(vec![0; length as usize].into()).await;
+            feed.push(vec![0; length as usize].into(), &nobody()).await;
             incoming.next().await.unwrap();
         }
         let order = written.recv().await.unwrap();

@@ -8,13 +8,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::channel::{Incoming, Outgoing, Pulse};
 use super::negotiate::{Protocol, Upgrade};
-use super::session::Wanted;
+use super::session::{Cut, Wanted};
 use super::spdy::{Spdy, Stream, header};
 use super::status::Ending;
 use super::websocket::WebSocket;
+use crate::error::Error;
 
-/// How long a client may take to open its streams.
-pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client whose session is cut may take to make room for the reason.
+const SAY_LIMIT: Duration = Duration::from_secs(2);
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -51,16 +52,36 @@ impl Carrier {
 /// The client's streams.
 pub(super) struct Client {
     /// Those of the process.
-    pub(super) streams: Streams,
+    streams: Streams,
     /// How it ended.
-    pub(super) error: ErrorStream,
+    error: ErrorStream,
     /// It is told when the process is there.
     greeted: bool,
 }
 
 impl Client {
+    /// Serves the client at a process that is there, or tells it why there is none; then tells it how that ended. `cut`
+    /// ends the telling.
+    pub(super) async fn attend<P, S: Future<Output = Ending>>(
+        self,
+        process: Result<P, Error>,
+        serve: impl FnOnce(P, Streams) -> S,
+        cut: impl Future<Output = Cut>,
+    ) {
+        let ending = match process {
+            Ok(process) => {
+                self.greet().await;
+                serve(process, self.streams).await
+            }
+            Err(error) => Ending::Failed(error.to_string()),
+        };
+        if let Err(error) = self.error.say(&ending, cut).await {
+            tracing::debug!("end of a session, {ending:?}: {error:#}");
+        }
+    }
+
     /// Tells a WebSocket's client that the process is there: by a message without bytes, on the first of its streams.
-    pub(super) async fn greet(&self) {
+    async fn greet(&self) {
         let outputs = [&self.streams.stdout, &self.streams.stderr];
         let first = outputs.into_iter().flatten().next().unwrap_or(&self.error.outgoing);
         if self.greeted {
@@ -83,14 +104,25 @@ pub(super) struct Streams {
 }
 
 /// The stream that says how it ended.
-pub(super) struct ErrorStream {
+struct ErrorStream {
     outgoing: Outgoing,
     json: bool,
 }
 
 impl ErrorStream {
-    /// Says it and closes the stream.
-    pub(super) async fn say(self, ending: &Ending) -> Result<()> {
+    /// Says it and closes the stream. A client that does not read holds this up, but not once its session is cut.
+    async fn say(self, ending: &Ending, cut: impl Future<Output = Cut>) -> Result<()> {
+        let late = async {
+            cut.await;
+            tokio::time::sleep(SAY_LIMIT).await;
+        };
+        tokio::select! {
+            said = self.write(ending) => said,
+            () = late => bail!("the client does not read"),
+        }
+    }
+
+    async fn write(self, ending: &Ending) -> Result<()> {
         if let Some(message) = ending.message(self.json) {
             self.outgoing.write(message).await?;
         }
@@ -107,10 +139,7 @@ pub(super) async fn open(
     match upgrade {
         Upgrade::Spdy(protocol) => {
             let mut spdy = Spdy::new(io)?;
-            let opening = tokio::time::timeout(OPEN_LIMIT, by_spdy(&mut spdy, protocol, wanted));
-            let client = opening
-                .await
-                .context("the client has not opened its streams in 30 s")??;
+            let client = by_spdy(&mut spdy, protocol, wanted).await?;
             spdy.no_more_streams();
             Ok((Carrier::Spdy(spdy), client))
         }
@@ -141,7 +170,7 @@ async fn by_spdy(spdy: &mut Spdy, protocol: &Protocol, wanted: Wanted) -> Result
     let expected = [wanted.stdin, wanted.stdout, wanted.stderr, true, resize];
     let mut opened = Opened::default();
     while (0..5).any(|number| expected[number] && opened.0[number].is_none()) {
-        let stream = spdy
+        let mut stream = spdy
             .next_stream()
             .await
             .context("the client has gone before it opened its streams")?;

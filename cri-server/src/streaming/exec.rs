@@ -29,24 +29,17 @@ use crate::runtime_service::exec::{Exec, Stdio};
 const HANGUP: Duration = Duration::from_secs(2);
 
 /// Runs the command to its end, or until the session is cut.
-pub(super) async fn run(
+pub(super) async fn run<C: Future<Output = Cut>>(
     node: &Node,
     container: &str,
     cmd: Vec<String>,
     wanted: Wanted,
     client: Client,
-    cut: impl Future<Output = Cut>,
+    cut: impl Fn() -> C,
 ) {
-    let ending = match start(node, container, cmd, wanted).await {
-        Ok((exec, ends)) => {
-            client.greet().await;
-            serve(exec, ends, client.streams, cut).await
-        }
-        Err(error) => Ending::Failed(error.to_string()),
-    };
-    if let Err(error) = client.error.say(&ending).await {
-        tracing::debug!(container, "end of an exec {ending:?}: {error:#}");
-    }
+    let started = start(node, container, cmd, wanted).await;
+    let serve = |(exec, ends), streams| serve(exec, ends, streams, cut());
+    client.attend(started, serve, cut()).await;
 }
 
 async fn start(node: &Node, container: &str, cmd: Vec<String>, wanted: Wanted) -> Result<(Exec, Ends), Error> {

@@ -17,6 +17,7 @@
 //!
 //! A client that vanishes ends its session: an exec is ended with it, an attached container goes on, forwarded
 //! connections are closed. The same happens after `[streaming] idle_timeout_s` without a byte, and when the server ends.
+//! That a client has gone shows in reading, in writing, and where both are held up, at its socket (`hangup`).
 
 mod attach;
 mod channel;
@@ -24,6 +25,7 @@ mod client;
 mod console;
 mod ends;
 mod exec;
+mod hangup;
 mod negotiate;
 mod pod_network;
 mod port_forward;

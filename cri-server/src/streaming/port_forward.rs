@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,7 +20,6 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::channel::{Incoming, Outgoing};
-use super::client::OPEN_LIMIT;
 use super::negotiate::{Protocol, Refusal, Upgrade};
 use super::pod_network::{self, Network};
 use super::session::Limits;
@@ -32,8 +31,10 @@ use crate::node::Node;
 const PIECE: usize = 32 << 10;
 /// Most ports of a WebSocket: each has two channels, and a channel's number is a byte.
 const MAX_PORTS: usize = 127;
-/// Between two looks for pairs that were never completed.
-const LOOK: Duration = Duration::from_secs(5);
+/// Longest requestID, which is kept until its pair is whole.
+const MAX_REQUEST: usize = 256;
+/// Looks for pairs that were never completed, in the time that a client has for one.
+const LOOKS: u32 = 6;
 
 /// Whether a client with this protocol has said what it must: SPDY's clients name a port with each stream.
 pub(super) fn check(upgrade: Upgrade, ports: &[u16]) -> Result<(), Refusal> {
@@ -99,6 +100,10 @@ impl Part {
             (None, Kind::Error) => id.to_string(),
             (None, Kind::Data) => id.saturating_sub(2).to_string(),
         };
+        ensure!(
+            request.len() <= MAX_REQUEST,
+            "a requestID of more than {MAX_REQUEST} bytes"
+        );
         Ok(Part { kind, port, request })
     }
 }
@@ -112,36 +117,44 @@ struct Half {
 }
 
 async fn by_spdy(node: &Node, sandbox: &str, mut spdy: Spdy, limits: Limits) {
-    let mut halves: HashMap<String, Half> = HashMap::new();
     let mut forwards = JoinSet::new();
-    let cut = limits.end(spdy.pulse().clone());
-    tokio::pin!(cut);
-    let mut look = tokio::time::interval(LOOK);
+    let pulse = spdy.pulse().clone();
+    let network = || pod_network::of(node, sandbox);
+    // All of it, as a client that does not read holds up the answers to its streams too.
+    tokio::select! {
+        () = begin(network, &mut spdy, &mut forwards, limits.opening) => {}
+        _ = limits.end(&pulse) => {}
+    }
+    forwards.shutdown().await;
+    spdy.close().await;
+}
+
+/// Begins a forward for each pair of streams, until the client has gone. A stream whose other half does not come in time
+/// (`limit`) is refused.
+async fn begin(network: impl Fn() -> Result<Network>, spdy: &mut Spdy, forwards: &mut JoinSet<()>, limit: Duration) {
+    let mut halves: HashMap<String, Half> = HashMap::new();
+    let mut look = tokio::time::interval(limit / LOOKS);
     loop {
         tokio::select! {
             stream = spdy.next_stream() => match stream {
                 Some(stream) => if let Some(pair) = pair(&mut halves, stream).await {
-                    forwards.spawn(pair.forward(pod_network::of(node, sandbox)));
+                    forwards.spawn(pair.forward(network()));
                 },
                 None => break,
             },
             Some(_ended) = forwards.join_next() => {}
             _ = look.tick() => {
-                let late = halves.extract_if(|_, half| half.since.elapsed() > OPEN_LIMIT);
+                let late = halves.extract_if(|_, half| half.since.elapsed() > limit);
                 for (_, half) in late.collect::<Vec<_>>() {
                     half.stream.refuse().await;
                 }
             }
-            _ = &mut cut => break,
         }
     }
-    forwards.shutdown().await;
-    drop(halves);
-    spdy.close().await;
 }
 
 /// Takes a new stream; the pair that it completes.
-async fn pair(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair> {
+async fn pair(halves: &mut HashMap<String, Half>, mut stream: Stream) -> Option<Pair> {
     let part = match Part::of(stream.id, &stream.headers) {
         Ok(part) => part,
         Err(error) => {
@@ -150,6 +163,9 @@ async fn pair(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair
             return None;
         }
     };
+    if part.kind == Kind::Error {
+        stream.write_only();
+    }
     let Some(first) = halves.remove(&part.request) else {
         // The client waits for this before it opens the other half.
         stream.accept().await;
@@ -266,30 +282,85 @@ async fn by_websocket(
     let mut forwards = JoinSet::new();
     for (channel, &port) in channels() {
         let (data, error) = (socket.outgoing(channel), socket.outgoing(channel + 1));
-        for outgoing in [&data, &error] {
-            outgoing.write(Bytes::copy_from_slice(&port.to_le_bytes())).await?;
-        }
-        let mut incoming = socket.incoming(channel).context("it was made for this")?;
+        let incoming = socket.incoming(channel).context("it was made for this")?;
         let network = pod_network::of(node, sandbox);
         forwards.spawn(async move {
-            let result = forward(network, port, &mut incoming, &data).await;
-            drop(tell(port, result, data, error).await);
+            // A client that has gone is told by its connection.
+            drop(on_channels(network, port, incoming, data, error).await);
         });
     }
-    let cut = limits.end(socket.pulse().clone());
+    let pulse = socket.pulse().clone();
     let all = async { while forwards.join_next().await.is_some() {} };
     tokio::select! {
         () = all => {}
-        _ = cut => {}
+        _ = limits.end(&pulse) => {}
     }
     forwards.shutdown().await;
     socket.close().await;
     Ok(())
 }
 
+/// One port's forward: both channels begin with the port.
+async fn on_channels(
+    network: Result<Network>,
+    port: u16,
+    mut incoming: Incoming,
+    data: Outgoing,
+    error: Outgoing,
+) -> Result<()> {
+    for outgoing in [&data, &error] {
+        outgoing.write(Bytes::copy_from_slice(&port.to_le_bytes())).await?;
+    }
+    let result = forward(network, port, &mut incoming, &data).await;
+    tell(port, result, data, error).await
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::spdy::tests::Client;
     use super::*;
+
+    #[tokio::test]
+    async fn a_half_whose_other_half_does_not_come_is_refused() {
+        let (mut client, mut spdy) = Client::connect();
+        let mut forwards = JoinSet::new();
+        let limit = Duration::from_millis(600);
+        client.open(1, &[("streamtype", "data"), ("port", "80")]).await;
+        let begun = Instant::now();
+        let refused = async {
+            assert_eq!(client.frame().await.0, 2, "SYN_REPLY");
+            client.frame().await
+        };
+        let frame = tokio::select! {
+            frame = refused => frame,
+            () = begin(|| bail!("no network"), &mut spdy, &mut forwards, limit) => panic!("the client is there"),
+        };
+        assert_eq!(frame, (3, vec![0, 0, 0, 1, 0, 0, 0, 3]), "RST_STREAM");
+        assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_forward_that_fails_says_so_and_closes_its_pair() {
+        let (mut client, mut spdy) = Client::connect();
+        let mut forwards = JoinSet::new();
+        for (stream, kind) in [(1, "error"), (3, "data")] {
+            client.open(stream, &[("streamtype", kind), ("port", "80")]).await;
+        }
+        let told = async {
+            let mut frames = Vec::new();
+            for _ in 0..5 {
+                frames.push(client.frame().await);
+            }
+            frames
+        };
+        let limit = Duration::from_secs(30);
+        let frames = tokio::select! {
+            frames = told => frames,
+            () = begin(|| bail!("no network"), &mut spdy, &mut forwards, limit) => panic!("the client is there"),
+        };
+        assert_eq!(frames[2], (0, b"port 80: no network".to_vec()));
+        assert_eq!([frames[3].1.len(), frames[4].1.len()], [0, 0]);
+    }
 
     #[test]
     fn parts() {
@@ -301,7 +372,8 @@ mod tests {
             })
         };
         type Case<'a> = (u32, &'a [(&'a str, &'a str)], Result<Part, &'a str>);
-        let table: [Case<'_>; 8] = [
+        let long = "1".repeat(MAX_REQUEST + 1);
+        let table: [Case<'_>; 9] = [
             (
                 1,
                 &[("streamtype", "error"), ("port", "80"), ("requestid", "7")],
@@ -328,6 +400,11 @@ mod tests {
                 1,
                 &[("streamtype", "data"), ("port", "0")],
                 Err("port \"0\": must be 1 to 65535"),
+            ),
+            (
+                1,
+                &[("streamtype", "data"), ("port", "80"), ("requestid", &long)],
+                Err("a requestID of more than 256 bytes"),
             ),
             (
                 1,

@@ -20,13 +20,15 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tracing::Instrument as _;
 
+use super::hangup::Hangup;
 use super::negotiate::{Refusal, Upgrade, negotiate};
 use super::port_forward;
 use super::session::{Limits, Session};
@@ -34,17 +36,24 @@ use super::tls;
 use super::token::Tokens;
 use crate::config::Streaming;
 use crate::node::Node;
+use crate::telemetry::names;
 
 /// Most connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
 /// How long a client may take for TLS and for the head of its request, each.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to open the streams that belong together.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
 /// Longest head of a request.
 const HEAD_BYTES: usize = 16 << 10;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 64;
 /// Silence after which the kernel asks whether a client's machine is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Time for an answer, after which it asks again.
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(15);
+/// So many questions without an answer break the connection.
+const KEEPALIVE_QUESTIONS: u32 = 4;
 /// Pause after a connection that could not be accepted: descriptors are short.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -87,10 +96,6 @@ impl Server {
 
     /// Serves until `stopping`, then ends what is under way: execs are killed, clients are told.
     pub async fn serve(self, node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
-        let limits = Limits {
-            idle: self.idle,
-            stopping: stopping.clone(),
-        };
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
@@ -100,8 +105,14 @@ impl Server {
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             };
             match accepted {
-                Ok((stream, slot)) => {
-                    let work = connection(node.clone(), stream, self.tls.clone(), limits.clone());
+                Ok((stream, hangup, slot)) => {
+                    let limits = Limits {
+                        idle: self.idle,
+                        opening: OPEN_LIMIT,
+                        stopping: stopping.clone(),
+                        hangup,
+                    };
+                    let work = connection(node.clone(), stream, self.tls.clone(), limits);
                     connections.spawn(async move {
                         if let Err(error) = work.await {
                             tracing::debug!("streaming connection: {error:#}");
@@ -120,13 +131,16 @@ impl Server {
     }
 }
 
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Result<(TcpStream, Hangup, OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await?;
     let (stream, _peer) = listener.accept().await?;
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
     set_socket_keepalive(&stream, true).context("set SO_KEEPALIVE")?;
     set_tcp_keepidle(&stream, KEEPALIVE).context("set TCP_KEEPIDLE")?;
-    Ok((stream, slot))
+    set_tcp_keepintvl(&stream, KEEPALIVE_ANSWER).context("set TCP_KEEPINTVL")?;
+    set_tcp_keepcnt(&stream, KEEPALIVE_QUESTIONS).context("set TCP_KEEPCNT")?;
+    let hangup = Hangup::of(&stream)?;
+    Ok((stream, hangup, slot))
 }
 
 async fn connection(node: Arc<Node>, stream: TcpStream, tls: Option<TlsAcceptor>, limits: Limits) -> Result<()> {
@@ -184,7 +198,9 @@ async fn http(
         return Ok(());
     };
     let connection = connection.await.context("upgrade")?;
-    session.run(&node, TokioIo::new(connection), upgrade, limits).await
+    let span = names::of_id(&node, session.id());
+    let running = session.run(&node, TokioIo::new(connection), upgrade, limits);
+    running.instrument(span).await
 }
 
 /// Takes the token and chooses the protocol. A token is spent even where the protocol does not fit.
@@ -226,6 +242,24 @@ fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn more_connections_than_there_may_be_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let slots = Arc::new(Semaphore::new(2));
+        let clients = [(); 3].map(|()| TcpStream::connect(address));
+        let [a, b, c] = clients.map(|client| tokio::spawn(client));
+        let first = accept(&listener, &slots).await.unwrap();
+        let second = accept(&listener, &slots).await.unwrap();
+        let third = accept(&listener, &slots);
+        tokio::pin!(third);
+        let early = tokio::time::timeout(PAUSE, &mut third).await;
+        assert!(early.is_err(), "a connection more than there may be");
+        drop(first);
+        drop(third.await.unwrap());
+        drop((second, a, b, c));
+    }
 
     #[tokio::test]
     async fn urls_are_given_out_as_soon_as_it_listens() {

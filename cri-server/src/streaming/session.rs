@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::channel::Pulse;
 use super::client;
+use super::hangup::Hangup;
 use super::negotiate::Upgrade;
 use super::{attach, exec, port_forward};
 use crate::node::Node;
@@ -66,6 +67,14 @@ impl Session {
         }
     }
 
+    /// The full id of its container or sandbox.
+    pub(super) fn id(&self) -> &str {
+        match self {
+            Session::Exec { container, .. } | Session::Attach { container, .. } => container,
+            Session::PortForward { sandbox, .. } => sandbox,
+        }
+    }
+
     /// Runs it for a client whose connection has been upgraded. An error is one of the client's or the connection: there
     /// is no stream to say it on.
     pub(super) async fn run(
@@ -77,15 +86,15 @@ impl Session {
     ) -> Result<()> {
         match self {
             Session::Exec { container, cmd, wanted } => {
-                let (carrier, client) = client::open(io, upgrade, wanted).await?;
-                let end = limits.end(carrier.pulse().clone());
-                exec::run(node, &container, cmd, wanted, client, end).await;
+                let (carrier, client) = limits.opened(client::open(io, upgrade, wanted)).await?;
+                let pulse = carrier.pulse().clone();
+                exec::run(node, &container, cmd, wanted, client, || limits.end(&pulse)).await;
                 carrier.close().await;
             }
             Session::Attach { container, wanted } => {
-                let (carrier, client) = client::open(io, upgrade, wanted).await?;
-                let end = limits.end(carrier.pulse().clone());
-                attach::run(node, &container, wanted, client, end).await;
+                let (carrier, client) = limits.opened(client::open(io, upgrade, wanted)).await?;
+                let pulse = carrier.pulse().clone();
+                attach::run(node, &container, wanted, client, || limits.end(&pulse)).await;
                 carrier.close().await;
             }
             Session::PortForward { sandbox, ports } => {
@@ -97,12 +106,15 @@ impl Session {
 }
 
 /// What ends a session from outside.
-#[derive(Clone)]
 pub(super) struct Limits {
     /// Longest time in which nothing moves.
     pub(super) idle: Duration,
+    /// Longest time in which a client opens the streams that belong together.
+    pub(super) opening: Duration,
     /// True once the server ends.
     pub(super) stopping: watch::Receiver<bool>,
+    /// The client's socket.
+    pub(super) hangup: Hangup,
 }
 
 /// Why a session ends before its work does.
@@ -117,13 +129,26 @@ pub(super) enum Cut {
 }
 
 impl Limits {
-    /// Resolves when the session must end.
-    pub(super) async fn end(mut self, pulse: Pulse) -> Cut {
+    /// What a client opens, unless it takes too long, or the server ends.
+    async fn opened<T>(&self, opening: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut stopping = self.stopping.clone();
+        tokio::select! {
+            opened = opening => opened,
+            () = tokio::time::sleep(self.opening) => bail!("the client has not opened its streams in {:?}", self.opening),
+            _ = stopping.wait_for(|stopping| *stopping) => bail!("{}", Cut::Stopping),
+        }
+    }
+
+    /// Resolves when the session must end, and so does every later call.
+    pub(super) async fn end(&self, pulse: &Pulse) -> Cut {
+        let mut stopping = self.stopping.clone();
         tokio::select! {
             () = pulse.gone() => Cut::Gone,
+            // A reading task that waits for room does not see it.
+            () = self.hangup.seen() => Cut::Gone,
             () = pulse.idle(self.idle) => Cut::Idle(self.idle),
             // An error means that the server has gone, which is as good.
-            _ = self.stopping.wait_for(|stopping| *stopping) => Cut::Stopping,
+            _ = stopping.wait_for(|stopping| *stopping) => Cut::Stopping,
         }
     }
 }
@@ -139,5 +164,60 @@ impl std::fmt::Display for Cut {
             ),
             Cut::Stopping => f.write_str("the CRI server is ending"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::Instant;
+
+    use super::super::negotiate::Protocol;
+    use super::super::spdy::tests::Client;
+    use super::*;
+
+    static PROTOCOL: Protocol = Protocol {
+        name: "v4.channel.k8s.io",
+        json: true,
+        resize: true,
+        close: false,
+        base64: false,
+        tunnel: false,
+    };
+
+    /// Opens the streams of an exec for a client that has opened one of two.
+    async fn opening(limit: Duration, stopping: watch::Receiver<bool>) -> anyhow::Error {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let limits = Limits {
+            idle: Duration::from_secs(600),
+            opening: limit,
+            stopping,
+            hangup: Hangup::of(&stream).unwrap(),
+        };
+        let (mut client, io) = Client::pair();
+        client.open(1, &[("streamtype", "error")]).await;
+        let wanted = Wanted {
+            stdout: true,
+            ..Wanted::default()
+        };
+        let opened = limits.opened(client::open(io, Upgrade::Spdy(&PROTOCOL), wanted)).await;
+        opened.map(drop).expect_err("a stream is missing")
+    }
+
+    #[tokio::test]
+    async fn streams_are_opened_in_time_or_never() {
+        let (_running, stopping) = watch::channel(false);
+        let (limit, begun) = (Duration::from_millis(200), Instant::now());
+        let error = opening(limit, stopping).await;
+        assert_eq!(error.to_string(), "the client has not opened its streams in 200ms");
+        assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ends_waits_for_no_streams() {
+        let (_stopped, stopping) = watch::channel(true);
+        let error = opening(Duration::from_secs(600), stopping).await;
+        assert_eq!(error.to_string(), "the CRI server is ending");
     }
 }

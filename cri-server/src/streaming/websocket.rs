@@ -3,7 +3,8 @@
 //! A binary message is a channel's number and bytes of that channel; in the base64 protocols a text message is the
 //! number as a digit and the bytes in base64. With v5 a client closes a channel by the number 255 and the channel's.
 //!
-//! Memory: a message is [`MAX_MESSAGE`] at most, and [`READ_QUEUE`] of them wait for each channel.
+//! Memory: a message is [`MAX_MESSAGE`] at most; [`READ_QUEUE`] of them wait for each channel, as far as the connection's
+//! [`Budget`] goes.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
-use super::channel::{Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE, incoming};
+use super::channel::{Budget, Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE};
 use super::negotiate::Protocol;
 
 /// Longest message of a client; a longer one ends the connection with code 1009.
@@ -44,6 +45,18 @@ async fn socket<I: AsyncRead + AsyncWrite + Unpin>(io: I) -> WebSocketStream<I> 
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+}
+
+/// Reads and writes to the end, then closes what is below: TLS has a goodbye of its own, without which a client takes the
+/// end for one that an attacker made.
+async fn both<I: AsyncRead + AsyncWrite + Unpin>(
+    reading: impl Future<Output = SplitStream<WebSocketStream<I>>>,
+    writing: impl Future<Output = SplitSink<WebSocketStream<I>, Message>>,
+) {
+    let (stream, sink) = tokio::join!(reading, writing);
+    let mut socket = stream.reunite(sink).expect("two halves of one");
+    // A client that has gone does not miss it.
+    drop(socket.get_mut().shutdown().await);
 }
 
 fn farewell() -> Message {
@@ -71,15 +84,16 @@ impl WebSocket {
         let (sink, stream) = socket(io).await.split();
         let (orders, ordered) = mpsc::channel(WRITE_QUEUE);
         let pulse = Pulse::new();
+        let budget = Budget::new();
         let (mut feeds, mut channels) = (HashMap::new(), HashMap::new());
         for channel in readable {
-            let (feed, incoming) = incoming(READ_QUEUE);
+            let (feed, incoming) = budget.incoming(READ_QUEUE);
             feeds.insert(channel, feed);
             channels.insert(channel, incoming);
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(read(stream, protocol, feeds, pulse.clone()));
-        tasks.spawn(write(sink, protocol, ordered, pulse.clone()));
+        let reading = read(stream, protocol, feeds, orders.clone(), pulse.clone());
+        tasks.spawn(both(reading, write(sink, protocol, ordered, pulse.clone())));
         WebSocket {
             orders,
             incoming: channels,
@@ -118,8 +132,9 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
     mut stream: SplitStream<WebSocketStream<I>>,
     protocol: &'static Protocol,
     mut feeds: HashMap<u8, Feed>,
+    orders: mpsc::Sender<Order>,
     pulse: Pulse,
-) {
+) -> SplitStream<WebSocketStream<I>> {
     while let Some(message) = stream.next().await {
         let read = message
             .map_err(anyhow::Error::from)
@@ -135,7 +150,7 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
                 if let Some(feed) = feeds.get(&channel)
                     && !bytes.is_empty()
                 {
-                    feed.push(bytes).await;
+                    feed.push(bytes, &orders).await;
                 }
             }
             Ok(None) => {}
@@ -146,14 +161,16 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     pulse.leave();
+    stream
 }
 
 /// A message's channel and bytes; none for the protocol's own messages, which the library answers.
 fn decode(message: &Message, protocol: &Protocol) -> Result<Option<(u8, Bytes)>> {
     match message {
         Message::Binary(bytes) if !protocol.base64 => {
-            let channel = bytes.first().context("a message without a channel")?;
-            Ok(Some((*channel, bytes.slice(1..))))
+            let (channel, rest) = bytes.split_first().context("a message without a channel")?;
+            // A copy: a slice that waits would keep all of the library's buffer, which the budget does not count.
+            Ok(Some((*channel, Bytes::copy_from_slice(rest))))
         }
         Message::Text(text) if protocol.base64 => {
             let (digit, rest) = text
@@ -187,7 +204,7 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
     protocol: &'static Protocol,
     mut orders: mpsc::Receiver<Order>,
     pulse: Pulse,
-) {
+) -> SplitSink<WebSocketStream<I>, Message> {
     let written = async {
         loop {
             let order = match orders.try_recv() {
@@ -205,6 +222,7 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
                     pulse.moved();
                     sink.feed(encode(stream, &piece, protocol)).await?;
                 }
+                Order::Ping => sink.feed(Message::Ping(Bytes::new())).await?,
                 Order::Close => break,
                 // There is no way to say that a channel has ended; the others are SPDY's.
                 Order::Finish { .. } | Order::Taken { .. } | Order::Frame(_) | Order::Accept { .. } => {}
@@ -215,7 +233,10 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
     };
     if let Err(error) = written.await {
         tracing::debug!("write to a WebSocket: {error:#}");
+        // Reading may wait for room and not see it.
+        pulse.leave();
     }
+    sink
 }
 
 /// The tasks that carry a connection in a WebSocket's messages.
@@ -228,8 +249,7 @@ impl Tunnel {
         let (sink, stream) = socket(io).await.split();
         let (from, to) = tokio::io::split(outer);
         let mut tasks = JoinSet::new();
-        tasks.spawn(unpack(stream, to));
-        tasks.spawn(pack(from, sink));
+        tasks.spawn(both(unpack(stream, to), pack(from, sink)));
         (inner, Tunnel(tasks))
     }
 
@@ -243,7 +263,7 @@ impl Tunnel {
 async fn unpack<I: AsyncRead + AsyncWrite + Unpin>(
     mut stream: SplitStream<WebSocketStream<I>>,
     mut to: WriteHalf<DuplexStream>,
-) {
+) -> SplitStream<WebSocketStream<I>> {
     while let Some(Ok(message)) = stream.next().await {
         if let Message::Binary(bytes) = message {
             // Where the connection inside is over, the rest is read so that the client sees its own end.
@@ -251,20 +271,22 @@ async fn unpack<I: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     drop(to.shutdown().await);
+    stream
 }
 
 async fn pack<I: AsyncRead + AsyncWrite + Unpin>(
     mut from: ReadHalf<DuplexStream>,
     mut sink: SplitSink<WebSocketStream<I>, Message>,
-) {
+) -> SplitSink<WebSocketStream<I>, Message> {
     let mut buffer = BytesMut::with_capacity(BUFFER);
     while let Ok(1..) = from.read_buf(&mut buffer).await {
         if sink.send(Message::Binary(buffer.split().freeze())).await.is_err() {
-            return;
+            return sink;
         }
         buffer.reserve(BUFFER);
     }
     drop(sink.send(farewell()).await);
+    sink
 }
 
 #[cfg(test)]
@@ -308,6 +330,27 @@ mod tests {
         }
         assert_eq!(encode(1, b"ab", &RAW), binary(b"\x01ab"));
         assert_eq!(encode(1, b"ab", &BASE64), Message::text("1YWI="));
+    }
+
+    /// However many channels there are, a client is held up at what the connection may keep, and its buffers.
+    #[tokio::test]
+    async fn a_client_is_held_up_by_what_is_not_taken() {
+        let (client, server) = tokio::io::duplex(BUFFER);
+        let channels = || (0..=u8::MAX).step_by(2);
+        let socket = WebSocket::new(server, &RAW, channels()).await;
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let mut sent = 0;
+        let sending = async {
+            for channel in channels().cycle() {
+                let message = [&[channel][..], &[7; 256 << 10]].concat();
+                client.send(Message::binary(message)).await.unwrap();
+                sent += 256 << 10;
+            }
+        };
+        let early = tokio::time::timeout(Duration::from_secs(2), sending).await;
+        assert!(early.is_err(), "it was all taken in");
+        assert!(((4 << 20)..(6 << 20)).contains(&sent), "{sent}");
+        drop(socket);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Statistics of a container's cgroups, in the form of runc's `events --stats`: names, units and what is left out where it
 //! is zero are runc's (types/events.go), since programs read them.
 //!
-//! Times are nanoseconds, sizes bytes. `read.rs` collects, `parse.rs` reads the kernel's texts (pure). Left out: network
+//! Times are nanoseconds, sizes bytes. `read.rs` collects, `parse.rs` reads the kernel's texts (pure), `end.rs` is of a
+//! container that has ended. Left out: network
 //! interfaces and Intel RDT, which are no cgroups' (runc leaves the former empty, too).
 
+mod end;
 mod parse;
 mod read;
 

@@ -67,6 +67,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["count", path] => count(path)?,
         ["swrk", "3"] => fake_criu()?,
         ["hook", path, label] => hook(path, label)?,
+        ["connect", path, kind, text] => connect(path, kind, text)?,
         ["exchange", one, other] => exchange(one, other)?,
         ["devices", directory] => say(&devices(directory).to_string())?,
         _ => {
@@ -94,6 +95,26 @@ fn notify(message: &str) -> Result<()> {
     let sent = socket.send_to(message.as_bytes(), &path);
     sent.with_context(|| format!("send to {path}"))?;
     sleep_for_ever()
+}
+
+/// Connects to a unix socket, of packets or of bytes, sends this and says how much came back at first.
+fn connect(path: &str, kind: &str, text: &str) -> Result<()> {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+    let kind = if kind == "packets" {
+        SockType::SeqPacket
+    } else {
+        SockType::Stream
+    };
+    let socket = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).context("socket")?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let mut answer = [0; 64];
+    let talked = connect(fd, &UnixAddr::new(path)?)
+        .and_then(|()| send(fd, text.as_bytes(), MsgFlags::MSG_NOSIGNAL))
+        .and_then(|_sent| recv(fd, &mut answer, MsgFlags::empty()));
+    say(&match talked {
+        Ok(bytes) => format!("{bytes} bytes"),
+        Err(errno) => errno.to_string(),
+    })
 }
 
 /// Takes the root away, enters the mount namespace anew, and says how many entries /proc and /sys have there.

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use super::super::auth::Credentials;
+use crate::own_process::unprotect;
 
 /// Longest time a helper may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,6 +47,7 @@ pub(super) async fn get(name: &str, registry: &str, dirs: &[PathBuf]) -> Result<
 async fn ask(name: &str, registry: &str, dirs: &[PathBuf], limit: Duration) -> Result<Credentials> {
     let program = find(name, dirs)?;
     let mut child = spawn(&program, dirs)?;
+    unprotect(child.id());
     let group = Group::of(&child);
     // What docker itself asks for.
     let server = match registry {

@@ -33,7 +33,7 @@ mod usage;
 mod view;
 
 use std::fs;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +55,7 @@ use super::store::ImageStore;
 use crate::tree;
 
 pub use self::changes::Changes;
+pub use self::quota::Limits;
 pub use self::usage::Usage;
 pub use self::view::{Volume, unmount_volumes};
 
@@ -94,22 +95,22 @@ pub struct Root<'a> {
 }
 
 impl Snapshots {
-    /// Roots for containers whose directories are in `containers`, which exists. With `limit` each container may write
-    /// so many bytes; an error if the filesystem there cannot hold it to that, or if `wanted` cannot be had.
+    /// Roots for containers whose directories are in `containers`, which exists. No container may write
+    /// more than `limits`; an error if the filesystem there cannot hold it to that, or if `wanted` cannot be had.
     pub fn open(
         images: Arc<ImageStore>,
         containers: &Path,
         wanted: Snapshotter,
-        limit: Option<u64>,
+        limits: Limits,
     ) -> Result<Arc<Snapshots>> {
         let native = is_native(wanted, containers)?;
-        let accounts = Accounts::open(containers, limit)?;
+        let accounts = Accounts::open(containers, limits)?;
         let counted_by = match &accounts {
             Accounts::Projects(_) => "project quotas",
             Accounts::Walk(_) => "walking",
         };
         let snapshotter = if native { "native" } else { "overlayfs" };
-        tracing::info!(snapshotter, counted_by, ?limit, "roots of containers");
+        tracing::info!(snapshotter, counted_by, ?limits, "roots of containers");
         Ok(Arc::new(Snapshots {
             images,
             containers: containers.to_owned(),
@@ -283,7 +284,7 @@ fn is_native(wanted: Snapshotter, containers: &Path) -> Result<bool> {
 }
 
 /// Mounts an overlay as a container's would be, and unmounts it.
-fn try_overlay(containers: &Path) -> Result<()> {
+pub(crate) fn try_overlay(containers: &Path) -> Result<()> {
     let dir = containers.join(".trial");
     let trial = || -> Result<()> {
         // What a killed server left of its trial.
@@ -303,6 +304,17 @@ fn try_overlay(containers: &Path) -> Result<()> {
     let result = trial();
     tree::remove(&dir)?;
     result
+}
+
+/// Maps the ids of a mount of `directory` that is nowhere in the tree.
+pub(crate) fn try_mapped(directory: &Path, user_namespace: BorrowedFd<'_>) -> Result<()> {
+    MappedLayers::new(directory, user_namespace).map(drop)
+}
+
+/// Whether the filesystem of `directory` refuses what goes beyond a project's limit.
+pub(crate) fn enforces_project_quotas(directory: &Path) -> bool {
+    let opened = fs::File::open(directory);
+    opened.is_ok_and(|it| sys::project_quotas(it.as_fd()).is_ok_and(|quotas| quotas.enforced))
 }
 
 /// Adds empty directories below `dir` until there are `least`.

@@ -18,6 +18,26 @@ use anyhow::{Context, Result, bail};
 use super::sys::{self, PROJECT_INHERITED};
 use super::usage::Usage;
 
+/// What one container may write at most; what is absent is as much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Blocks, in bytes.
+    pub bytes: Option<u64>,
+    /// Files of every type.
+    pub inodes: Option<u64>,
+}
+
+impl Limits {
+    /// The key of the configuration that asks for a limit, if one does.
+    fn key(self) -> Option<&'static str> {
+        match self {
+            Limits { bytes: Some(_), .. } => Some("storage.writable_layer_limit_bytes"),
+            Limits { inodes: Some(_), .. } => Some("storage.writable_layer_limit_inodes"),
+            Limits { .. } => None,
+        }
+    }
+}
+
 /// The first project of ours: far from the numbers that the kubelet (1048577 and on) and people use.
 const FIRST_PROJECT: u32 = 0x4000_0000;
 
@@ -25,23 +45,22 @@ const FIRST_PROJECT: u32 = 0x4000_0000;
 #[derive(Debug)]
 pub(super) struct Projects {
     containers: PathBuf,
-    /// Bytes a container may use; 0 for no limit.
-    limit: u64,
+    limits: Limits,
     taken: Mutex<BTreeSet<u32>>,
 }
 
 impl Projects {
     /// The projects of the containers in `containers`; none where the filesystem does not count by project.
-    pub(super) fn open(containers: &Path, limit: Option<u64>) -> Result<Option<Projects>> {
+    pub(super) fn open(containers: &Path, limits: Limits) -> Result<Option<Projects>> {
         let dir = File::open(containers).with_context(|| format!("open {}", containers.display()))?;
-        let quotas = match sys::project_quotas(dir.as_fd()) {
-            Ok(quotas) => quotas,
-            Err(error) if limit.is_some() => bail!(missing(containers, &error.to_string())),
-            Err(_none) => return Ok(None),
+        let quotas = match (sys::project_quotas(dir.as_fd()), limits.key()) {
+            (Ok(quotas), Some(key)) if !quotas.enforced => {
+                bail!(missing(key, containers, "it does not enforce project quotas"))
+            }
+            (Ok(quotas), _) => quotas,
+            (Err(error), Some(key)) => bail!(missing(key, containers, &error.to_string())),
+            (Err(_none), None) => return Ok(None),
         };
-        if limit.is_some() && !quotas.enforced {
-            bail!(missing(containers, "it does not enforce project quotas"));
-        }
         if !quotas.counted {
             return Ok(None);
         }
@@ -52,7 +71,7 @@ impl Projects {
         }
         Ok(Some(Projects {
             containers: containers.to_owned(),
-            limit: limit.unwrap_or(0),
+            limits,
             taken: Mutex::new(taken),
         }))
     }
@@ -69,8 +88,9 @@ impl Projects {
             sys::set_attributes(dir.as_fd(), attributes)
                 .with_context(|| format!("FS_IOC_FSSETXATTR of {}: project {project}", path.display()))?;
             // Also without a limit: an earlier container of this number may have had one.
-            sys::limit_project(dir.as_fd(), project, self.limit)
-                .with_context(|| format!("quotactl Q_SETQUOTA of project {project}: {} bytes", self.limit))?;
+            let (bytes, inodes) = (self.limits.bytes.unwrap_or(0), self.limits.inodes.unwrap_or(0));
+            sys::limit_project(dir.as_fd(), project, bytes, inodes)
+                .with_context(|| format!("quotactl Q_SETQUOTA of project {project}: {bytes} bytes, {inodes} inodes"))?;
         }
         Ok(())
     }
@@ -110,9 +130,9 @@ pub(super) fn project_of(dir: &Path) -> Option<u32> {
     (attributes.project >= FIRST_PROJECT).then_some(attributes.project)
 }
 
-fn missing(containers: &Path, why: &str) -> String {
+fn missing(key: &str, containers: &Path, why: &str) -> String {
     format!(
-        "storage.writable_layer_limit_bytes: the filesystem of {} must have project quotas (mounted with prjquota): {why}",
+        "{key}: the filesystem of {} must have project quotas (mounted with prjquota): {why}",
         containers.display()
     )
 }

@@ -103,11 +103,12 @@ pub(super) fn project_usage(file: BorrowedFd<'_>, project: u32) -> io::Result<(u
     Ok((quota.dqb_curspace, quota.dqb_curinodes))
 }
 
-/// Limits the bytes of a project; 0 lifts the limit.
-pub(super) fn limit_project(file: BorrowedFd<'_>, project: u32, bytes: u64) -> io::Result<()> {
+/// Limits the bytes and the inodes of a project; 0 lifts a limit.
+pub(super) fn limit_project(file: BorrowedFd<'_>, project: u32, bytes: u64, inodes: u64) -> io::Result<()> {
     let mut quota = libc::dqblk {
         dqb_bhardlimit: bytes.div_ceil(LIMIT_UNIT),
-        dqb_valid: libc::QIF_BLIMITS,
+        dqb_ihardlimit: inodes,
+        dqb_valid: libc::QIF_LIMITS,
         ..no_quota()
     };
     quotactl(file, libc::Q_SETQUOTA, project, &mut quota)

@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::quota::{self, Projects};
+use super::quota::{self, Limits, Projects};
 
 /// Between two rounds of the walk.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -56,8 +56,8 @@ pub(super) enum Accounts {
 
 impl Accounts {
     /// Accounts for the containers in `containers`; with a limit they must be the filesystem's.
-    pub(super) fn open(containers: &Path, limit: Option<u64>) -> Result<Accounts> {
-        match Projects::open(containers, limit)? {
+    pub(super) fn open(containers: &Path, limits: Limits) -> Result<Accounts> {
+        match Projects::open(containers, limits)? {
             Some(projects) => Ok(Accounts::Projects(projects)),
             None => Ok(Accounts::Walk(Walker::start(containers)?)),
         }

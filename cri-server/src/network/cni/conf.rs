@@ -154,6 +154,17 @@ impl Network {
     pub(super) fn has_status(&self) -> bool {
         self.version.as_str() >= WITH_STATUS
     }
+
+    /// The file names of all executables that it takes: the plugins', and those that hand out addresses for them.
+    pub(super) fn programs(&self) -> Vec<String> {
+        let of = |plugin: &Plugin| {
+            let ipam = plugin.config.get("ipam").and_then(|ipam| ipam["type"].as_str());
+            [Some(plugin.kind.clone()), ipam.map(str::to_owned)]
+        };
+        let mut programs: Vec<String> = self.plugins.iter().flat_map(of).flatten().collect();
+        programs.dedup();
+        programs
+    }
 }
 
 impl Plugin {

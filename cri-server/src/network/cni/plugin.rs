@@ -16,6 +16,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Child;
 
+use crate::own_process::unprotect;
+
 /// Most bytes that are kept of a plugin's stdout and of its stderr.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// PATH where the server itself has none; bridge and portmap need iptables or nft.
@@ -78,6 +80,7 @@ impl Invocation<'_> {
     /// Runs the plugin; its result is null where it printed nothing.
     pub(super) async fn run(&self, stdin: &Value) -> Result<Value> {
         let mut child = self.spawn()?;
+        unprotect(child.id());
         let mut group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()));
         let input = stdin.to_string();
         let outcome = tokio::time::timeout(self.timeout, talk(&mut child, &input)).await;

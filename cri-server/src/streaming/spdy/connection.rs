@@ -12,18 +12,22 @@ use tokio::task::JoinSet;
 
 use super::frame::{self, Control, HEAD_LEN, Head, MAX_DATA, Reset};
 use super::headers::{Fold, Headers, Unfold};
-use crate::streaming::channel::{Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE, incoming};
+use crate::streaming::channel::{Budget, Feed, Incoming, Order, Outgoing, Pulse, WRITE_QUEUE};
 
 /// Most streams of one connection at once.
 const MAX_STREAMS: usize = 2048;
+/// So many streams are remembered without a look at who still takes from them.
+const FORGET_FROM: usize = 64;
 /// New streams that may wait to be looked at.
 const NEW_STREAMS: usize = 16;
 /// The pieces in which data frames are taken in.
 const PIECE: usize = 32 << 10;
-/// Pieces of a stream that may wait: half a megabyte.
+/// Pieces of a stream that may wait: half a megabyte, as far as the connection's budget goes.
 const READ_QUEUE: usize = 16;
 /// Bytes that are read from the connection, or written to it, at once.
 const BUFFER: usize = 64 << 10;
+/// The number of this side's pings, which is even; none is waited for.
+const OWN_PING: u32 = 2;
 /// How long a client may take to close a connection once all is written.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -42,10 +46,16 @@ pub(in crate::streaming) struct Stream {
 }
 
 impl Stream {
-    /// Opens it; only now may anything be written to it.
-    pub(in crate::streaming) async fn accept(&self) {
+    /// Opens it; only now may anything be written to it. Its headers have been read.
+    pub(in crate::streaming) async fn accept(&mut self) {
+        self.headers = Headers::new();
         // A connection that has ended shows at the first write.
         drop(self.orders.send(Order::Accept { stream: self.id }).await);
+    }
+
+    /// Takes nothing more from the client: what still comes is read and dropped.
+    pub(in crate::streaming) fn write_only(&mut self) {
+        self.incoming = Incoming::none();
     }
 
     /// Does not open it.
@@ -73,7 +83,8 @@ impl Spdy {
         let reading = Reading {
             io: BufReader::with_capacity(BUFFER, read),
             unfold: Unfold::new(),
-            feeds: HashMap::new(),
+            feeds: Feeds::default(),
+            budget: Budget::new(),
             newest: 0,
             new,
             slots: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -126,7 +137,8 @@ impl Spdy {
 struct Reading<I> {
     io: BufReader<ReadHalf<I>>,
     unfold: Unfold,
-    feeds: HashMap<u32, Feed>,
+    feeds: Feeds,
+    budget: Budget,
     newest: u32,
     new: mpsc::Sender<Stream>,
     slots: Arc<Semaphore>,
@@ -182,12 +194,12 @@ impl<I: AsyncRead> Reading<I> {
         while length > 0 {
             let piece = self.piece(length.min(PIECE)).await?;
             length -= piece.len();
-            if let Some(feed) = self.feeds.get(&stream) {
-                feed.push(piece).await;
+            if let Some(feed) = self.feeds.open.get(&stream) {
+                feed.push(piece, &self.orders).await;
             }
         }
         if fin {
-            self.feeds.remove(&stream);
+            self.feeds.open.remove(&stream);
         }
         Ok(())
     }
@@ -202,15 +214,15 @@ impl<I: AsyncRead> Reading<I> {
                 // Nobody asks for them; but the next block builds on them.
                 self.unfold.block(&block)?;
                 if fin {
-                    self.feeds.remove(&stream);
+                    self.feeds.open.remove(&stream);
                 }
             }
             Control::RstStream { stream } => {
-                if let Some(feed) = self.feeds.remove(&stream) {
+                if let Some(feed) = self.feeds.open.remove(&stream) {
                     feed.reset();
                 }
             }
-            // Odd numbers are the client's own; even ones would be answers to pings that this side never sends.
+            // Odd numbers are the client's own; even ones are answers, for which nobody waits.
             Control::Ping { id } if id % 2 == 1 => self.order(Order::Frame(frame::ping(id))).await,
             Control::Ping { .. } | Control::GoAway | Control::Other => {}
         }
@@ -227,7 +239,7 @@ impl<I: AsyncRead> Reading<I> {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             return self.reset(stream, Reset::Refused).await;
         };
-        let (feed, incoming) = incoming(READ_QUEUE);
+        let (feed, incoming) = self.budget.incoming(READ_QUEUE);
         let new = Stream {
             id: stream,
             headers,
@@ -254,6 +266,26 @@ impl<I: AsyncRead> Reading<I> {
     }
 }
 
+/// Streams from which a client's bytes may still come.
+#[derive(Default)]
+struct Feeds {
+    open: HashMap<u32, Feed>,
+    /// How many there were that somebody takes from, when that was looked at last.
+    taken: usize,
+}
+
+impl Feeds {
+    /// A client may leave streams open that this side refused or is done with: they go when they may be more than
+    /// those that are of use, so that a long connection holds no more than it needs.
+    fn insert(&mut self, stream: u32, feed: Feed) {
+        if self.open.len() >= FORGET_FROM.max(2 * self.taken) {
+            self.open.retain(|_, feed| feed.is_taken());
+            self.taken = self.open.len();
+        }
+        self.open.insert(stream, feed);
+    }
+}
+
 struct Writing<I> {
     io: BufWriter<WriteHalf<I>>,
     fold: Fold,
@@ -271,6 +303,8 @@ impl<I: AsyncWrite> Writing<I> {
         };
         if let Err(error) = written.await {
             tracing::debug!("write to a SPDY connection: {error:#}");
+            // The reading task may wait for room and not see it.
+            self.pulse.leave();
         }
     }
 
@@ -297,6 +331,7 @@ impl<I: AsyncWrite> Writing<I> {
             }
             Order::Finish { stream } => self.io.write_all(&frame::data_head(stream, true, 0)).await?,
             Order::Taken { stream, delta } => self.io.write_all(&frame::window_update(stream, delta)).await?,
+            Order::Ping => self.io.write_all(&frame::ping(OWN_PING)).await?,
             Order::Frame(frame) => self.io.write_all(&frame).await?,
             Order::Accept { stream } => {
                 let block = self.fold.empty()?;
@@ -309,31 +344,39 @@ impl<I: AsyncWrite> Writing<I> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::streaming) mod tests {
     use tokio::io::DuplexStream;
 
     use super::super::header;
     use super::super::headers::tests::plain;
     use super::*;
 
+    const DATA: [(&str, &str); 1] = [("streamtype", "data")];
+
     /// A client: the other end, and its header compression.
-    struct Client {
+    pub(in crate::streaming) struct Client {
         io: DuplexStream,
         fold: Fold,
     }
 
     impl Client {
-        fn connect() -> (Client, Spdy) {
+        pub(in crate::streaming) fn connect() -> (Client, Spdy) {
+            let (client, io) = Client::pair();
+            (client, Spdy::new(io).unwrap())
+        }
+
+        /// A client, and the connection to it.
+        pub(in crate::streaming) fn pair() -> (Client, DuplexStream) {
             let (io, server) = tokio::io::duplex(1 << 20);
             let client = Client {
                 io,
                 fold: Fold::new().unwrap(),
             };
-            (client, Spdy::new(server).unwrap())
+            (client, server)
         }
 
-        async fn open(&mut self, stream: u32, kind: &str) {
-            let block = self.fold.bytes(&plain(&[("streamtype", kind)]));
+        pub(in crate::streaming) async fn open(&mut self, stream: u32, headers: &[(&str, &str)]) {
+            let block = self.fold.bytes(&plain(headers));
             let length = u32::try_from(10 + block.len()).unwrap();
             let mut frame = vec![0x80, 3, 0, 1];
             frame.extend_from_slice(&length.to_be_bytes());
@@ -352,7 +395,7 @@ mod tests {
         }
 
         /// The type and payload of the next frame; type 0 is data.
-        async fn frame(&mut self) -> (u16, Vec<u8>) {
+        pub(in crate::streaming) async fn frame(&mut self) -> (u16, Vec<u8>) {
             let mut head = [0; HEAD_LEN];
             self.io.read_exact(&mut head).await.unwrap();
             let (kind, length) = match Head::parse(head).unwrap() {
@@ -368,7 +411,7 @@ mod tests {
     #[tokio::test]
     async fn streams_go_both_ways_and_close_half_by_half() {
         let (mut client, mut spdy) = Client::connect();
-        client.open(1, "data").await;
+        client.open(1, &DATA).await;
         let mut stream = spdy.next_stream().await.unwrap();
         assert_eq!(header(&stream.headers, "streamtype"), Some("data"));
         stream.accept().await;
@@ -391,15 +434,15 @@ mod tests {
     async fn what_a_client_may_not_do() {
         let (mut client, mut spdy) = Client::connect();
         // Even, zero-grown and unwanted streams.
-        client.open(2, "data").await;
+        client.open(2, &DATA).await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 2, 0, 0, 0, 1]));
-        client.open(5, "data").await;
-        client.open(3, "data").await;
+        client.open(5, &DATA).await;
+        client.open(3, &DATA).await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 3, 0, 0, 0, 1]));
         spdy.next_stream().await.unwrap().refuse().await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 5, 0, 0, 0, 3]));
         spdy.no_more_streams();
-        client.open(7, "data").await;
+        client.open(7, &DATA).await;
         assert_eq!(client.frame().await, (3, vec![0, 0, 0, 7, 0, 0, 0, 3]));
         // Data of no stream, and a ping of its own.
         client.data(99, false, b"ab").await;
@@ -417,9 +460,49 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn streams_that_are_done_with_are_forgotten() {
+        let (new, mut streams) = mpsc::channel(1);
+        let (orders, _ordered) = mpsc::channel(1);
+        let mut reading = Reading {
+            io: BufReader::new(tokio::io::split(tokio::io::duplex(1).0).0),
+            unfold: Unfold::new(),
+            feeds: Feeds::default(),
+            budget: Budget::new(),
+            newest: 0,
+            new,
+            slots: Arc::new(Semaphore::new(MAX_STREAMS)),
+            orders,
+            pulse: Pulse::new(),
+        };
+        let mut kept = Vec::new();
+        // The client never closes them.
+        for stream in (1..).step_by(2).take(3 * MAX_STREAMS) {
+            reading.open(stream, false, Headers::new()).await;
+            let new = streams.recv().await.unwrap();
+            if stream % 32 == 1 && kept.len() < 100 {
+                kept.push(new);
+            }
+            assert!(reading.feeds.open.len() <= 2 * kept.len().max(FORGET_FROM));
+        }
+        assert!(kept.iter().all(|stream| reading.feeds.open[&stream.id].is_taken()));
+    }
+
+    #[tokio::test]
+    async fn a_client_whose_connection_breaks_has_gone() {
+        let (mut client, mut spdy) = Client::connect();
+        client.open(1, &DATA).await;
+        let stream = spdy.next_stream().await.unwrap();
+        // The reading task waits for room.
+        client.data(1, false, &vec![7; (READ_QUEUE + 2) * PIECE]).await;
+        drop(client);
+        drop(stream.outgoing.write(Bytes::from_static(b"a")).await);
+        spdy.pulse().gone().await;
+    }
+
+    #[tokio::test]
     async fn a_client_is_held_up_by_what_is_not_taken() {
         let (mut client, mut spdy) = Client::connect();
-        client.open(1, "data").await;
+        client.open(1, &DATA).await;
         let mut stream = spdy.next_stream().await.unwrap();
         // More than the queue, the buffer and the pipe hold.
         let size = READ_QUEUE * PIECE + BUFFER + (1 << 20) + 8 * PIECE;

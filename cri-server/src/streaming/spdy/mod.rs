@@ -7,8 +7,9 @@
 //!   connection <── writing task <────────┴── orders <── Outgoing, Incoming (WINDOW_UPDATE)
 //! ```
 //!
-//! Memory of a connection is bounded: by [`MAX_STREAMS`], by the pieces that a stream's queue holds, and by the limits of
-//! `frame` and `headers`. A stream whose queue is full holds up the others of its connection in the same direction.
+//! Memory of a connection is bounded: by [`MAX_STREAMS`], by the budget of bytes that its streams share, and by the limits
+//! of `frame` and `headers`; a stream's headers go when it is accepted. A stream whose queue is full holds up the others
+//! of its connection in the same direction.
 //!
 //! Flow control: the client of kubectl, crictl and the kubelet (moby/spdystream) neither heeds a window nor reports what
 //! it has taken. A server that waited for it would stop after the first 64 KiB; so the peer's windows are not waited
@@ -21,3 +22,6 @@ mod headers;
 
 pub(super) use connection::{Spdy, Stream};
 pub(super) use headers::{Headers, header};
+
+#[cfg(test)]
+pub(super) use connection::tests;

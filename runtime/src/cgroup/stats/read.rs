@@ -19,7 +19,7 @@ impl Cgroup {
     }
 
     /// A control file, empty where there is none. Its controller is the first part of its name.
-    fn text(&self, file: &str) -> Result<String> {
+    pub(super) fn text(&self, file: &str) -> Result<String> {
         let controller = file.split_once('.').map_or(file, |(controller, _)| controller);
         let Some(directory) = self.controller(controller)? else {
             return Ok(String::new());

@@ -246,6 +246,17 @@ impl Peer {
         Ok(i64::try_from(count)?)
     }
 
+    /// Cgroups beneath the pods' parent, in all hierarchies.
+    pub(crate) fn cgroups(&self) -> Result<i64> {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").context("list the cgroup hierarchies")?;
+        let parent = self.parent.trim_start_matches('/');
+        let below = hierarchies
+            .flatten()
+            .map(|hierarchy| directories_below(&hierarchy.path().join(parent)));
+        // On a machine with cgroup v2 alone the only hierarchy is the root.
+        Ok(below.sum::<i64>() + directories_below(&Path::new("/sys/fs/cgroup").join(parent)))
+    }
+
     /// Files and directories that the server and the plugins keep, layers aside.
     pub(crate) fn files(&self) -> Result<i64> {
         let names = [
@@ -259,6 +270,12 @@ impl Peer {
         let names = names.into_iter().chain(["run/runtime", "leases", "logs"]);
         Ok(names.map(|name| files_below(&self.dir.join(name))).sum())
     }
+}
+
+fn directories_below(directory: &Path) -> i64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| 1 + directories_below(&entry.path())).sum()
 }
 
 fn files_below(directory: &Path) -> i64 {

@@ -17,7 +17,7 @@ const MEMORY: i64 = 2048;
 /// How many threads more it may have: those for blocking work come and go, up to a number of their own.
 const THREADS: i64 = 16;
 
-/// What there is: of the server, and of the machine.
+/// What there is: of the server, and of the namespaces that the soak has for itself.
 type Count = (&'static str, fn(&Peer) -> Result<i64>);
 
 const COUNTS: [Count; 10] = [
@@ -27,7 +27,7 @@ const COUNTS: [Count; 10] = [
     ("processes", |_| Ok(i64::try_from(processes().len())?)),
     ("shims", |peer| Ok(i64::try_from(peer.shims().len())?)),
     ("mounts", |_| lines("/proc/self/mountinfo")),
-    ("cgroups", |_| cgroups()),
+    ("cgroups", Peer::cgroups),
     ("network links", |_| lines("/proc/self/net/dev")),
     ("network namespaces", |peer| peer.entries_below("run/netns")),
     ("files and addresses", Peer::files),
@@ -109,14 +109,4 @@ fn entries(directory: &str) -> Result<i64> {
 fn lines(path: &str) -> Result<i64> {
     let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
     Ok(i64::try_from(text.lines().count())?)
-}
-
-/// Directories of all hierarchies.
-fn cgroups() -> Result<i64> {
-    fn below(directory: &Path) -> i64 {
-        let children = fs::read_dir(directory).into_iter().flatten().flatten();
-        let directories = children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        directories.map(|entry| 1 + below(&entry.path())).sum()
-    }
-    Ok(below(Path::new("/sys/fs/cgroup")))
 }

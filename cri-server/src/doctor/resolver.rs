@@ -1,0 +1,84 @@
+//! The node's resolv.conf, which pods get whose request brings no DNS (`dnsPolicy: Default` by way of the kubelet).
+
+use std::fs;
+use std::net::IpAddr;
+
+use super::check::Check;
+use crate::config::Config;
+use crate::network::dns::HOST_RESOLV_CONF;
+
+/// What resolvers in pods take of it (resolv.conf(5), MAXNS).
+const MAX_SERVERS: usize = 3;
+
+pub(super) fn look(_config: &Config) -> Vec<Check> {
+    let text = fs::read_to_string(HOST_RESOLV_CONF);
+    vec![judge(text.as_deref().map_err(ToString::to_string))]
+}
+
+fn judge(text: Result<&str, String>) -> Check {
+    let name = "resolv-conf";
+    let text = match text {
+        Ok(text) => text,
+        Err(error) => {
+            let meaning = "pods without DNS settings of their own cannot be run";
+            let found = format!("{HOST_RESOLV_CONF}: {error}");
+            return Check::problem(name, found, meaning, "make the file; an empty one will do");
+        }
+    };
+    let servers: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver")?.split_whitespace().next())
+        .collect();
+    let is_loopback = |server: &&str| server.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let (local, others): (Vec<&str>, Vec<&str>) = servers.iter().copied().partition(|it| is_loopback(it));
+    if servers.is_empty() {
+        let meaning = "pods with dnsPolicy Default resolve nothing";
+        let fix = format!("name a server in {HOST_RESOLV_CONF}, or give the kubelet another file as resolvConf");
+        return Check::warning(name, "it names no server", meaning, fix);
+    }
+    if !local.is_empty() {
+        let found = format!("nameserver {} is on this machine's loopback", local.join(", "));
+        let meaning = "pods with dnsPolicy Default cannot reach it (their loopback is another), and neither can CoreDNS, \
+                       which forwards there or loops";
+        let fix = "give the kubelet the file with the real servers: resolvConf: /run/systemd/resolve/resolv.conf";
+        return match others.is_empty() {
+            true => Check::problem(name, found, meaning, fix),
+            false => Check::warning(
+                name,
+                found,
+                "pods with dnsPolicy Default wait for it before they ask the next",
+                fix,
+            ),
+        };
+    }
+    if servers.len() > MAX_SERVERS {
+        let found = format!("{} servers", servers.len());
+        return Check::warning(name, found, "resolvers use the first three", "remove the others");
+    }
+    Check::ok(name, servers.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::Verdict;
+    use super::*;
+
+    #[test]
+    fn servers() {
+        let table = [
+            (Ok("nameserver 192.0.2.1\nsearch a\n"), Verdict::Ok),
+            (Ok("nameserver 127.0.0.53\noptions edns0\n"), Verdict::Problem),
+            (Ok("nameserver ::1\n"), Verdict::Problem),
+            (Ok("nameserver 127.0.0.1\nnameserver 192.0.2.1\n"), Verdict::Warning),
+            (Ok("# nameserver 192.0.2.1\n"), Verdict::Warning),
+            (
+                Ok("nameserver 1.0.0.1\nnameserver 1.0.0.2\nnameserver 1.0.0.3\nnameserver 1.0.0.4\n"),
+                Verdict::Warning,
+            ),
+            (Err("ENOENT".to_owned()), Verdict::Problem),
+        ];
+        for (text, expected) in table {
+            assert_eq!(judge(text.clone()).verdict, expected, "{text:?}");
+        }
+    }
+}

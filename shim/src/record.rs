@@ -1,0 +1,47 @@
+//! The exit record on its way to the disk.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use corten_proto::exit::{ExitRecord, MAX_REASON};
+
+/// Puts an exit record in place by rename, so that a reader finds all of it or none. Not synced: after a power cut the
+/// containers are gone anyway. Only for the user the shim runs as: the end of the output is in it.
+pub(crate) fn write_exit_record(path: &Path, record: &ExitRecord) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".partial");
+    let temporary = PathBuf::from(temporary);
+    write_private(&temporary, record).with_context(|| format!("write({})", temporary.display()))?;
+    std::fs::rename(&temporary, path).with_context(|| format!("rename({}, {})", temporary.display(), path.display()))
+}
+
+fn write_private(path: &Path, record: &ExitRecord) -> Result<()> {
+    let mut options = File::options();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // Through a small buffer: the shim's memory is to stay what it is.
+    let mut writer = BufWriter::with_capacity(1024, file);
+    serde_json::to_writer(&mut writer, record)?;
+    writer.flush().context("flush")
+}
+
+/// What is kept of the reason of a signal.
+pub(crate) fn bounded(mut reason: String) -> String {
+    reason.truncate(reason.floor_char_boundary(MAX_REASON));
+    reason.shrink_to_fit();
+    reason
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut() {
+        let reason = format!("{}ä", "x".repeat(MAX_REASON - 1));
+        assert_eq!(bounded(reason), "x".repeat(MAX_REASON - 1));
+        assert_eq!(bounded("short".into()), "short");
+    }
+}
