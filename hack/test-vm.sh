@@ -8,7 +8,7 @@
 #   sudo hack/test-vm.sh power                        images across a power cut, alone
 #   sudo hack/test-vm.sh confinement                  the server on a machine with AppArmor, alone
 #   sudo hack/test-vm.sh service                      the server as a service of systemd, alone
-#   sudo hack/test-vm.sh pods                         pods by the systemd driver and on cgroup v2, alone
+#   sudo hack/test-vm.sh pods                         pods by the systemd driver, on cgroup v2 and from checkpoints, alone
 #   sudo hack/test-vm.sh OCI_RUNTIME=/usr/bin/crun limits.sh
 #                                                     with the guest's crun, or /usr/sbin/runc, in the place of corten:
 #                                                     the control of the scripts themselves
@@ -27,8 +27,8 @@ SUITE="suite.sh cgroup::corten mounts::corten namespaces::corten exec::corten ch
 # Images: many layers, mapped layers, views, quotas; what of it falls back on the older kernel.
 IMAGES="images.sh snapshot quota"
 
-# Pods: scopes of systemd, limits on v2, crun as a handler.
-PODS="pods.sh cgroup_driver update:: resources:: mounts:: why::"
+# Pods: scopes of systemd, limits on v2, crun as a handler, CRIU.
+PODS="pods.sh cgroup_driver update:: resources:: mounts:: why:: checkpoint_criu"
 
 SCRIPTS=(
     apparmor.sh checkpoint.sh delegation.sh devices.sh limits.sh privileges.sh rootless.sh systemd.sh

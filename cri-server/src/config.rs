@@ -95,6 +95,9 @@ pub struct Config {
     pub device_ownership_from_security_context: bool,
     /// Directories of CDI specifications; a later one counts before an earlier one.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// CRIU's executable; absent: looked for in the usual directories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub criu: Option<PathBuf>,
     /// Where the pods' network namespaces are bound.
     pub netns_dir: PathBuf,
     /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
@@ -291,6 +294,7 @@ impl Default for Config {
             missing_host_path: MissingHostPath::Create,
             device_ownership_from_security_context: false,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            criu: None,
             netns_dir: "/run/netns".into(),
             container_log_max_line_bytes: 16 * 1024,
             container_log_limit_bytes: None,
@@ -433,6 +437,7 @@ mod tests {
         for optional in [
             "# import_dir =",
             "# image_policy =",
+            "# criu =",
             "# shim =",
             "# listen = \"127",
             "# otlp_endpoint =",

@@ -12,6 +12,7 @@
 //! no second path. An exit may overtake the answer to the start that led to it, so `started` also completes an
 //! `Exited` that lacks its start.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -48,6 +49,9 @@ pub struct Metadata {
     pub log_path: String,
     /// The signal that asks the container to end.
     pub stop_signal: i32,
+    /// CRIU's images of the container that this one is to go on from; none for one that begins anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// Why a container is no longer running.
@@ -80,6 +84,8 @@ impl Reason {
 
 /// Exit code of a container that the runtime could not start, the field's convention.
 const START_ERROR_CODE: i32 = 128;
+/// Exit code of one that SIGKILL ended.
+const KILLED_CODE: i32 = 137;
 /// Exit code where nobody saw the exit, the field's convention.
 const UNKNOWN_CODE: i32 = 255;
 
@@ -103,7 +109,7 @@ pub struct Exited {
 pub enum Status {
     /// Its init waits for the start.
     Created {
-        /// Host pid of the init.
+        /// Host pid of the init; 0 for one that is to be restored, which has none yet.
         pid: i32,
     },
     /// Its process runs.
@@ -133,6 +139,28 @@ impl Status {
                     ..exited
                 })
             }
+            other => other,
+        }
+    }
+
+    /// It goes on from a checkpoint, which began no sooner than this.
+    pub(crate) fn restored(self, pid: i32, at: i64) -> Status {
+        match self {
+            Status::Created { pid: 0 } => Status::Running { pid, started_at: at },
+            other => other.started(at),
+        }
+    }
+
+    /// It was stopped and had nothing to stop yet: what was to be restored will not be.
+    pub(crate) fn abandoned(self, now: i64) -> Status {
+        match self {
+            Status::Created { pid: 0 } => Status::Exited(Exited {
+                code: KILLED_CODE,
+                reason: Reason::Error,
+                message: "stopped before it was restored".to_owned(),
+                started_at: 0,
+                finished_at: now,
+            }),
             other => other,
         }
     }
@@ -207,7 +235,8 @@ impl Status {
     /// The shim does not answer.
     pub(crate) fn silent(self) -> Status {
         match self {
-            Status::Exited(_) => self,
+            // A shim knows nothing of one that is to be restored.
+            Status::Exited(_) | Status::Created { pid: 0 } => self,
             other => Status::Unknown {
                 started_at: other.started_at(),
             },
@@ -243,7 +272,7 @@ impl Status {
     /// Host pid of the init while there is one.
     pub fn pid(&self) -> Option<i32> {
         match self {
-            Status::Created { pid } | Status::Running { pid, .. } => Some(*pid),
+            Status::Created { pid } | Status::Running { pid, .. } => Some(*pid).filter(|&pid| pid != 0),
             _ => None,
         }
     }
@@ -318,6 +347,11 @@ impl Container {
     /// A copy of the status now.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    /// Whether it is to be restored and has not been: there is nothing of it but files.
+    pub fn awaits_restore(&self) -> bool {
+        matches!(*self.status.borrow(), Status::Created { pid: 0 })
     }
 
     /// Whether its init has ended.
@@ -400,6 +434,27 @@ mod tests {
             exited(0, Reason::Completed, 50)
         );
         assert_eq!(RUNNING.started(30), RUNNING);
+    }
+
+    #[test]
+    fn one_that_is_to_be_restored() {
+        let waiting = Status::Created { pid: 0 };
+        assert_eq!(
+            (waiting.pid(), waiting.state()),
+            (None, cri::ContainerState::ContainerCreated)
+        );
+        assert_eq!(waiting.clone().silent(), waiting);
+        assert_eq!(waiting.clone().restored(7, 20), RUNNING);
+        assert_eq!(RUNNING.restored(7, 30), RUNNING);
+        let gone = waiting.clone().abandoned(60);
+        assert!(matches!(&gone, Status::Exited(e) if (e.code, e.started_at) == (137, 0)));
+        assert_eq!(
+            gone.clone().restored(7, 70).state(),
+            cri::ContainerState::ContainerExited
+        );
+        assert_eq!(RUNNING.abandoned(60), RUNNING);
+        let failed = waiting.start_failed("no such image", 60);
+        assert!(matches!(&failed, Status::Exited(e) if e.code == 128));
     }
 
     #[test]

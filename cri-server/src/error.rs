@@ -43,6 +43,8 @@ pub enum Error {
     Busy(String),
     /// Not in time.
     Deadline(String),
+    /// A call that is part of this one failed so.
+    Status(Box<Status>),
     /// The node could not do its part.
     Failed(anyhow::Error),
 }
@@ -66,6 +68,7 @@ impl Error {
             Error::Exists(_) => Code::AlreadyExists,
             Error::Busy(_) => Code::ResourceExhausted,
             Error::Deadline(_) => Code::DeadlineExceeded,
+            Error::Status(status) => status.code(),
             Error::Failed(_) => Code::Internal,
         }
     }
@@ -77,6 +80,7 @@ impl fmt::Display for Error {
             Error::Request(error) => error.fmt(f),
             Error::NotFound { what, id } => write!(f, "{what} {:?}: no such {what}", shown(id)),
             Error::State(text) | Error::Exists(text) | Error::Busy(text) | Error::Deadline(text) => f.write_str(text),
+            Error::Status(status) => f.write_str(status.message()),
             Error::Failed(error) => write!(f, "{error:#}"),
         }
     }

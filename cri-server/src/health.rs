@@ -13,6 +13,7 @@
 //! pods away from a node that is not ready, so that one slow answer of a busy machine must not do; but the first round
 //! after the start counts at once.
 
+mod criu;
 mod features;
 mod probe;
 
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
+use criu::Criu;
 use features::Known;
 
 use crate::node::Node;
@@ -45,6 +47,8 @@ pub(crate) struct Health {
     look: Arc<Semaphore>,
     /// What executables have said of their features.
     known: Mutex<Known>,
+    /// Whether CRIU works here.
+    pub(crate) criu: Criu,
 }
 
 /// What is known of the node.
@@ -88,6 +92,7 @@ impl Default for Health {
             round: Arc::new(Semaphore::new(1)),
             look: Arc::new(Semaphore::new(1)),
             known: Mutex::default(),
+            criu: Criu::default(),
         }
     }
 }

@@ -20,6 +20,7 @@ mod apparmor;
 mod batches;
 mod bounded;
 pub mod cdi;
+mod checkpoint;
 pub mod cli;
 mod client;
 pub mod config;

@@ -36,7 +36,7 @@ const REQUESTS_KIB: usize = 64 << 10;
 enum Kind {
     /// Streams that their readers end, or never.
     Stream,
-    /// PullImage and its like, which go on for minutes.
+    /// PullImage and its like, checkpoints among them, which go on for minutes.
     Pull,
     /// ExecSync: a process, four descriptors and up to 16 MiB each.
     Exec,
@@ -54,6 +54,7 @@ impl Kind {
         match call {
             "GetContainerEvents" => Kind::Stream,
             "PullImage" | "Pull" | "Import" | "Export" => Kind::Pull,
+            "CheckpointContainer" | "CheckpointPod" | "RestorePod" => Kind::Pull,
             "ExecSync" => Kind::Exec,
             _ if call.starts_with("Stream") => Kind::Stream,
             _ if ["List", "Version", "Image", "Status", "RuntimeConfig"]

@@ -1,12 +1,12 @@
-//! The server's own few calls of the OCI runtime: is it there, what can it do, change a container's limits, and end what no
-//! shim answers for.
+//! The server's own few calls of the OCI runtime: is it there, what can it do, change a container's limits, hold it still and
+//! save it, and end what no shim answers for.
 //!
-//! Everything else of a container's life goes through its shim, which has to see it. Limits it has no part in, and a shim
-//! of an earlier release would know nothing of them.
+//! Everything else of a container's life goes through its shim, which has to see it. Limits and checkpoints it has no part
+//! in, and a shim of an earlier release would know nothing of them.
 
 use std::io::{Seek, Write};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -22,8 +22,12 @@ use crate::stage::stage;
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long `--version` and `features` may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// How long `criu check` may take: it tries a hundred things.
+const CRIU_LIMIT: Duration = Duration::from_secs(30);
 /// How long `update` may take: with the systemd driver it waits for systemd.
 const UPDATE_LIMIT: Duration = Duration::from_secs(30);
+/// How long `pause` and `resume` may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// How long `kill` and `delete --force` may take: the latter waits for processes to die.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
@@ -77,6 +81,66 @@ pub async fn kill(runtime: &Path, root: &Path, id: &ContainerId, signal: i32) ->
     run(command, END_LIMIT).await.map(drop)
 }
 
+/// Runs `RUNTIME pause ID`: no process of the container runs afterwards.
+pub async fn pause(runtime: &Path, root: &Path, id: &ContainerId) -> Result<()> {
+    let mut command = command(runtime);
+    command.arg("--root").arg(root).args(["pause", id.as_str()]);
+    run(command, FREEZE_LIMIT).await.map(drop)
+}
+
+/// Runs `RUNTIME resume ID`.
+pub async fn resume(runtime: &Path, root: &Path, id: &ContainerId) -> Result<()> {
+    let mut command = command(runtime);
+    command.arg("--root").arg(root).args(["resume", id.as_str()]);
+    run(command, FREEZE_LIMIT).await.map(drop)
+}
+
+/// Runs `RUNTIME checkpoint` with CRIU's images in `images` and its other files in `work`; the container is left as it was.
+pub async fn checkpoint(
+    runtime: &Path,
+    root: &Path,
+    id: &ContainerId,
+    criu: Option<&Path>,
+    [images, work]: [&Path; 2],
+    limit: Duration,
+) -> Result<()> {
+    let mut command = command(runtime);
+    command.arg("--root").arg(root);
+    if let Some(criu) = criu {
+        command.arg("--criu").arg(criu);
+    }
+    command.args(["checkpoint", "--leave-running"]);
+    // Locks and connections are what a forensic checkpoint is often about; without these flags CRIU refuses both.
+    command.args(["--file-locks", "--tcp-established"]);
+    command.arg("--image-path").arg(images).arg("--work-path").arg(work);
+    command.arg(id.as_str());
+    run(command, limit).await.map(drop)
+}
+
+/// Runs `CRIU check`: whether CRIU is there and works with this kernel; its own words where it does not.
+pub async fn criu_check(given: Option<&Path>) -> Result<()> {
+    let mut programs = PATH.split(':').map(|directory| Path::new(directory).join("criu"));
+    let program = match given {
+        Some(path) => path.to_owned(),
+        None => programs.find(|path| path.is_file()).context("criu is not installed")?,
+    };
+    let mut command = command(&program);
+    // Else it looks at whatever directory the server was started in.
+    command.arg("check").current_dir("/");
+    let output = output(&mut command, CRIU_LIMIT).await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // The first line has the cause, those after it what came of that.
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let told: Vec<_> = stderr
+        .lines()
+        .filter(|line| line.starts_with("Error"))
+        .take(2)
+        .collect();
+    bail!("criu check: {}: {}", output.status, told.join("; "))
+}
+
 fn command(runtime: &Path) -> Command {
     let mut command = Command::new(runtime);
     command
@@ -90,12 +154,7 @@ fn command(runtime: &Path) -> Command {
 /// What the command prints, once it has succeeded.
 async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
     let text = format!("{:?}", command.as_std());
-    let _stage = stage(|| text.clone()).named("runtime");
-    command.kill_on_drop(true);
-    let output = match tokio::time::timeout(limit, command.output()).await {
-        Ok(output) => output.with_context(|| format!("execute {text}"))?,
-        Err(elapsed) => return Err(elapsed).with_context(|| format!("{text}: not done in {} s", limit.as_secs())),
-    };
+    let output = output(&mut command, limit).await?;
     if output.status.success() {
         return Ok(output.stdout);
     }
@@ -105,6 +164,17 @@ async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
         output.status,
         stderr.lines().last().unwrap_or_default()
     )
+}
+
+/// How the command has ended, and what it has printed.
+async fn output(command: &mut Command, limit: Duration) -> Result<Output> {
+    let text = format!("{:?}", command.as_std());
+    let _stage = stage(|| text.clone()).named("runtime");
+    command.kill_on_drop(true);
+    match tokio::time::timeout(limit, command.output()).await {
+        Ok(output) => output.with_context(|| format!("execute {text}")),
+        Err(elapsed) => Err(elapsed).with_context(|| format!("{text}: not done in {} s", limit.as_secs())),
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@
 //!   containers/ID/               a container's bundle: config.json, rootfs
 //! ROOT (/var/lib/corten)         survives a reboot
 //!   sandboxes/ID.json
-//!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`)
+//!   containers/ID/               record.json, exit.json, upper, work, volumes (`image::snapshot`); held.json while it is saved,
+//!                                restore (`checkpoint`)
 //!   exits/                       how the last removed containers ended (`why`)
 //!   networks/ID.json             networks that are still to be taken down (`network::teardown`)
 //!   pod-cidrs.json               what the kubelet said of the pods' addresses
@@ -126,6 +127,11 @@ impl Paths {
     /// A container's exit record.
     pub fn container_exit(&self, id: &ContainerId) -> PathBuf {
         self.container(id).join("exit.json")
+    }
+
+    /// What says that a container is held while it is saved.
+    pub fn container_held(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("held.json")
     }
 
     /// How containers ended that were removed.

@@ -68,6 +68,7 @@ pub async fn recover(node: &Arc<Node>) -> Result<()> {
     }
     undo_unfinished(node, unfinished, found.sandbox_directories).await;
     remove_orphans(node, orphans).await;
+    node.release_held().await;
     tracing::info!(sandboxes, containers, "recovered");
     Ok(())
 }

@@ -87,6 +87,7 @@ pub async fn serve(files: Files, loaded: Loaded, mut systemd: Systemd, set_log_l
     let (images, snapshots) = open_storage(&loaded.config, &paths)?;
     let node = Node::new(Live::new(files, loaded), images.clone(), snapshots)?;
     load_apparmor(&node);
+    node.probe_criu();
     systemd.status("recovering the pods");
     recover(&node).await?;
     teardown::resume(&node).await?;

@@ -317,6 +317,15 @@ impl Shim {
         }
     }
 
+    /// Runs `RUNTIME restore`; the init's host pid, and when it went on, nanoseconds since the epoch.
+    pub async fn restore(&self, restore: proto::Restore) -> Result<(i32, i64), Error> {
+        let call = request::Call::Restore(restore);
+        match self.call("restore", RUNTIME_LIMIT, call).await? {
+            reply::Result::Restored(restored) => Ok((restored.pid, restored.started_at)),
+            other => Err(unexpected("restore", &other)),
+        }
+    }
+
     /// Runs `RUNTIME start`; when the container started, nanoseconds since the epoch.
     pub async fn start(&self, id: &ContainerId) -> Result<i64, Error> {
         let call = request::Call::Start(proto::Start { id: id.to_string() });

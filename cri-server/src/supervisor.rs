@@ -69,8 +69,12 @@ impl Node {
     async fn started(&self, sandbox: &Sandbox, event: &ContainerStarted) {
         for container in self.store.containers_of(sandbox.id()) {
             if container.id().as_str() == event.id {
-                self.container_changed(&container, |status| status.started(event.started_at))
-                    .await;
+                let (pid, at) = (event.pid, event.started_at);
+                self.container_changed(&container, |status| match pid {
+                    0 => status.started(at),
+                    pid => status.restored(pid, at),
+                })
+                .await;
             }
         }
     }
@@ -112,6 +116,7 @@ impl Node {
                     self.container_changed(&container, |status| status.connected(held).explained(message))
                         .await;
                 }
+                None if container.awaits_restore() => {}
                 None => self.settle(&container, "its shim does not know it").await,
             }
         }

@@ -5,6 +5,7 @@
 //!                  |                     ^
 //!                  +---------------------+          ended before it was started
 //! ```
+//! One that is restored is Created for no longer than it takes to say so.
 //! Transitions are pure. Draining is the time between the end of init and the end of its output, and nobody outside
 //! sees it: the exit is told when the log is complete and the exit record is on disk.
 
@@ -12,7 +13,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use corten_proto::exit::{Details, ExitRecord, Sent, Tail};
 use corten_proto::id::ContainerId;
 use corten_proto::shim;
@@ -216,9 +217,36 @@ pub(crate) struct Plan {
     pub(crate) bundle: PathBuf,
     pub(crate) exit_record: PathBuf,
     pub(crate) layout: Layout,
+    /// What it goes on from; nothing where it begins anew.
+    pub(crate) checkpoint: Option<Checkpoint>,
+}
+
+/// CRIU's directories.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) images: PathBuf,
+    pub(crate) work: PathBuf,
+    /// CRIU itself; nothing where the runtime is to look for it.
+    pub(crate) criu: Option<PathBuf>,
 }
 
 impl Plan {
+    /// The same for a container that is restored.
+    pub(crate) fn parse_restore(request: shim::Restore) -> Result<Plan> {
+        let plan = Plan::parse(request.create.context("create: must be there")?)?;
+        Ok(Plan {
+            checkpoint: Some(Checkpoint {
+                images: absolute("images", request.images)?,
+                work: absolute("work", request.work)?,
+                criu: match request.criu.is_empty() {
+                    true => None,
+                    false => Some(absolute("criu", request.criu)?),
+                },
+            }),
+            ..plan
+        })
+    }
+
     /// Every check that needs no system call. An error names the field, the value and the rule.
     pub(crate) fn parse(request: shim::Create) -> Result<Plan> {
         let id: ContainerId = request.id.parse()?;
@@ -239,6 +267,7 @@ impl Plan {
                 log_limit: log_limit(request.log_limit)?,
             },
             bundle,
+            checkpoint: None,
         })
     }
 }
@@ -407,6 +436,7 @@ mod tests {
         for (what, actual, expected) in [
             ("create", State::Creating.created(7), created()),
             ("create again", running().created(8), running()),
+            ("restore", State::Creating.created(7).started(5), running()),
             ("start", created().started(5), running()),
             ("start again", running().started(6), running()),
             ("end of a running one", end(running()), draining(5)),
@@ -458,14 +488,37 @@ mod tests {
         assert!(error.contains("log_limit 1: "), "{error}");
     }
 
-    #[test]
-    fn requests_to_create() {
-        let good = || shim::Create {
+    fn good() -> shim::Create {
+        shim::Create {
             id: "c".into(),
             bundle: "/b".into(),
             exit_record: "/e".into(),
             ..Default::default()
+        }
+    }
+
+    #[test]
+    fn requests_to_restore() {
+        let restore = |images: &str, work: &str, create| shim::Restore {
+            create,
+            images: images.into(),
+            work: work.into(),
+            criu: String::new(),
         };
+        let plan = Plan::parse_restore(restore("/i", "/w", Some(good())));
+        assert!(plan.is_ok_and(|plan| plan.checkpoint.is_some()));
+        for (request, field) in [
+            (restore("i", "/w", Some(good())), "images"),
+            (restore("/i", "", Some(good())), "work"),
+            (restore("/i", "/w", None), "create"),
+        ] {
+            let error = Plan::parse_restore(request).err().expect("refused").to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn requests_to_create() {
         assert!(Plan::parse(good()).is_ok());
         let refused = |request: shim::Create| Plan::parse(request).err().expect("refused").to_string();
         for max_log_line in [256, 1024 * 1024] {

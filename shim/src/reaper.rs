@@ -3,9 +3,9 @@
 //! A known child (a call of the runtime, a container's init, an exec's first process) is in the table with its pidfd,
 //! and that becomes readable when it ends. Orphans come to the shim because it is a subreaper; SIGCHLD tells of them.
 //!
-//! Invariant: while a call of the runtime may still name a new child (`create`, `exec`), only orphans are reaped that are
-//! older than the call, for the child it is about to name may be among the others, already ended. Its zombie keeps pid and
-//! exit code until it is asked.
+//! Invariant: while a call of the runtime may still name a new child (`create`, `restore`, `exec`), only orphans are reaped
+//! that are older than the call, for the child it is about to name may be among the others, already ended. Its zombie keeps
+//! pid and exit code until it is asked.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -52,7 +52,10 @@ pub(crate) struct Call {
 impl Call {
     /// Whether it may name a new child.
     fn expects(&self) -> bool {
-        matches!(self.operation, Operation::Create | Operation::Exec { .. })
+        matches!(
+            self.operation,
+            Operation::Create | Operation::Restore | Operation::Exec { .. }
+        )
     }
 }
 
@@ -60,7 +63,9 @@ impl Call {
 #[derive(Debug)]
 pub(crate) enum Operation {
     Create,
-    /// Removes what a `create` made that cannot be used; this error is its answer.
+    /// Makes a container that runs at once.
+    Restore,
+    /// Removes what a `create` or `restore` made that cannot be used; this error is its answer.
     UndoCreate(String),
     Start,
     Kill,

@@ -1,7 +1,7 @@
 //! Runs the OCI runtime, and finds out why it failed.
 //!
 //! ```text
-//!   RUNTIME --root DIR --log BUNDLE/runtime-N.log --log-format json [--systemd-cgroup] VERB ... ID
+//!   RUNTIME --root DIR --log BUNDLE/runtime-N.log --log-format json [--systemd-cgroup] [--criu CRIU] VERB ... ID
 //! ```
 //! This is runc's command line, so every runtime that follows it can be used. Each invocation has a log and a pid file
 //! of its own in the bundle, as several may run at once; both go with it.
@@ -17,6 +17,7 @@ use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
 use crate::cage::Support;
+use crate::container::Checkpoint;
 use crate::process::{self, Ended, Process};
 use crate::report::report;
 
@@ -41,6 +42,12 @@ pub(crate) enum Verb<'a> {
         console_socket: Option<&'a Path>,
         stdio: [std::os::fd::BorrowedFd<'a>; 3],
     },
+    /// From CRIU's images, in the place of create and start.
+    Restore {
+        checkpoint: &'a Checkpoint,
+        console_socket: Option<&'a Path>,
+        stdio: [std::os::fd::BorrowedFd<'a>; 3],
+    },
     Start,
     Kill {
         signal: i32,
@@ -62,6 +69,7 @@ impl Verb<'_> {
     fn name(&self) -> &'static str {
         match self {
             Verb::Create { .. } => "create",
+            Verb::Restore { .. } => "restore",
             Verb::Start => "start",
             Verb::Kill { .. } => "kill",
             Verb::Delete => "delete",
@@ -107,12 +115,14 @@ impl Runtime {
             pid_file: None,
             printed: None,
         };
-        if let Verb::Create { .. } | Verb::Exec { .. } = verb {
+        if let Verb::Create { .. } | Verb::Restore { .. } | Verb::Exec { .. } = verb {
             invocation.pid_file = Some(bundle.join(format!("runtime-{number}.pid")));
         }
         let args = self.arguments(verb, bundle, &invocation, id)?;
         let process = match verb {
-            Verb::Create { stdio, .. } | Verb::Exec { stdio, .. } => process::spawn(&self.path, &args, *stdio)?,
+            Verb::Create { stdio, .. } | Verb::Restore { stdio, .. } | Verb::Exec { stdio, .. } => {
+                process::spawn(&self.path, &args, *stdio)?
+            }
             Verb::Start | Verb::Kill { .. } | Verb::Delete | Verb::AskForCages => {
                 let null = File::open("/dev/null").context("open(/dev/null)")?;
                 let printed = rustix::fs::memfd_create(c"runtime output", MemfdFlags::CLOEXEC)
@@ -136,6 +146,11 @@ impl Runtime {
             "json".into(),
         ]);
         args.extend(self.systemd_cgroup.then(|| "--systemd-cgroup".into()));
+        if let Verb::Restore { checkpoint, .. } = verb
+            && let Some(criu) = &checkpoint.criu
+        {
+            args.extend(["--criu".into(), text(criu)]);
+        }
         args.push(verb.name().into());
         if let Some(pid_file) = &invocation.pid_file {
             args.extend(["--pid-file".into(), text(pid_file)]);
@@ -143,6 +158,21 @@ impl Runtime {
         match verb {
             Verb::Create { console_socket, .. } => {
                 args.extend(["--bundle".into(), text(bundle)]);
+                if let Some(socket) = console_socket {
+                    args.extend(["--console-socket".into(), text(socket)]);
+                }
+                args.push(id.into());
+            }
+            Verb::Restore {
+                checkpoint,
+                console_socket,
+                ..
+            } => {
+                args.extend(["--bundle".into(), text(bundle), "--detach".into()]);
+                // As the server has had it saved.
+                args.extend(["--file-locks", "--tcp-established"].map(String::from));
+                args.extend(["--image-path".into(), text(&checkpoint.images)]);
+                args.extend(["--work-path".into(), text(&checkpoint.work)]);
                 if let Some(socket) = console_socket {
                     args.extend(["--console-socket".into(), text(socket)]);
                 }

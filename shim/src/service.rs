@@ -212,7 +212,8 @@ impl Service {
         }
         match call {
             Call::Connect(shim::Connect {}) => Ok(Some(self.connect(from))),
-            Call::Create(create) => self.create(from, create),
+            Call::Create(create) => self.create(from, Plan::parse(create).map_err(invalid)?),
+            Call::Restore(restore) => self.create(from, Plan::parse_restore(restore).map_err(invalid)?),
             Call::Start(start) => self.submit(from, &start.id, Task::Start),
             Call::Kill(kill) => self.kill(from, kill),
             Call::Delete(delete) => self.submit(from, &delete.id, Task::Delete),
@@ -233,13 +234,14 @@ impl Service {
         })
     }
 
-    fn create(&mut self, from: Requester, request: shim::Create) -> Answer {
+    fn create(&mut self, from: Requester, plan: Plan) -> Answer {
         let Plan {
             id,
             bundle,
             exit_record,
             layout,
-        } = Plan::parse(request).map_err(invalid)?;
+            checkpoint,
+        } = plan;
         if self.containers.contains_key(&id) {
             return Err(error(Code::AlreadyExists, format!("container {id} exists")));
         }
@@ -250,11 +252,19 @@ impl Service {
             ));
         }
         let (io, ends) = Io::open(layout).map_err(failed)?;
-        let verb = Verb::Create {
-            console_socket: io.console_socket(),
-            stdio: ends.borrow(),
+        let (console_socket, stdio) = (io.console_socket(), ends.borrow());
+        let (verb, operation) = match &checkpoint {
+            None => (Verb::Create { console_socket, stdio }, Operation::Create),
+            Some(checkpoint) => {
+                let verb = Verb::Restore {
+                    checkpoint,
+                    console_socket,
+                    stdio,
+                };
+                (verb, Operation::Restore)
+            }
         };
-        self.begin_call(&verb, &bundle, &id, Operation::Create, Some(from))?;
+        self.begin_call(&verb, &bundle, &id, operation, Some(from))?;
         self.containers.insert(id, Container::new(bundle, exit_record, io));
         Ok(None)
     }

@@ -157,6 +157,7 @@ impl Service {
         let done = result.clone().map(drop);
         let outcome = match operation {
             Operation::Create => self.create_ended(&id, ended, result, requester),
+            Operation::Restore => self.restore_ended(&id, ended, result, requester),
             Operation::UndoCreate(cause) => {
                 self.forget(&id);
                 Some(Err(error(Code::Failed, with_cause(&cause, done))))
@@ -191,7 +192,7 @@ impl Service {
     /// What a failing `create` wrote to the stderr of the container that was to be.
     fn last_words(&self, id: &ContainerId, operation: &Operation) -> String {
         match (operation, self.containers.get(id)) {
-            (Operation::Create, Some(container)) => container.io.last_words(),
+            (Operation::Create | Operation::Restore, Some(container)) => container.io.last_words(),
             _ => String::new(),
         }
     }
@@ -222,7 +223,28 @@ impl Service {
         None
     }
 
-    /// Takes over the init that `create` has left waiting for its start.
+    /// A restore is a create whose init runs already.
+    fn restore_ended(
+        &mut self,
+        id: &ContainerId,
+        ended: Ended,
+        result: Result<Option<i32>, String>,
+        from: Option<Requester>,
+    ) -> Option<Outcome> {
+        let pid = match self.create_ended(id, ended, result, from)? {
+            Ok(reply::Result::Created(shim::Created { pid })) => pid,
+            other => return Some(other),
+        };
+        let started = self.start_ended(id, Ok(()));
+        Some(started.map(|result| match result {
+            reply::Result::Started(shim::Started { started_at }) => {
+                reply::Result::Restored(shim::Restored { pid, started_at })
+            }
+            other => other,
+        }))
+    }
+
+    /// Takes over the init that `create` has left waiting for its start, or that `restore` has let run.
     fn adopt_init(&mut self, id: &ContainerId, pid: Option<i32>) -> Result<i32> {
         let pid = pid.context("create names a pid")?;
         let process = Process::open(pid)?;
@@ -253,14 +275,15 @@ impl Service {
         let container = self.containers.get_mut(id);
         let container = container.ok_or_else(|| error(Code::NotFound, format!("no container {id}")))?;
         container.transition(|state| state.started(now_ns));
-        let started_at = match &container.state {
-            State::Running { started_at, .. } => *started_at,
-            State::Draining { record, .. } | State::Exited { record } => record.started_at,
-            State::Creating | State::Created { .. } => now_ns,
+        let (pid, started_at) = match &container.state {
+            State::Running { pid, started_at } => (*pid, *started_at),
+            State::Draining { record, .. } | State::Exited { record } => (record.pid, record.started_at),
+            State::Creating | State::Created { .. } => (0, now_ns),
         };
         let started = shim::ContainerStarted {
             id: id.to_string(),
             started_at,
+            pid,
         };
         self.clients
             .broadcast(event::Kind::ContainerStarted(started), &mut self.poll);

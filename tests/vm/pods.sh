@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests of the suite tests/cri in the guest, for what depends on the machine: the systemd cgroup driver, limits on cgroup v2,
-# crun as a handler. Its arguments are filters of the test binary; there is no crictl in the guest.
+# crun as a handler, checkpoints by CRIU. Its arguments are filters of the test binary; there is no crictl in the guest.
 set -uo pipefail
 export TMPDIR=/var/tmp RUST_BACKTRACE=0
 cd /vm/in/debug/deps || exit 1

@@ -58,6 +58,8 @@ impl Rules {
         self.check(is_plain_absolute(state), &["state"], PLAIN);
         let import_dir = config.import_dir.as_deref();
         self.check(import_dir.is_none_or(is_plain_absolute), &["import_dir"], PLAIN);
+        let criu = config.criu.as_deref();
+        self.check(criu.is_none_or(is_plain_absolute), &["criu"], PLAIN);
         let policy = config.image_policy.as_deref();
         self.check(policy.is_none_or(is_plain_absolute), &["image_policy"], PLAIN);
         let nested = root.starts_with(state) || state.starts_with(root);
@@ -339,6 +341,7 @@ mod tests {
         (|c| c.listen = format!("/{}", "x".repeat(107)).into(), "listen"),
         (|c| c.import_dir = Some("import".into()), "import_dir"),
         (|c| c.image_policy = Some("p".into()), "image_policy"),
+        (|c| c.criu = Some("criu".into()), "criu"),
         (|c| c.worker_threads = 0, "worker_threads"),
         (|c| c.container_log_max_line_bytes = 255, "container_log_max_line_bytes"),
         (|c| c.default_runtime = "none".into(), "default_runtime"),

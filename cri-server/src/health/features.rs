@@ -27,6 +27,8 @@ use crate::spec::{Features, kernel_at_least};
 const RETRY: Duration = Duration::from_secs(60);
 /// The same for one that did not answer in time, which says nothing of what it can do.
 const RETRY_SLOW: Duration = Duration::from_secs(2);
+/// What a runtime that was built with CRIU says so by; runc's annotation, which crun has taken over.
+const CHECKPOINT: &str = "org.opencontainers.runc.checkpoint.enabled";
 /// Filesystems (statfs `f_type`, linux/magic.h) whose mounts can have their ids mapped, and since when.
 const ID_MAPPED: [(u64, (u32, u32)); 4] = [
     (0xEF53, (5, 12)),      // ext4
@@ -171,6 +173,7 @@ fn read(document: &Value) -> Features {
         recursive_read_only: holds(&document["mountOptions"], "rro"),
         idmapped_mounts: has_id_maps,
         user_namespaces: holds(&linux["namespaces"], "user") && has_id_maps,
+        checkpoint: document["annotations"][CHECKPOINT] == "true",
     }
 }
 
@@ -192,22 +195,32 @@ mod tests {
     fn what_a_document_says() {
         let full = json!({
             "mountOptions": ["ro", "rro"],
+            "annotations": { "org.opencontainers.runc.checkpoint.enabled": "true" },
             "linux": { "namespaces": ["pid", "user"], "mountExtensions": { "idmap": { "enabled": true } } },
         });
         let no_user =
             json!({ "linux": { "namespaces": ["pid"], "mountExtensions": { "idmap": { "enabled": true } } } });
         let no_map = json!({ "mountOptions": ["rro"], "linux": { "namespaces": ["user"] } });
         let table = [
-            (full, (true, true, true)),
-            (no_user, (false, true, false)),
-            (no_map, (true, false, false)),
-            (json!({}), (false, false, false)),
-            (json!([1]), (false, false, false)),
+            (full, (true, true, true, true)),
+            (no_user, (false, true, false, false)),
+            (no_map, (true, false, false, false)),
+            (
+                json!({ "annotations": { "org.opencontainers.runc.checkpoint.enabled": true } }),
+                (false, false, false, false),
+            ),
+            (json!({}), (false, false, false, false)),
+            (json!([1]), (false, false, false, false)),
         ];
         for (document, expected) in table {
             let found = read(&document);
             assert_eq!(
-                (found.recursive_read_only, found.idmapped_mounts, found.user_namespaces),
+                (
+                    found.recursive_read_only,
+                    found.idmapped_mounts,
+                    found.user_namespaces,
+                    found.checkpoint
+                ),
                 expected,
                 "{document}"
             );

@@ -186,7 +186,7 @@ fn copy(from: &mut impl Read, to: &mut File) -> Result<u64, PullError> {
 }
 
 /// A few kilobytes may unpack to more than there is room for, and a full disk costs a node its pods.
-pub(super) fn check_space(file: &File) -> Result<(), PullError> {
+pub(crate) fn check_space(file: &File) -> Result<(), PullError> {
     let space = rustix::fs::fstatvfs(file).context("fstatvfs of an archive");
     let space = space.map_err(|error| PullError::local(&error))?;
     if space.f_bavail < space.f_blocks / LEFT_FREE {

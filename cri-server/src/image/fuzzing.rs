@@ -139,6 +139,7 @@ fn image_of(layers: usize) -> Manifest {
     Manifest {
         config: layer.clone(),
         layers: vec![(layer, manifest::Packing::Gzip); layers],
+        checkpoint: false,
     }
 }
 

@@ -125,6 +125,7 @@ impl ImageStore {
             config: manifest::parse_config(&candidate.config)?,
             layers,
             admissions,
+            checkpoint: candidate.manifest.checkpoint,
         };
         let (store, names, manifest) = (Arc::clone(self), candidate.names, candidate.manifest_digest);
         let publishing = tokio::task::spawn_blocking(move || {

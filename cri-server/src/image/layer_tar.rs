@@ -36,11 +36,31 @@ type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Writes the layer whose files are in `dir`.
 pub(super) fn write(dir: &Path, out: impl Write) -> Result<()> {
+    write_as(dir, Form::Layer, out)
+}
+
+/// Writes what is in `dir` and nothing of what it hides of the layers below. Sockets are left out: whoever listens there is
+/// no file.
+pub(super) fn write_files(dir: &Path, out: impl Write) -> Result<()> {
+    write_as(dir, Form::Files, out)
+}
+
+/// What an archive is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// A layer, with whiteouts.
+    Layer,
+    /// To be unpacked by whoever knows no whiteouts.
+    Files,
+}
+
+fn write_as(dir: &Path, form: Form, out: impl Write) -> Result<()> {
     let root = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
     let mut writer = LayerWriter {
         // Short, however deep below `/` the store is: paths in a layer may be as long as the kernel allows.
         root: PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
         archive: tar::Builder::new(out),
+        form,
         linked: HashMap::new(),
     };
     let mut waiting = vec![PathBuf::new()];
@@ -58,6 +78,7 @@ pub(super) fn write(dir: &Path, out: impl Write) -> Result<()> {
 struct LayerWriter<W: Write> {
     root: PathBuf,
     archive: tar::Builder<W>,
+    form: Form,
     /// The first name of every file that has several.
     linked: HashMap<(u64, u64), PathBuf>,
 }
@@ -78,7 +99,10 @@ impl<W: Write> LayerWriter<W> {
         if kind.is_char_device() && metadata.rdev() == 0 {
             return self.whiteout(path).map(|()| Vec::new());
         }
-        // No archive has a type for it, and no archive made one.
+        // No archive has a type for it, and no layer's archive made one.
+        if kind.is_socket() && self.form == Form::Files {
+            return Ok(Vec::new());
+        }
         ensure!(!kind.is_socket(), "a socket cannot be in a layer");
         if metadata.nlink() > 1 {
             let file = (metadata.dev(), metadata.ino());
@@ -116,6 +140,9 @@ impl<W: Write> LayerWriter<W> {
 
     /// An entry that only its name matters of.
     fn mark(&mut self, path: &Path) -> Result<()> {
+        if self.form == Form::Files {
+            return Ok(());
+        }
         Fields::mark(path).append(&mut self.archive, io::empty())
     }
 

@@ -66,7 +66,18 @@ pub(super) struct Manifest {
     pub(super) config: Descriptor,
     /// Bottom first.
     pub(super) layers: Vec<(Descriptor, Packing)>,
+    /// Its annotations say that it holds a checkpoint of a container.
+    pub(super) checkpoint: bool,
 }
+
+/// Annotations of images that hold a checkpoint: CRI-O's, the one that CRI-O and containerd share, Podman's, and
+/// checkpointctl's.
+const CHECKPOINT: [&str; 4] = [
+    "io.kubernetes.cri-o.annotations.checkpoint.name",
+    "org.criu.checkpoint.container.name",
+    "io.podman.annotations.checkpoint.name",
+    "checkpointctl.annotation.checkpoint.name",
+];
 
 /// A document that a registry returns for a reference.
 #[derive(Debug)]
@@ -90,6 +101,9 @@ struct Raw {
     layers: Option<Vec<Descriptor>>,
     #[serde(default)]
     fs_layers: Option<IgnoredAny>,
+    /// Whatever it is: only the names in it count, and decide no digest.
+    #[serde(default)]
+    annotations: serde_json::Value,
     #[serde(flatten)]
     others: BTreeMap<String, IgnoredAny>,
 }
@@ -146,7 +160,11 @@ pub(super) fn parse(content: &[u8], content_type: &str) -> Result<Document, Pull
     };
     match (raw.manifests, raw.config, raw.layers) {
         (Some(manifests), None, None) if is_index => Ok(Document::Index(manifests)),
-        (None, Some(config), Some(layers)) if !is_index => Ok(Document::Image(manifest(config, layers)?)),
+        (None, Some(config), Some(layers)) if !is_index => {
+            let checkpoint = CHECKPOINT.iter().any(|name| raw.annotations.get(name).is_some());
+            let manifest = manifest(config, layers)?;
+            Ok(Document::Image(Manifest { checkpoint, ..manifest }))
+        }
         _ => Err(PullError::refused(format!(
             "manifest of type {content_type:?}: an index has manifests, an image has config and layers, and neither has both"
         ))),
@@ -206,6 +224,7 @@ fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest, Pul
     Ok(Manifest {
         config,
         layers: layers?,
+        checkpoint: false,
     })
 }
 

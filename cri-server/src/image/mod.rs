@@ -93,6 +93,7 @@ mod store;
 mod unpack;
 
 pub use archive::ArchiveSource;
+pub(crate) use archive::check_space;
 pub use auth::Credentials;
 pub use check::{Finding, Report};
 pub use error::{Cause, PullError};

@@ -53,6 +53,7 @@ mod tests {
             config: Default::default(),
             layers: Vec::new(),
             admissions: Default::default(),
+            checkpoint: false,
         };
         let by_digest = format!("*@{digest}");
         let table = [

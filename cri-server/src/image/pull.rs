@@ -152,6 +152,7 @@ impl ImageStore {
             config,
             layers,
             admissions: BTreeMap::from([(reference.at(&digest), admission)]),
+            checkpoint: manifest.checkpoint,
         };
         let (store, reference) = (Arc::clone(self), reference.clone());
         let publishing = tokio::task::spawn_blocking(move || {

@@ -44,6 +44,9 @@ pub struct Image {
     /// What the policy saw, by the name with digest that it was pulled as; by the name alone for what an archive brought.
     #[serde(default)]
     pub admissions: BTreeMap<String, Admission>,
+    /// Its one layer holds a checkpoint of a container, by its manifest's annotations.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint: bool,
 }
 
 impl Image {

@@ -1,4 +1,5 @@
-//! CreateContainer: from a request to a container whose init waits for the start.
+//! CreateContainer: from a request to a container whose init waits for the start. One whose image is a checkpoint has none
+//! before (`container_restore`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,22 +12,24 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use corten_proto::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, CreateContainerResponse, LinuxContainerUser,
+    PodSandboxConfig,
 };
 use corten_proto::exit::ExitRecord;
-use corten_proto::id::ContainerId;
+use corten_proto::id::{ContainerId, Digest};
 use corten_proto::log::parse_path;
 use corten_proto::shim::Create;
 use oci_spec::runtime::Spec;
 use tonic::Status as RpcStatus;
 
 use super::container_namespaces::Namespaces;
+use super::container_restore::Origin;
 use super::image_volumes::{VolumeImages, all_layers};
 use super::names::{check_labels, check_name};
 use crate::cdi;
 use crate::config::Config;
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
-use crate::image::snapshot::Snapshots;
+use crate::image::snapshot::{Changes, Snapshots};
 use crate::image::{Image, LayerLease, snapshot};
 use crate::image_service::image_pull::UNTRUSTED;
 use crate::node::{Node, blocking, new_id};
@@ -57,6 +60,8 @@ struct Plan {
     stop_signal: i32,
     /// The server's configuration when the creation began.
     settings: Arc<Config>,
+    /// What the container goes on from; none for one that begins anew.
+    origin: Option<Origin>,
 }
 
 /// What was looked up on the node and in the container's root.
@@ -81,34 +86,52 @@ impl Node {
         let Some(config) = request.config else {
             return Err(Error::invalid("config", "", "must be there, with metadata").into());
         };
-        let metadata = check(&config)?.clone();
-        let handler = config.image.as_ref().map(|image| &image.runtime_handler);
-        if let Some(handler) = handler.filter(|handler| !handler.is_empty())
-            && self.config().runtime(handler).is_none()
-        {
-            let rule = "must be empty or the name of a configured runtime";
-            return Err(Error::invalid("image.runtime_handler", handler, rule).into());
-        }
+        let metadata = self.check_alone(&config)?.clone();
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         let image = config.image.as_ref().map_or("", |image| image.image.as_str());
         names::about_new_container(&metadata.name, image);
         // Against what the sandbox was run with, not the copy that came with this request.
-        spec::check_container(&config, &sandbox.metadata.config).map_err(Error::from)?;
-        cdi::check(&config).map_err(Error::from)?;
-        let settings = self.config();
-        let allowed = settings.annotations(&sandbox.metadata.runtime).container;
-        spec::annotations::passed("annotations", &config.annotations, allowed).map_err(Error::from)?;
+        self.check_container(&config, &sandbox.metadata.config, &sandbox.metadata.runtime)?;
         let key = (sandbox.id().clone(), metadata.name.clone(), metadata.attempt);
         let existing = || self.existing_container(&sandbox, &metadata);
         let create = || {
             let (node, sandbox) = (self.clone(), sandbox.clone());
-            async move { node.create(sandbox, config).await.map_err(RpcStatus::from) }
+            async move { node.create(sandbox, config, None).await.map_err(RpcStatus::from) }
         };
         let creates = &self.container_creates;
         let id = creates.join(&self.work, patience, key, existing, create).await?;
         Ok(CreateContainerResponse {
             container_id: id.to_string(),
         })
+    }
+
+    /// Checks what can be checked by looking at a configuration, its pod's and the pod's runtime alone.
+    pub(super) fn check_container(
+        &self,
+        config: &ContainerConfig,
+        sandbox: &PodSandboxConfig,
+        runtime: &str,
+    ) -> Result<(), Error> {
+        self.check_alone(config)?;
+        spec::check_container(config, sandbox)?;
+        cdi::check(config)?;
+        let settings = self.config();
+        let allowed = settings.annotations(runtime).container;
+        spec::annotations::passed("annotations", &config.annotations, allowed)?;
+        Ok(())
+    }
+
+    /// The part of it for which there need be no pod.
+    fn check_alone<'a>(&self, config: &'a ContainerConfig) -> Result<&'a ContainerMetadata, Error> {
+        let metadata = check(config)?;
+        let handler = config.image.as_ref().map(|image| &image.runtime_handler);
+        if let Some(handler) = handler.filter(|handler| !handler.is_empty())
+            && self.config().runtime(handler).is_none()
+        {
+            let rule = "must be empty or the name of a configured runtime";
+            return Err(Error::invalid("image.runtime_handler", handler, rule));
+        }
+        Ok(metadata)
     }
 
     fn existing_container(
@@ -130,19 +153,28 @@ impl Node {
         Some(Err(Error::Exists(text).into()))
     }
 
-    async fn create(self: Arc<Self>, sandbox: Arc<Sandbox>, config: ContainerConfig) -> Result<ContainerId, Error> {
+    /// Makes a container; from the checkpoint in `archive`, if there is one, or the one that the request names as its image.
+    pub(super) async fn create(
+        self: Arc<Self>,
+        sandbox: Arc<Sandbox>,
+        config: ContainerConfig,
+        archive: Option<PathBuf>,
+    ) -> Result<ContainerId, Error> {
         // At once: a stop under way would be waited for below.
         self.ready(&sandbox)?;
         // StopPodSandbox waits for this, then stops what was made.
         let operations = sandbox.clone();
         let _open = operations.operations.read().await;
-        let plan = self.plan(sandbox, config)?;
-        self.check_policy(&plan).await?;
-        let id = plan.id.clone();
+        let id = new_id()?;
         names::about_container_id(id.as_str());
+        let origin = self.origin(&id, &config, &operations, archive).await;
+        let plan = origin.and_then(|origin| self.plan(&id, sandbox, config, origin));
         // For longer than the plan: where the shim has not answered, the runtime may be opening them still.
-        let _namespaces = plan.namespaces.clone();
-        let result = self.build_container(plan).await;
+        let _namespaces = plan.as_ref().ok().map(|plan| plan.namespaces.clone());
+        let result = match plan {
+            Ok(plan) => self.build_checked(plan).await,
+            Err(error) => Err(error),
+        };
         if result.is_err() {
             self.discard_container(&operations, &id).await;
         }
@@ -159,33 +191,59 @@ impl Node {
     }
 
     /// Looks everything up that the request needs; nothing is made yet but the claim on the image's layers.
-    fn plan(&self, sandbox: Arc<Sandbox>, mut config: ContainerConfig) -> Result<Plan, Error> {
+    fn plan(
+        &self,
+        id: &ContainerId,
+        sandbox: Arc<Sandbox>,
+        mut config: ContainerConfig,
+        origin: Option<Origin>,
+    ) -> Result<Plan, Error> {
         let pid = self.ready(&sandbox)?;
         let name = config.image.as_ref().map_or("", |image| image.image.as_str());
-        let image = self.find_image(name)?;
+        let image = match &origin {
+            Some(origin) => origin.image.clone(),
+            None => self.find_image(name)?,
+        };
         let volumes = self.find_volumes(&mut config)?;
         let image_signal = image
             .config
             .config()
             .as_ref()
             .and_then(|config| config.stop_signal().as_deref());
+        let mut layers = all_layers(&image, &volumes);
+        layers.extend(carried_layer(origin.as_ref()));
         Ok(Plan {
-            id: new_id()?,
+            id: id.clone(),
             namespaces: Arc::new(self.namespaces(&sandbox, pid, &config)?),
-            lease: self.images.lease(&all_layers(&image, &volumes))?,
+            lease: self.images.lease(&layers)?,
             stop_signal: stop_signal::effective(config.stop_signal, image_signal)?,
             image,
             volumes,
             config,
             sandbox,
             settings: self.config(),
+            origin,
         })
+    }
+
+    /// Makes the container, if the policy lets its images be used.
+    async fn build_checked(self: &Arc<Self>, plan: Plan) -> Result<(), Error> {
+        self.check_policy(&plan).await?;
+        self.build_container(plan).await
     }
 
     /// Whether the policy, as it is now, lets the image and those of its volumes be used by the names that the pod has for
     /// them.
     async fn check_policy(&self, plan: &Plan) -> Result<(), Error> {
-        let own = plan.config.image.as_ref().map(|spec| (spec, &plan.image));
+        let carrier = plan.origin.as_ref().map(|origin| origin.carrier.as_ref());
+        if carrier.is_some() {
+            // By whichever name it is here: the one in the checkpoint is anybody's.
+            let judged = self.images.may_run(&plan.image, "").await;
+            judged.map_err(|error| Error::State(format!("{UNTRUSTED}image {}: {error}", plan.image.id)))?;
+        }
+        // The name in the request is that of what is pulled: the checkpoint where it is an image, and nothing for an archive.
+        let named = carrier.map_or(Some(&plan.image), |carrier| carrier.map(|(image, _layer)| image));
+        let own = plan.config.image.as_ref().zip(named);
         let volumes = plan
             .volumes
             .iter()
@@ -212,13 +270,18 @@ impl Node {
     }
 
     /// Makes the container: every step's leftovers are undone by [`Node::discard_container`].
-    async fn build_container(self: &Arc<Self>, plan: Plan) -> Result<(), Error> {
+    async fn build_container(self: &Arc<Self>, mut plan: Plan) -> Result<(), Error> {
         let (paths, snapshots) = (self.paths.clone(), self.snapshots.clone());
         let (image, id) = (plan.image.clone(), plan.id.clone());
         let mapped = plan.namespaces.user.clone();
+        let changes = plan
+            .origin
+            .as_mut()
+            .map(|origin| std::mem::take(&mut origin.checked.changes));
         {
             let _stage = stage(|| "the root filesystem".to_owned()).named("root_filesystem");
-            blocking(move || make_directories(&paths, &snapshots, &image, &id, mapped.as_deref())).await?;
+            let made = move || make_directories(&paths, &snapshots, &image, &id, mapped.as_deref(), changes.as_ref());
+            blocking(made).await?;
         }
         let mapped = plan.namespaces.user.clone();
         let volumes = self.make_volumes(&plan.id, &plan.config, &plan.volumes, mapped).await?;
@@ -234,15 +297,11 @@ impl Node {
         edits.apply(&mut spec);
         let path = self.paths.bundle(&plan.id).join("config.json");
         blocking(move || write(&path, &spec)).await?;
-        let create = self.shim_create(&plan);
-        let shim = plan
-            .sandbox
-            .shim()
-            .ok_or_else(|| Error::State(format!("the shim of pod sandbox {} has ended", plan.sandbox.id())))?;
-        let pid = shim
-            .create(create)
-            .await
-            .with_context(|| format!("create {}", plan.id))?;
+        let pid = match plan.origin {
+            // Nothing of it is to run before its start.
+            Some(_) => 0,
+            None => self.create_init(&plan).await?,
+        };
         let sandbox = plan.sandbox.clone();
         let (metadata, lease) = self.metadata(plan, &user);
         let status = Status::Created { pid };
@@ -257,6 +316,17 @@ impl Node {
             self.settle(&container, "its shim has ended").await;
         }
         Ok(())
+    }
+
+    /// Has the shim make the container, whose init waits for the start; its pid.
+    async fn create_init(&self, plan: &Plan) -> Result<i32, Error> {
+        let create = self.shim_create(&plan.id, &plan.sandbox, &plan.config);
+        let shim = plan
+            .sandbox
+            .shim()
+            .ok_or_else(|| Error::State(format!("the shim of pod sandbox {} has ended", plan.sandbox.id())))?;
+        let created = shim.create(create).await;
+        Ok(created.with_context(|| format!("create {}", plan.id))?)
     }
 
     /// What must be looked up in the container's own root and on the node: its user, host paths and profiles.
@@ -351,24 +421,22 @@ impl Node {
         })?)
     }
 
-    fn shim_create(&self, plan: &Plan) -> Create {
-        let log_directory = plan.sandbox.metadata.config.log_directory.clone();
+    /// What a shim needs to know of a container.
+    pub(super) fn shim_create(&self, id: &ContainerId, sandbox: &Sandbox, config: &ContainerConfig) -> Create {
+        let log_directory = sandbox.metadata.config.log_directory.clone();
         let logs = !log_directory.is_empty();
+        let settings = self.config();
         Create {
-            id: plan.id.to_string(),
-            bundle: self.paths.bundle(&plan.id).to_string_lossy().into_owned(),
-            terminal: plan.config.tty,
-            stdin: plan.config.stdin,
-            stdin_once: plan.config.stdin_once,
-            max_log_line: plan.settings.container_log_max_line_bytes,
-            log_path: if logs {
-                plan.config.log_path.clone()
-            } else {
-                String::new()
-            },
+            id: id.to_string(),
+            bundle: self.paths.bundle(id).to_string_lossy().into_owned(),
+            terminal: config.tty,
+            stdin: config.stdin,
+            stdin_once: config.stdin_once,
+            max_log_line: settings.container_log_max_line_bytes,
+            log_path: if logs { config.log_path.clone() } else { String::new() },
             log_directory,
-            exit_record: self.paths.container_exit(&plan.id).to_string_lossy().into_owned(),
-            log_limit: self.config().container_log_limit_bytes.unwrap_or(0),
+            exit_record: self.paths.container_exit(id).to_string_lossy().into_owned(),
+            log_limit: settings.container_log_limit_bytes.unwrap_or(0),
         }
     }
 
@@ -382,13 +450,15 @@ impl Node {
                 .to_string_lossy()
                 .into_owned(),
         };
+        let mut layers = all_layers(&plan.image, &plan.volumes);
+        layers.extend(carried_layer(plan.origin.as_ref()));
         let metadata = Metadata {
             id: plan.id,
             sandbox: plan.sandbox.id().clone(),
             created_at: self.store.next_created_at(),
             image_ref: plan.image.repo_digests.first().unwrap_or(&image_id).clone(),
             image_id,
-            layers: all_layers(&plan.image, &plan.volumes),
+            layers,
             user: LinuxContainerUser {
                 uid: user.uid.into(),
                 gid: user.gid.into(),
@@ -396,6 +466,7 @@ impl Node {
             },
             log_path,
             stop_signal: plan.stop_signal,
+            checkpoint: plan.origin.map(|origin| origin.checked.images),
             config: plan.config,
         };
         (metadata, plan.lease)
@@ -448,9 +519,14 @@ fn make_directories(
     image: &Image,
     id: &ContainerId,
     user_namespace: Option<&File>,
+    changes: Option<&Changes>,
 ) -> Result<()> {
     let (directory, bundle) = (paths.container(id), paths.bundle(id));
     for path in [&directory, &bundle, &bundle.join("rootfs")] {
+        // With a checkpoint the first is there: the archive is in it.
+        if path == &directory && changes.is_some() && directory.is_dir() {
+            continue;
+        }
         fs::DirBuilder::new()
             .mode(0o700)
             .create(path)
@@ -463,8 +539,14 @@ fn make_directories(
         user_namespace: user_namespace.map(File::as_fd),
     };
     snapshots
-        .mount(&root)
+        .mount_changed(&root, changes)
         .with_context(|| format!("make the root filesystem of {id}"))
+}
+
+/// The layer that a checkpoint came as.
+fn carried_layer(origin: Option<&Origin>) -> Option<Digest> {
+    let (_image, layer) = origin?.carrier.as_ref()?;
+    Some(layer.clone())
 }
 
 /// Checks what is this call's own; its metadata. The rest is the spec's (`spec::check_container`).

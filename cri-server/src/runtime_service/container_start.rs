@@ -1,4 +1,4 @@
-//! StartContainer.
+//! StartContainer: lets the waiting init go, or restores a container that has none (`container_restore`).
 
 use std::sync::Arc;
 
@@ -29,9 +29,15 @@ impl Node {
             return Err(Error::State(text));
         }
         let shim = self.shim_of(&container)?;
-        match shim.start(container.id()).await {
-            Ok(at) => {
-                self.container_changed(&container, |status| status.started(at)).await;
+        let started = match container.awaits_restore() {
+            true => self.restore(&container, &sandbox, &shim).await?,
+            // The pid is known.
+            false => shim.start(container.id()).await.map(|at| (0, at)),
+        };
+        match started {
+            Ok((pid, at)) => {
+                self.container_changed(&container, |status| status.restored(pid, at))
+                    .await;
                 Ok(StartContainerResponse {})
             }
             Err(shim::Error::Refused { message, .. }) => {

@@ -7,13 +7,16 @@ use anyhow::Context;
 use corten_proto::cri::{StopContainerRequest, StopContainerResponse};
 use corten_proto::id::ContainerId;
 use nix::libc::SIGKILL;
+use tokio::sync::MutexGuard;
 
+use super::container_start::in_order;
 use crate::container::Container;
 use crate::error::Error;
 use crate::node::Node;
 use crate::oci;
 use crate::sandbox::Sandbox;
 use crate::stage::stage;
+use crate::store::now;
 
 /// How long a container may take to end after SIGKILL: more than any process takes that is not stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
@@ -32,12 +35,14 @@ impl Node {
             Err(Error::NotFound { .. }) => return Ok(StopContainerResponse {}),
             container => container?,
         };
+        let _order = restore_in_order(&container).await;
         self.end_container(&container, Duration::from_secs(seconds), "StopContainer")
             .await?;
         Ok(StopContainerResponse {})
     }
 
-    /// Ends a container and has its cgroup removed; nothing of it runs afterwards.
+    /// Ends a container and has its cgroup removed; nothing of it runs afterwards. One that is to be restored must not be
+    /// started meanwhile ([`restore_in_order`]).
     ///
     /// Its shim does that, and where no shim answers the runtime itself: a container must not outlive the answer, whatever
     /// has become of its shim. `call` is who asks for it, for the record of the exit.
@@ -48,6 +53,11 @@ impl Node {
         call: &str,
     ) -> Result<(), Error> {
         let sandbox = self.sandbox_of(container)?;
+        if container.awaits_restore() {
+            self.container_changed(container, |status| status.abandoned(now()))
+                .await;
+            return Ok(());
+        }
         // The init of a created container has no handler yet, and a pid namespace's first process ignores what it does
         // not handle: only SIGKILL ends it.
         let started = container.status().started_at() > 0;
@@ -135,5 +145,14 @@ impl Node {
         }
         let deleted = self.delete_orphan(sandbox, id).await;
         deleted.with_context(|| format!("delete {id} without its shim"))
+    }
+}
+
+/// Waits until nobody restores the container, and keeps others from it; nothing where there is nothing to restore: a stop
+/// waits for no other call.
+pub(super) async fn restore_in_order(container: &Container) -> Option<MutexGuard<'_, ()>> {
+    match container.awaits_restore() {
+        true => Some(in_order(container).await),
+        false => None,
     }
 }

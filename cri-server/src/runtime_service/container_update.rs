@@ -14,7 +14,7 @@ use corten_proto::cri::{LinuxContainerResources, UpdateContainerResourcesRequest
 use oci_spec::runtime::LinuxResources;
 
 use super::container_cgroup::ContainerCgroup;
-use crate::container::{Container, Status};
+use crate::container::Container;
 use crate::error::Error;
 use crate::node::{Node, blocking};
 use crate::oci;
@@ -44,7 +44,7 @@ impl Node {
         drop(waiting);
         // It may have been removed by whoever had the lock.
         self.container(container.id().as_str())?;
-        let (Status::Created { pid } | Status::Running { pid, .. }) = container.status() else {
+        let Some(pid) = container.status().pid() else {
             let state = container.status().state().as_str_name();
             let text = format!("update the resources of {}: it is {state}", container.id());
             return Err(Error::State(text));

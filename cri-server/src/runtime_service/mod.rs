@@ -10,6 +10,9 @@
 //! | `sandbox_status` `container_status` | the status and list calls |
 //! | `container_create` `container_start` `container_stop` `container_remove` | a container's life |
 //! | `container_update` `container_cgroup` `sandbox_update` | UpdateContainerResources, UpdatePodSandboxResources |
+//! | `container_checkpoint` `container_hold` | CheckpointContainer; containers that are held meanwhile |
+//! | `container_restore` | containers that are made from a checkpoint |
+//! | `pod_checkpoint` `pod_restore` | CheckpointPod, RestorePod |
 //! | `container_exec` | ExecSync; `exec` begins and ends a command, for it and for streams |
 //! | `streams` | Exec, Attach, PortForward: a URL; `crate::streaming` does the rest |
 //! | `container_events` | GetContainerEvents |
@@ -17,15 +20,16 @@
 //! | `names` | what names, labels and annotations must be |
 //! | `info` | what the verbose status calls have in common |
 //! | `stats` `metrics` | what containers and pods use, as messages and as metrics |
-//!
-//! A call that is not built answers UNIMPLEMENTED and names itself; the kubelet then does without.
 
 mod container_cgroup;
+mod container_checkpoint;
 mod container_create;
 mod container_events;
 pub(crate) mod container_exec;
+mod container_hold;
 mod container_namespaces;
 mod container_remove;
+mod container_restore;
 mod container_start;
 mod container_status;
 mod container_stop;
@@ -35,6 +39,8 @@ mod image_volumes;
 mod info;
 mod metrics;
 mod names;
+mod pod_checkpoint;
+mod pod_restore;
 mod runtime_config;
 mod sandbox_remove;
 mod sandbox_run;
@@ -99,10 +105,6 @@ fn answer<T>(call: &'static str, started: Instant, result: Result<T, Status>) ->
         Err(error) => tracing::warn!(call, ms, code = ?error.code(), "{}", error.message()),
     }
     result.map(Response::new)
-}
-
-fn unimplemented<T>(call: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{call}: not built yet")))
 }
 
 #[tonic::async_trait]
@@ -336,20 +338,32 @@ impl Rpc for RuntimeService {
 
     async fn checkpoint_container(
         &self,
-        _request: Request<CheckpointContainerRequest>,
+        request: Request<CheckpointContainerRequest>,
     ) -> Result<Response<CheckpointContainerResponse>, Status> {
-        unimplemented("CheckpointContainer")
+        let patience = Patience::of("CheckpointContainer", &request);
+        let request = request.into_inner();
+        self.change(
+            patience,
+            |node| async move { node.container_checkpoint(&request).await },
+        )
+        .await
     }
 
     async fn checkpoint_pod(
         &self,
-        _request: Request<CheckpointPodRequest>,
+        request: Request<CheckpointPodRequest>,
     ) -> Result<Response<CheckpointPodResponse>, Status> {
-        unimplemented("CheckpointPod")
+        let patience = Patience::of("CheckpointPod", &request);
+        let request = request.into_inner();
+        self.change(patience, |node| async move { node.pod_checkpoint(&request).await })
+            .await
     }
 
-    async fn restore_pod(&self, _request: Request<RestorePodRequest>) -> Result<Response<RestorePodResponse>, Status> {
-        unimplemented("RestorePod")
+    async fn restore_pod(&self, request: Request<RestorePodRequest>) -> Result<Response<RestorePodResponse>, Status> {
+        let patience = Patience::of("RestorePod", &request);
+        let request = request.into_inner();
+        self.change(patience, |node| async move { node.pod_restore(request).await })
+            .await
     }
 
     async fn list_metric_descriptors(

@@ -12,6 +12,7 @@ use tokio::sync::RwLockWriteGuard;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
+use super::container_stop::restore_in_order;
 use super::sandbox_run::pod_network;
 use super::stop_grace::grace_of;
 use crate::error::Error;
@@ -71,7 +72,10 @@ impl Node {
             let node = self.clone();
             let grace = grace_of(&container, grace);
             let span = names::of_container(&container, sandbox);
-            let end = async move { node.end_container(&container, grace, call).await };
+            let end = async move {
+                let _order = restore_in_order(&container).await;
+                node.end_container(&container, grace, call).await
+            };
             ends.spawn(part(end.instrument(span)));
         }
         let mut result = Ok(());

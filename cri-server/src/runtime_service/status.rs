@@ -67,7 +67,8 @@ impl Node {
         let quarantined = blocking(move || file_names(&quarantine)).await;
         let pod_cidrs = self.cni.pod_cidrs();
         let handlers = report.handlers.iter().map(|handler| {
-            let value = json!({ "path": handler.path, "problem": handler.problem });
+            let checkpoint = handler.features.checkpoint;
+            let value = json!({ "path": handler.path, "problem": handler.problem, "checkpoint": checkpoint });
             (handler.name.clone(), value)
         });
         // Records that could not be read: their pods were ended, and are for a person to look at.
@@ -75,8 +76,14 @@ impl Node {
             Ok(records) => json!({ "records": records }),
             Err(error) => json!({ "problem": format!("{error:#}") }),
         };
+        let checkpoint = match self.health.criu.known() {
+            Some(Ok(())) => json!({ "criu": true, "problem": null }),
+            Some(Err(problem)) => json!({ "criu": false, "problem": problem }),
+            None => json!({ "criu": null, "problem": "criu check has not answered yet" }),
+        };
         let values = [
             ("config", self.shown_config()),
+            ("checkpoint", checkpoint),
             ("network", json!({ "podCIDRs": pod_cidrs })),
             (
                 "lastCNILoadStatus",

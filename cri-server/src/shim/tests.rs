@@ -95,6 +95,7 @@ async fn answers_come_in_any_order_and_events_between_them() {
         peer.event(event::Kind::ContainerStarted(ContainerStarted {
             id: "c".to_owned(),
             started_at: 7,
+            ..Default::default()
         }));
         peer.event(event::Kind::ContainerExited(ContainerExited {
             id: "c".to_owned(),

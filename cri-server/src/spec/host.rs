@@ -56,6 +56,8 @@ pub struct Features {
     pub idmapped_mounts: bool,
     /// User namespaces, and mounts with mapped ids for them.
     pub user_namespaces: bool,
+    /// It saves and restores containers by CRIU.
+    pub checkpoint: bool,
 }
 
 /// How [`Sources::read`] goes about it.

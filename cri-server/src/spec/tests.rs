@@ -125,6 +125,7 @@ fn container_json(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Resul
         recursive_read_only: true,
         idmapped_mounts: true,
         user_namespaces: true,
+        checkpoint: false,
     };
     container_json_by(able, config, sandbox)
 }

@@ -409,16 +409,25 @@ impl Drop for Init {
     }
 }
 
-/// What the roots of the images' cgroups stand for: on v1 where CRIU, and with it the container, is now.
+/// What the roots of the images' cgroups stand for: where CRIU, and with it the container, is now. Else CRIU would make the
+/// cgroups that the container had, and put it there.
 fn cgroup_roots(criu: i32) -> Result<Vec<CgroupRoot>> {
     let text = std::fs::read_to_string(format!("/proc/{criu}/cgroup")).context("read the cgroups of criu")?;
+    Ok(roots_of(&text))
+}
+
+/// The same of a `/proc/PID/cgroup`.
+fn roots_of(text: &str) -> Vec<CgroupRoot> {
     let mut roots = Vec::new();
+    let mut unified = None;
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(names), Some(path)) = (fields.next(), fields.next()) else {
             continue;
         };
-        // The unified hierarchy has no name and needs none.
+        if names.is_empty() {
+            unified = Some(path.to_owned());
+        }
         for name in names.split(',').filter(|name| !name.is_empty()) {
             roots.push(CgroupRoot {
                 controllers: Some(name.to_owned()),
@@ -426,5 +435,47 @@ fn cgroup_roots(criu: i32) -> Result<Vec<CgroupRoot>> {
             });
         }
     }
-    Ok(roots)
+    // The unified hierarchy has no name, and the root without one is that of all hierarchies: beside those of v1, where no
+    // controller is in it, it is left alone.
+    if roots.is_empty()
+        && let Some(path) = unified
+    {
+        roots.push(CgroupRoot {
+            controllers: None,
+            path,
+        });
+    }
+    roots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Controllers and path.
+    type Root = (Option<&'static str>, &'static str);
+
+    #[test]
+    fn roots_of_cgroups() {
+        let table: [(&str, &[Root]); 3] = [
+            ("0::/a/b\n", &[(None, "/a/b")]),
+            (
+                "4:cpu,cpuacct:/a\n1:name=systemd:/b:c\n0::/d\n",
+                &[
+                    (Some("cpu"), "/a"),
+                    (Some("cpuacct"), "/a"),
+                    (Some("name=systemd"), "/b:c"),
+                ],
+            ),
+            ("", &[]),
+        ];
+        for (text, expected) in table {
+            let roots = roots_of(text);
+            let found: Vec<_> = roots
+                .iter()
+                .map(|root| (root.controllers.as_deref(), root.path.as_str()))
+                .collect();
+            assert_eq!(found, expected, "{text}");
+        }
+    }
 }

@@ -2,8 +2,9 @@
 //!
 //! The rule for identity and capabilities is what the bundle's own process could have become. A process of root's may
 //! have dropped anything, and gets back what its bounding set allows whenever it executes a program, unless
-//! no_new_privs forbids it. One of another user stays that user, with the capabilities it was given: that a program with
-//! the set-user-ID bit could have made it more is not taken for granted.
+//! no_new_privs forbids it. One of another user stays that user, with the capabilities that are ambient, the only ones that
+//! were left to it when its program was executed: that a program with the set-user-ID bit could have made it more is not
+//! taken for granted.
 //!
 //! Fields are those of proc(5): /proc/TID/status, ns, cgroup, attr. Mounts are looked at in `mounts.rs`.
 
@@ -174,12 +175,12 @@ impl Allowed {
     ) -> Allowed {
         let no_new_privs = process.no_new_privileges() == Some(true);
         let root = process.user().uid() == 0;
-        let regained = if root && !no_new_privs {
-            sets.bounding
-        } else {
-            CapabilitySet::empty()
+        // capabilities(7), "Transformation of capabilities during execve()".
+        let permitted = match (root, no_new_privs) {
+            (true, false) => sets.permitted | sets.bounding,
+            (true, true) => sets.permitted,
+            (false, _) => sets.ambient,
         };
-        let permitted = sets.permitted | regained;
         let only = |capability: CapabilitySet, id: u32| (!permitted.contains(capability)).then_some(id);
         Allowed {
             uid: only(CapabilitySet::SETUID, uid),
@@ -195,17 +196,7 @@ impl Allowed {
     }
 
     fn check(&self, status: &Status) -> Result<()> {
-        for (set, limit) in [
-            ("Prm", self.permitted),
-            ("Eff", self.permitted),
-            ("Inh", self.inheritable),
-            ("Bnd", self.bounding),
-            ("Amb", self.permitted),
-        ] {
-            let has = CapabilitySet::from_bits_retain(status.sets.get(set).copied().unwrap_or(u64::MAX));
-            let more = has - limit;
-            ensure!(more.is_empty(), "process.capabilities: it has {more:?} in Cap{set}");
-        }
+        // Who it is first: the wrong user has the wrong capabilities too.
         let same = |ids: &[u32], only: Option<u32>| only.is_none_or(|only| ids.iter().all(|&id| id == only));
         ensure!(
             same(&status.uids, self.uid),
@@ -220,6 +211,17 @@ impl Allowed {
         let foreign = status.groups.iter().find(|group| !self.groups.contains(group));
         if let (Some(group), Some(_)) = (foreign, self.gid) {
             bail!("process.user.additionalGids: it has {group}");
+        }
+        for (set, limit) in [
+            ("Prm", self.permitted),
+            ("Eff", self.permitted),
+            ("Inh", self.inheritable),
+            ("Bnd", self.bounding),
+            ("Amb", self.permitted),
+        ] {
+            let has = CapabilitySet::from_bits_retain(status.sets.get(set).copied().unwrap_or(u64::MAX));
+            let more = has - limit;
+            ensure!(more.is_empty(), "process.capabilities: it has {more:?} in Cap{set}");
         }
         ensure!(
             status.no_new_privs || !self.no_new_privs,
@@ -406,8 +408,12 @@ mod tests {
         assert!(Status::parse(&fs::read_to_string("/proc/self/status").unwrap()).is_ok());
     }
 
-    /// The first is CHOWN, the eighth SETUID.
+    /// The first is CHOWN, the eighth SETUID. What is permitted is ambient too.
     fn allowed(uid: u32, bounding: u64, permitted: u64, no_new_privs: bool) -> Allowed {
+        allowed_by(uid, [bounding, permitted, permitted], no_new_privs)
+    }
+
+    fn allowed_by(uid: u32, [bounding, permitted, ambient]: [u64; 3], no_new_privs: bool) -> Allowed {
         let process = json!({
             "cwd": "/", "args": ["x"], "user": {"uid": uid, "gid": 8}, "noNewPrivileges": no_new_privs,
         });
@@ -418,7 +424,7 @@ mod tests {
             effective: set(permitted),
             permitted: set(permitted),
             inheritable: set(0),
-            ambient: set(0),
+            ambient: set(ambient),
         };
         Allowed::from_parts(&sets, &process, uid, 8, HashSet::from([8, 9]), no_new_privs)
     }
@@ -474,7 +480,11 @@ mod tests {
             ),
             // Root gets back by an execve what its bounding set has, but not with no_new_privs; and may be anybody.
             (allowed(0, 0x81, 0, false), plain.clone(), None),
-            (allowed(0, 0x81, 0, true), STATUS.to_owned(), Some("CapPrm")),
+            (
+                allowed(0, 0x81, 0, true),
+                STATUS.replace("7\t7", "0\t0"),
+                Some("CapPrm"),
+            ),
             (allowed(0, 1, 1, false), plain.clone(), Some("uid")),
         ] {
             let result = allowed.check(&Status::parse(&status).unwrap());
@@ -484,6 +494,15 @@ mod tests {
                 (result, error) => panic!("{result:?}, not {error:?}: {status}"),
             }
         }
+    }
+
+    #[test]
+    fn another_users_process_loses_what_is_permitted_when_it_executes_its_program() {
+        let allowed = allowed_by(7, [0x81, 0x81, 0], false);
+        let error = |status: &str| allowed.check(&Status::parse(status).unwrap()).unwrap_err().to_string();
+        assert!(error(STATUS).contains("CapPrm"), "{}", error(STATUS));
+        let root = STATUS.replace("7\t7", "0\t0");
+        assert!(error(&root).contains("process.user.uid"), "{}", error(&root));
     }
 
     #[test]

@@ -113,6 +113,8 @@ fn document() -> Value {
         "linux": linux(),
         "annotations": {
             "org.corten.version": env!("CARGO_PKG_VERSION"),
+            // runc's way to say that there are `checkpoint` and `restore`; whether CRIU is there is the node's affair.
+            "org.opencontainers.runc.checkpoint.enabled": "true",
         },
         // What systemd is told of the container's scope.
         "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],

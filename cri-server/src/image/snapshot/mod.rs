@@ -16,11 +16,13 @@
 //! | `implied` | directories whose attributes a layer does not tell |
 //! | `idmapped` | layers as a user namespace sees them: one mapped mount, however many layers |
 //! | `view` | read-only views with sub-paths |
+//! | `changes` | what a container has made of its root, for checkpoints |
 //! | `usage`, `quota`, `sys` | what containers have written, and how much they may |
 //!
 //! Which of overlayfs and native a node uses is decided once, when the server starts: a kernel that refused one root would
 //! refuse the next, and a container's copy can cost minutes and gigabytes, which must not come as a surprise.
 
+pub(crate) mod changes;
 mod idmapped;
 pub(super) mod implied;
 mod native;
@@ -37,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use corten_proto::id::Digest;
 use rustix::io::Errno;
 use rustix::mount::{
@@ -52,6 +54,7 @@ use self::usage::Accounts;
 use super::store::ImageStore;
 use crate::tree;
 
+pub use self::changes::Changes;
 pub use self::quota::Limits;
 pub use self::usage::Usage;
 pub use self::view::{Volume, unmount_volumes};
@@ -118,9 +121,18 @@ impl Snapshots {
 
     /// Makes a container's root and mounts it. On failure nothing is mounted.
     pub fn mount(&self, root: &Root<'_>) -> Result<()> {
+        self.mount_changed(root, None)
+    }
+
+    /// The same, with changes over the image's files.
+    pub fn mount_changed(&self, root: &Root<'_>, changes: Option<&Changes>) -> Result<()> {
+        ensure!(
+            changes.is_none() || self.tells_changes(),
+            "roots are copies here: nothing can be restored"
+        );
         let mounted = self.with_layers(root.layers, root.user_namespace, root.dir, |lower| match self.native {
             true => self.mount_copy(root, lower),
-            false => self.mount_overlay(root, lower),
+            false => self.mount_overlay(root, changes, lower),
         });
         mounted.with_context(|| format!("mount {} layers on {}", root.layers.len(), root.target.display()))
     }
@@ -175,7 +187,7 @@ impl Snapshots {
         }
     }
 
-    fn mount_overlay(&self, root: &Root<'_>, mut lower: Vec<PathBuf>) -> Result<()> {
+    fn mount_overlay(&self, root: &Root<'_>, changes: Option<&Changes>, mut lower: Vec<PathBuf>) -> Result<()> {
         self.undo_writable(root.dir)?;
         fill(&mut lower, 1, root.dir)?;
         let upper = make_upper(&lower[0], &root.dir.join("upper"))?;
@@ -184,12 +196,16 @@ impl Snapshots {
         if let Accounts::Projects(projects) = &self.accounts {
             projects.assign(&[&upper, &work])?;
         }
+        if let Some(changes) = changes {
+            changes.unpack(&upper)?;
+        }
         let overlay = Overlay {
             lower: &lower,
             writable: Some((&upper, &work)),
         };
         overlay.mount_on(root.target)?;
         let restored = Implied::read(&lower).and_then(|implied| implied.restore(root.target));
+        let restored = restored.and_then(|()| changes.map_or(Ok(()), |changes| changes.delete(root.target)));
         restored.or_else(|error| {
             unmount(root.target)?;
             Err(error)

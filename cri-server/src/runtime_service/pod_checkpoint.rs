@@ -1,0 +1,255 @@
+//! CheckpointPod: containers of one pod, saved at one moment.
+//!
+//! ```text
+//! OUTPUT/NAME.tar          one archive a container, as CheckpointContainer writes it
+//!        pod.containers    the containers' configurations, by name: what RestorePod holds its request against
+//!        pod.options       version and names
+//!        pod.dump          the sandbox's configuration; named last: with it the checkpoint is whole
+//! ```
+//! All containers are held before any is saved, and go on before the answer, whatever it is. What is not finished lies in one
+//! directory in OUTPUT, and goes with every failure, as does what has got its name already.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use corten_proto::cri::{CheckpointPodRequest, CheckpointPodResponse, ContainerConfig};
+use serde::{Deserialize, Serialize};
+
+use super::container_checkpoint::{DEFAULT_LIMIT, Target, absolute_plain};
+use super::container_hold::Scratch;
+use super::container_start::in_order;
+use crate::checkpoint::capture::Capture;
+use crate::checkpoint::{archive, documents};
+use crate::container::Container;
+use crate::error::Error;
+use crate::node::{Node, blocking, remove_file};
+use crate::recover::entries;
+use crate::sandbox::Sandbox;
+use crate::stage::stage;
+
+/// The sandbox's configuration.
+pub(super) const POD: &str = "pod.dump";
+/// [`Options`].
+pub(super) const OPTIONS: &str = "pod.options";
+/// [`Configs`].
+pub(super) const CONFIGS: &str = "pod.containers";
+/// Version of the form.
+pub(super) const VERSION: u32 = 1;
+
+/// `pod.options`, with checkpointctl's names.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Options {
+    pub(super) version: u32,
+    /// Names of the containers.
+    pub(super) containers: BTreeSet<String>,
+    #[serde(default)]
+    mount_label: String,
+    #[serde(default)]
+    process_label: String,
+}
+
+/// Containers' configurations as they were asked for, by name.
+pub(super) type Configs = BTreeMap<String, ContainerConfig>;
+
+impl Node {
+    /// CheckpointPod.
+    pub(super) async fn pod_checkpoint(
+        self: &Arc<Self>,
+        request: &CheckpointPodRequest,
+    ) -> Result<CheckpointPodResponse, Error> {
+        no_options(request.options.keys())?;
+        let output = absolute_plain("output_path", &request.output_path)?;
+        let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        let containers = self.chosen(&sandbox, &request.container_ids)?;
+        let looked = output.clone();
+        blocking(move || Ok(check_output(&looked))).await??;
+        // A container that is being made would not be held.
+        let _open = sandbox.operations.read().await;
+        let mut orders = Vec::new();
+        for container in containers.values() {
+            orders.push(in_order(container).await);
+            self.check_capturable(container).await?;
+        }
+        let scratch = Scratch::within(self, &output, sandbox.id().as_str(), containers.values());
+        let saved = self.checkpoint_pod_to(&sandbox, &containers, &scratch, &output).await;
+        let failed = saved.is_err();
+        let cleaned = blocking(move || {
+            drop(scratch);
+            if failed { clear(&output) } else { Ok(()) }
+        });
+        let cleaned = cleaned.await;
+        saved?;
+        cleaned?;
+        Ok(CheckpointPodResponse {})
+    }
+
+    /// The containers of the request, by name, which is also the order in which they are locked.
+    fn chosen(&self, sandbox: &Sandbox, ids: &[String]) -> Result<BTreeMap<String, Arc<Container>>, Error> {
+        const FIELD: &str = "container_ids";
+        if ids.is_empty() {
+            return Err(Error::invalid(FIELD, "", "must not be empty"));
+        }
+        let mut chosen = BTreeMap::new();
+        for id in ids {
+            let container = self.container(id)?;
+            if container.metadata.sandbox != *sandbox.id() {
+                return Err(Error::invalid(FIELD, id, "must be containers of the pod sandbox"));
+            }
+            let name = documents::container_name(&container);
+            if !is_file_name(&name) {
+                let text = format!("checkpoint {id}: its name {name:?} cannot be a file's");
+                return Err(Error::State(text));
+            }
+            if chosen.insert(name, container).is_some() {
+                return Err(Error::invalid(
+                    FIELD,
+                    id,
+                    "must not name a container twice, nor two of one name",
+                ));
+            }
+        }
+        Ok(chosen)
+    }
+
+    async fn checkpoint_pod_to(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        containers: &BTreeMap<String, Arc<Container>>,
+        scratch: &Scratch,
+        output: &Path,
+    ) -> Result<(), Error> {
+        let (path, names) = (scratch.path.clone(), containers.keys().cloned().collect::<Vec<_>>());
+        let captures = blocking(move || {
+            let made = fs::DirBuilder::new().mode(0o700).create(&path);
+            made.with_context(|| format!("create {}", path.display()))?;
+            names
+                .iter()
+                .map(|name| Capture::begin(&path.join(name)))
+                .collect::<Result<Vec<_>>>()
+        });
+        let captures = captures.await?;
+        let targets: Vec<_> = containers
+            .values()
+            .cloned()
+            .zip(captures)
+            .map(|(container, capture)| Target { container, capture })
+            .collect();
+        self.capture(&targets, scratch, DEFAULT_LIMIT).await?;
+        let configs = |(name, container): (&String, &Arc<Container>)| (name.clone(), container.metadata.config.clone());
+        let documents = Documents {
+            pod: serde_json::to_vec_pretty(&sandbox.metadata.config).context("encode the sandbox")?,
+            configs: containers.iter().map(configs).collect(),
+        };
+        let contents: Vec<_> = containers
+            .keys()
+            .cloned()
+            .zip(targets.iter().map(|it| it.capture.content()))
+            .collect();
+        let (scratch, output) = (scratch.path.clone(), output.to_owned());
+        let _stage = stage(|| format!("write {}", output.display()));
+        Ok(blocking(move || name_all(&contents, &documents, &scratch, &output)).await?)
+    }
+}
+
+/// What is said of the pod beside its containers' archives.
+struct Documents {
+    pod: Vec<u8>,
+    configs: Configs,
+}
+
+/// Writes everything to its place.
+fn name_all(contents: &[(String, PathBuf)], documents: &Documents, scratch: &Path, output: &Path) -> Result<()> {
+    let partial = scratch.join("partial");
+    for (name, content) in contents {
+        archive::write(content, &partial, &output.join(archive_name(name)))?;
+    }
+    let options = Options {
+        version: VERSION,
+        containers: documents.configs.keys().cloned().collect(),
+        ..Options::default()
+    };
+    let put = |name: &str, text: &[u8]| crate::record::replace(&output.join(name), text, 0o600);
+    put(CONFIGS, &serde_json::to_vec_pretty(&documents.configs)?)?;
+    put(OPTIONS, &serde_json::to_vec_pretty(&options)?)?;
+    put(POD, &documents.pod)
+}
+
+/// The archive of a container of this name.
+pub(super) fn archive_name(name: &str) -> String {
+    format!("{name}.tar")
+}
+
+/// Whether a container's name can be part of a file's.
+pub(super) fn is_file_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=200).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
+}
+
+/// No option is known.
+pub(super) fn no_options<'a>(mut keys: impl Iterator<Item = &'a String>) -> Result<(), Error> {
+    match keys.next() {
+        None => Ok(()),
+        Some(key) => Err(Error::invalid(
+            &format!("options[{key:?}]"),
+            "",
+            "there is no such option",
+        )),
+    }
+}
+
+/// Whether a checkpoint can be put into a directory.
+fn check_output(path: &Path) -> Result<(), Error> {
+    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let is_empty = is_directory && entries(path).is_ok_and(|entries| entries.is_empty());
+    match is_empty {
+        true => Ok(()),
+        false => {
+            let rule = "must be a directory that is there and empty";
+            Err(Error::invalid("output_path", path.display(), rule))
+        }
+    }
+}
+
+/// Removes the files of a checkpoint that failed from its directory, which was empty.
+fn clear(output: &Path) -> Result<()> {
+    entries(output)?.iter().try_for_each(|path| remove_file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files() {
+        for good in ["a", "app-1", "a.b_c"] {
+            assert!(is_file_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", ".a", "a/b", "a b", "ä", &"x".repeat(201)] {
+            assert!(!is_file_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn outputs() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("full/x")).unwrap();
+        fs::create_dir(at("empty")).unwrap();
+        fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink(at("empty"), at("link")).unwrap();
+        for (name, good) in [
+            ("empty", true),
+            ("full", false),
+            ("file", false),
+            ("link", false),
+            ("none", false),
+        ] {
+            assert_eq!(check_output(&at(name)).is_ok(), good, "{name}");
+        }
+    }
+}
