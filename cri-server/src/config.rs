@@ -11,6 +11,7 @@
 //! Nothing is read again while the server runs, except what other programs own: CNI configurations (`network`), hosts.toml
 //! files and the node's credentials (`image::registry`), CDI specifications (`cdi`).
 
+mod checkpoint;
 mod load;
 mod rules;
 mod streaming;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use checkpoint::Checkpoint;
 pub(crate) use load::Source;
 pub use load::{Problem, Problems};
 pub use streaming::Streaming;
@@ -74,6 +76,8 @@ pub struct Config {
     /// CRIU's executable; absent: looked for in the usual directories.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub criu: Option<PathBuf>,
+    /// What containers may be restored from.
+    pub checkpoint: Checkpoint,
     /// Where the pods' network namespaces are bound.
     pub netns_dir: PathBuf,
     /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
@@ -229,6 +233,7 @@ impl Default for Config {
             device_ownership_from_security_context: false,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             criu: None,
+            checkpoint: Checkpoint::default(),
             netns_dir: "/run/netns".into(),
             container_log_max_line_bytes: 16 * 1024,
             log: Log::default(),
