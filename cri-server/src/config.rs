@@ -22,6 +22,7 @@
 //! | `live` | the configuration of a running server |
 //! | `show` | the whole of it for a person or a program |
 
+mod checkpoint;
 mod document;
 pub(crate) mod keys;
 mod live;
@@ -39,6 +40,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use checkpoint::Checkpoint;
 pub(crate) use document::Source;
 pub use document::{Problem, Problems};
 pub use live::Live;
@@ -98,6 +100,8 @@ pub struct Config {
     /// CRIU's executable; absent: looked for in the usual directories.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub criu: Option<PathBuf>,
+    /// What containers may be restored from.
+    pub checkpoint: Checkpoint,
     /// Where the pods' network namespaces are bound.
     pub netns_dir: PathBuf,
     /// Longest piece of a line in a container's log, in bytes; longer lines are cut.
@@ -295,6 +299,7 @@ impl Default for Config {
             device_ownership_from_security_context: false,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             criu: None,
+            checkpoint: Checkpoint::default(),
             netns_dir: "/run/netns".into(),
             container_log_max_line_bytes: 16 * 1024,
             container_log_limit_bytes: None,

@@ -7,17 +7,18 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use corten_proto::cri;
-use corten_tests::image::{Image, Layer, blob_path, descriptor, save_document};
+use corten_tests::image::{Image, Layer, Saved, blob_path, descriptor, save_document};
 use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::{Container, Pod, container, image};
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::checkpoint::{COUNT, assert_goes_on, assert_refused, checkpoint, count_of, files, node, place};
+use crate::checkpoint_images::allow_images;
 use crate::lost::wait_for;
 
 /// The configuration of a container from this archive.
-fn restored(name: &str, archive: &Path) -> cri::ContainerConfig {
+pub(crate) fn restored(name: &str, archive: &Path) -> cri::ContainerConfig {
     cri::ContainerConfig {
         image: Some(image(&archive.display().to_string())),
         ..container(name, &["sh", "-c", COUNT])
@@ -25,7 +26,7 @@ fn restored(name: &str, archive: &Path) -> cri::ContainerConfig {
 }
 
 /// A checkpoint of a counter that has reached at least three, and has removed a file of its image; how far it was before.
-fn counted(node: &Node, pod: &Pod<'_>, location: &Path) -> i64 {
+pub(crate) fn counted(node: &Node, pod: &Pod<'_>, location: &Path) -> i64 {
     let counter = pod.sh("counter", COUNT);
     counter.exec_sh("rm /bin/vi; ln -s /etc /link; echo more >/etc/more");
     wait_for("it counts", || count_of(&counter) >= 3);
@@ -36,7 +37,7 @@ fn counted(node: &Node, pod: &Pod<'_>, location: &Path) -> i64 {
 }
 
 /// Writes an archive of these files, those of `links` being symbolic links.
-fn write(path: &Path, files: &BTreeMap<String, Vec<u8>>, links: &[(&str, &str)]) {
+pub(crate) fn write(path: &Path, files: &BTreeMap<String, Vec<u8>>, links: &[(&str, &str)]) {
     let mut layer = Layer::new();
     for (name, content) in files {
         if links.iter().any(|(link, _)| link == name) {
@@ -346,12 +347,17 @@ fn names_in_an_archive_change_no_tag_and_pull_nothing() {
 }
 
 /// An image of one layer with an archive's files, marked by an annotation.
-fn checkpoint_image(node: &Node, archive: &Path, annotation: Option<&str>) -> String {
-    let dir = node.dir().join("images");
+pub(crate) fn checkpoint_image(node: &Node, archive: &Path, annotation: Option<&str>) -> String {
     let saved = Image::new()
         .archive(fs::read(archive).unwrap())
-        .save(&dir, &["plain:1"])
+        .save(&node.dir().join("images"), &["plain:1"])
         .unwrap();
+    annotated(node, &saved, annotation)
+}
+
+/// Another manifest of an image, marked by an annotation.
+pub(crate) fn annotated(node: &Node, saved: &Saved, annotation: Option<&str>) -> String {
+    let dir = node.dir().join("images");
     let size = |digest| usize::try_from(fs::metadata(blob_path(&dir, digest)).unwrap().len()).unwrap();
     let annotations = annotation.map(|name| json!({ name: "counter" }));
     let document = json!({
@@ -374,6 +380,7 @@ fn checkpoint_image(node: &Node, archive: &Path, annotation: Option<&str>) -> St
 #[test]
 fn a_checkpoint_image_is_one_by_its_annotation() {
     let node = node();
+    allow_images(&node);
     let location = place(&node).join("counter.tar");
     let pod = node.pod("p");
     let before = counted(&node, &pod, &location);
@@ -405,6 +412,7 @@ fn a_checkpoint_image_is_one_by_its_annotation() {
 #[test]
 fn an_archive_is_no_checkpoint_where_nothing_says_so() {
     let node = node();
+    allow_images(&node);
     let location = place(&node).join("counter.tar");
     let pod = node.pod("p");
     counted(&node, &pod, &location);

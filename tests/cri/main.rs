@@ -11,6 +11,7 @@ mod cdi;
 mod cgroup_driver;
 mod checkpoint;
 mod checkpoint_criu;
+mod checkpoint_images;
 mod checkpoint_pod;
 mod checkpoint_restore;
 mod children;

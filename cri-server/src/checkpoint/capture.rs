@@ -18,7 +18,10 @@ use serde_json::Value;
 
 use super::archive::Careful;
 use super::documents::{self, Config};
-use super::{BIND_MOUNTS, CONFIG, CRIU_FILES, DELETED, IMAGES, LOG, NETWORK, ROOT_DIFF, SPEC, STATUS};
+use super::{
+    BIND_MOUNTS, CONFIG, CRIU_FILES, DELETED, IMAGES, LOG, MAX_DOCUMENT, MAX_IMAGES, NETWORK, READ, ROOT_DIFF, SPEC,
+    STATUS,
+};
 use crate::container::{self, Container};
 use crate::image::snapshot::Snapshots;
 use crate::tree;
@@ -82,6 +85,7 @@ impl Capture {
                 fs::rename(&path, self.content().join(name)).with_context(|| format!("move {name}"))?;
             }
         }
+        self.check_images()?;
         let spec = read_spec(&about.spec)?;
         self.document(CONFIG, &about.config)?;
         self.document(SPEC, &spec)?;
@@ -93,8 +97,24 @@ impl Capture {
         about.log.as_ref().map_or(Ok(()), |log| self.log(log))
     }
 
+    /// What no restore would take need not be written.
+    fn check_images(&self) -> Result<()> {
+        let images = fs::read_dir(self.images()).with_context(|| format!("read {IMAGES}"))?;
+        let count = images.count();
+        ensure!(
+            count <= MAX_IMAGES,
+            "{IMAGES}: {count} images, and a restore takes at most {MAX_IMAGES}"
+        );
+        Ok(())
+    }
+
     fn document(&self, name: &str, document: &impl Serialize) -> Result<()> {
         let text = serde_json::to_vec_pretty(document).with_context(|| format!("encode {name}"))?;
+        ensure!(
+            !READ.contains(&name) || text.len() as u64 <= MAX_DOCUMENT,
+            "{name}: {} bytes, and a restore reads at most {MAX_DOCUMENT}",
+            text.len()
+        );
         let mut file = create(&self.content().join(name))?;
         io::Write::write_all(&mut file, &text).with_context(|| format!("write {name}"))
     }
@@ -153,4 +173,43 @@ fn read_spec(path: &Path) -> Result<Spec> {
 fn create(path: &Path) -> Result<File> {
     let opened = File::options().write(true).create_new(true).mode(0o600).open(path);
     opened.with_context(|| format!("create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::Source;
+    use super::*;
+
+    #[test]
+    fn no_more_images_than_a_restore_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let capture = Capture::begin(&dir.path().join("capture")).unwrap();
+        let image = |number| File::create(capture.images().join(format!("{number}.img"))).unwrap();
+        (0..MAX_IMAGES).for_each(|number| drop(image(number)));
+        capture.check_images().unwrap();
+        image(MAX_IMAGES);
+        assert!(capture.check_images().is_err());
+    }
+
+    #[test]
+    fn what_is_saved_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = usize::try_from(MAX_DOCUMENT).unwrap();
+        // Quotes, brackets, a newline and two blanks around it.
+        for (length, taken) in [(limit - 8, true), (limit - 7, false)] {
+            let capture = Capture::begin(&dir.path().join("capture")).unwrap();
+            fs::write(capture.images().join("inventory.img"), "x").unwrap();
+            let config = Config {
+                rootfs_image: "a".to_owned(),
+                ..Config::default()
+            };
+            capture.document(CONFIG, &config).unwrap();
+            let written = capture.document(DELETED, &["x".repeat(length)]);
+            assert_eq!(written.is_ok(), taken, "{length}: {written:?}");
+            if taken {
+                let checked = Source::open(&capture.content()).unwrap().check().unwrap();
+                assert_eq!(checked.changes.deleted[0].len(), length);
+            }
+        }
+    }
 }

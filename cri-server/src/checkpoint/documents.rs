@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use corten_proto::id::Digest;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,14 @@ impl Config {
     pub(crate) fn image_names(&self) -> impl Iterator<Item = &str> {
         let names = [&self.rootfs_image_ref, &self.rootfs_image, &self.rootfs_image_name];
         names.into_iter().map(String::as_str).filter(|name| !name.is_empty())
+    }
+
+    /// Those of them that are one content for ever: an id, a name with a digest.
+    pub(crate) fn image_digests(&self) -> impl Iterator<Item = &str> {
+        self.image_names().filter(|name| {
+            let digest = name.rsplit_once('@').map_or(*name, |(_, digest)| digest);
+            digest.parse::<Digest>().is_ok()
+        })
     }
 }
 
@@ -127,6 +136,28 @@ mod tests {
         assert_eq!(config.image_names().collect::<Vec<_>>(), ["docker.io/library/a:1"]);
         for bad in [r#"{"rootfsImageName":7}"#, "null", "7", ""] {
             assert!(serde_json::from_str::<Config>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn digests_are_whole() {
+        let id = format!("sha256:{}", "ab".repeat(32));
+        let full = format!("docker.io/library/a@{id}");
+        let table = [
+            (id.as_str(), true),
+            (&full, true),
+            (&id[..20], false),
+            (&id[7..19], false),
+            (&full[..full.len() - 1], false),
+            ("docker.io/library/a:1", false),
+            ("@", false),
+        ];
+        for (name, exact) in table {
+            let config = Config {
+                rootfs_image_ref: name.to_owned(),
+                ..Config::default()
+            };
+            assert_eq!(config.image_digests().eq([name]), exact, "{name}");
         }
     }
 }

@@ -24,12 +24,14 @@
 //!
 //! # What is believed
 //!
-//! An archive comes from wherever the request says, so it is treated as an image of a stranger is. Of its documents the name
-//! of the image is read, and nothing else counts: mounts, capabilities, seccomp, devices, limits, user, annotations and names
-//! are the request's (CVE-2024-8676, CVE-2026-95837, CVE-2026-92574, CVE-2026-53492). The image must be on the node, and no
-//! name of it changes (CVE-2026-50195). The archive's log is not read (CVE-2026-53489). The images must be plain files in one
-//! directory, because CRIU follows links; what they say is held against the new container's specification by the runtime,
-//! before and after CRIU has worked (`corten-runtime`, `checkpoint`).
+//! An image is taken for a checkpoint only where the configuration has it (`checkpoint.restore_from_images`), every
+//! manifest it came by says so, and the image under it is named by a digest. An archive comes from wherever the request
+//! says, so it is treated as an image of a stranger is. Of its documents the name of the image is read, and nothing else
+//! counts: mounts, capabilities, seccomp, devices, limits, user, annotations and names are the request's (CVE-2024-8676,
+//! CVE-2026-95837, CVE-2026-92574, CVE-2026-53492). The image must be on the node, and no name of it changes
+//! (CVE-2026-50195). The archive's log is not read (CVE-2026-53489). The images must be plain files in one directory,
+//! because CRIU follows links; what they say is held against the new container's specification by the runtime, before and
+//! after CRIU has worked (`corten-runtime`, `checkpoint`).
 
 pub(crate) mod archive;
 pub(crate) mod capture;
@@ -54,5 +56,11 @@ pub(crate) const ROOT_DIFF: &str = "rootfs-diff.tar";
 pub(crate) const DELETED: &str = "deleted.files";
 /// The log.
 pub(crate) const LOG: &str = "container.log";
+/// What a restore reads of the documents.
+pub(crate) const READ: [&str; 2] = [CONFIG, DELETED];
+/// The longest document that is read at a restore, and is written of those, in bytes.
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
+/// Most images of CRIU's in a checkpoint: it writes some ten for every process.
+pub(crate) const MAX_IMAGES: usize = 100_000;
 /// CRIU's log, and its numbers.
 pub(crate) const CRIU_FILES: [&str; 2] = ["dump.log", "stats-dump"];

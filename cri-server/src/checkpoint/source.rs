@@ -13,14 +13,10 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use super::documents::Config;
-use super::{BIND_MOUNTS, CONFIG, DELETED, IMAGES, LOG, NETWORK, ROOT_DIFF, SPEC, STATUS};
+use super::{BIND_MOUNTS, CONFIG, DELETED, IMAGES, LOG, MAX_DOCUMENT, MAX_IMAGES, NETWORK, ROOT_DIFF, SPEC, STATUS};
 use crate::image::snapshot::Changes;
 use crate::image::snapshot::changes::unpack_file;
 
-/// The longest document that is read, in bytes.
-const MAX_DOCUMENT: u64 = 4 << 20;
-/// Most images of CRIU's in a checkpoint: it writes some ten for every process.
-const MAX_IMAGES: usize = 100_000;
 /// The image without which CRIU does nothing.
 const INVENTORY: &str = "inventory.img";
 /// Everything that is a file, where it is there.

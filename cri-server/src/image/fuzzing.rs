@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::error::PullError;
 use super::manifest::{self, Descriptor, Document, Manifest};
+use super::place::Place;
 use super::platform::Platform;
 use super::reference::{Reference, Version, is_registry, short_name};
 use super::unpack::{InvalidEntry, Usage, unpack};
@@ -207,6 +208,7 @@ fn accounted(root: &Path, usage: Usage) {
 fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
     let (mut found, mut waiting) = (BTreeMap::new(), vec![PathBuf::new()]);
     let mut firsts = BTreeMap::new();
+    let tree = Place::root(root).expect("open the root");
     while let Some(short) = waiting.pop() {
         let path = root.join(&short);
         let metadata = fs::symlink_metadata(&path).expect("lstat");
@@ -226,7 +228,7 @@ fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
         let is_whiteout = kind.is_char_device() && metadata.rdev() == 0;
         let times = (!is_whiteout).then(|| (metadata.mtime(), metadata.mtime_nsec()));
         let length = if kind.is_dir() { 0 } else { metadata.len() };
-        let attributes = layer_tar::xattrs(&path).expect("xattrs");
+        let attributes = tree.at(&short).expect("open").xattrs().expect("xattrs");
         let text = format!(
             "{:o} {}:{} {times:?} {} {length} {attributes:?} {content:?}",
             metadata.mode(),

@@ -4,13 +4,15 @@
 //! attributes, hard links, devices, holes; overlayfs's whiteouts become those of layers. The same directory always gives the
 //! same bytes. They are not the bytes that the layer was unpacked from: the order of entries, the form of headers and entries
 //! that overwrote each other are not kept, so the diff id is another one.
+//!
+//! A container's own files are written in the same way while others may have them too: everything goes by [`Place`], and a
+//! name that becomes a link or a fifo meanwhile leads nowhere.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -18,9 +20,7 @@ use anyhow::{Context, Result, ensure};
 use tar::{EntryType, Header};
 
 use super::holes::{self, Content};
-
-/// Longest extended attribute, and longest list of their names (xattr(7)).
-const MAX_XATTR: usize = 64 << 10;
+use super::place::{Attributes, Place};
 
 /// Largest owner that a header has room for: seven octal digits.
 const MAX_ID: u32 = 0o7_777_777;
@@ -30,9 +30,6 @@ const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// Most pieces of a file with holes; one of more is written as a file without.
 const MAX_PIECES: usize = 100_000;
-
-/// Extended attributes by name.
-type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Writes the layer whose files are in `dir`.
 pub(super) fn write(dir: &Path, out: impl Write) -> Result<()> {
@@ -55,10 +52,8 @@ enum Form {
 }
 
 fn write_as(dir: &Path, form: Form, out: impl Write) -> Result<()> {
-    let root = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
     let mut writer = LayerWriter {
-        // Short, however deep below `/` the store is: paths in a layer may be as long as the kernel allows.
-        root: PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+        root: Place::root(dir)?,
         archive: tar::Builder::new(out),
         form,
         linked: HashMap::new(),
@@ -71,12 +66,11 @@ fn write_as(dir: &Path, form: Form, out: impl Write) -> Result<()> {
         waiting.extend(below.into_iter().rev().map(|name| path.join(name)));
     }
     writer.archive.into_inner().context("end the archive")?.flush()?;
-    drop(root);
     Ok(())
 }
 
 struct LayerWriter<W: Write> {
-    root: PathBuf,
+    root: Place,
     archive: tar::Builder<W>,
     form: Form,
     /// The first name of every file that has several.
@@ -86,17 +80,14 @@ struct LayerWriter<W: Write> {
 impl<W: Write> LayerWriter<W> {
     /// Writes one entry, and returns the names in it if it is a directory.
     fn entry(&mut self, path: &Path) -> Result<Vec<OsString>> {
-        let real = match path.as_os_str().is_empty() {
-            true => self.root.join("."),
-            false => self.root.join(path),
-        };
-        let metadata = real.symlink_metadata().context("lstat")?;
+        let place = self.root.at(path).context("open its place")?;
+        let metadata = place.metadata();
         let kind = metadata.file_type();
         if kind.is_dir() {
-            self.directory(path, &real, &metadata)?;
-            return names(&real);
+            self.directory(path, &place)?;
+            return place.names();
         }
-        if kind.is_char_device() && metadata.rdev() == 0 {
+        if place.is_whiteout() {
             return self.whiteout(path).map(|()| Vec::new());
         }
         // No archive has a type for it, and no layer's archive made one.
@@ -107,23 +98,23 @@ impl<W: Write> LayerWriter<W> {
         if metadata.nlink() > 1 {
             let file = (metadata.dev(), metadata.ino());
             if let Some(first) = self.linked.get(&file).cloned() {
-                let fields = Fields::new(path, EntryType::Link, &metadata).link(first.as_os_str().as_bytes());
+                let fields = Fields::new(path, EntryType::Link, metadata).link(first.as_os_str().as_bytes());
                 return fields.append(&mut self.archive, io::empty()).map(|()| Vec::new());
             }
             self.linked.insert(file, path.to_owned());
         }
-        self.other(path, &real, &metadata)?;
+        self.other(path, &place)?;
         Ok(Vec::new())
     }
 
-    fn directory(&mut self, path: &Path, real: &Path, metadata: &Metadata) -> Result<()> {
+    fn directory(&mut self, path: &Path, place: &Place) -> Result<()> {
         let name = match path.as_os_str().is_empty() {
             true => Path::new("./"),
             false => path,
         };
-        let attributes = xattrs(real)?;
+        let attributes = place.xattrs()?;
         let is_opaque = attributes.iter().any(|(name, _)| name == OPAQUE);
-        let fields = Fields::new(name, EntryType::Directory, metadata).xattrs(&attributes);
+        let fields = Fields::new(name, EntryType::Directory, place.metadata()).xattrs(&attributes);
         fields.append(&mut self.archive, io::empty())?;
         if is_opaque {
             self.mark(&path.join(".wh..wh..opq"))?;
@@ -147,11 +138,12 @@ impl<W: Write> LayerWriter<W> {
     }
 
     /// What is neither a directory nor a whiteout.
-    fn other(&mut self, path: &Path, real: &Path, metadata: &Metadata) -> Result<()> {
+    fn other(&mut self, path: &Path, place: &Place) -> Result<()> {
+        let metadata = place.metadata();
         let kind = metadata.file_type();
-        let attributes = xattrs(real)?;
+        let attributes = place.xattrs()?;
         if kind.is_file() {
-            let file = File::open(real).context("open")?;
+            let file = place.content()?;
             return match holes::pieces(&file, metadata).context("look for holes")? {
                 None => self.regular(path, &file, metadata, &attributes),
                 Some(pieces) => self.sparse(path, &file, metadata, &attributes, pieces),
@@ -159,8 +151,7 @@ impl<W: Write> LayerWriter<W> {
         }
         let fields = |kind| Fields::new(path, kind, metadata).xattrs(&attributes);
         let fields = if kind.is_symlink() {
-            let target = real.read_link().context("readlink")?;
-            fields(EntryType::Symlink).link(target.as_os_str().as_bytes())
+            fields(EntryType::Symlink).link(&place.target()?)
         } else if kind.is_fifo() {
             fields(EntryType::Fifo)
         } else if kind.is_block_device() {
@@ -320,35 +311,6 @@ fn decimal(seconds: i64, nanoseconds: i64) -> String {
     }
 }
 
-/// The names in a directory, in order.
-fn names(dir: &Path) -> Result<Vec<OsString>> {
-    let entries = dir.read_dir().context("read the directory")?;
-    let names: io::Result<Vec<OsString>> = entries.map(|entry| entry.map(|found| found.file_name())).collect();
-    let mut names = names.context("read the directory")?;
-    names.sort();
-    Ok(names)
-}
-
-/// Every extended attribute of a file, in order.
-pub(super) fn xattrs(path: &Path) -> Result<Attributes> {
-    let mut buffer = vec![0; MAX_XATTR];
-    let length = rustix::fs::llistxattr(path, &mut buffer[..]).context("llistxattr")?;
-    let mut names: Vec<Vec<u8>> = buffer[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-        .map(<[u8]>::to_vec)
-        .collect();
-    names.sort();
-    let value = |name: Vec<u8>| {
-        let mut buffer = vec![0; MAX_XATTR];
-        let length = rustix::fs::lgetxattr(path, OsString::from_vec(name.clone()), &mut buffer[..])
-            .with_context(|| format!("lgetxattr {:?}", String::from_utf8_lossy(&name)))?;
-        buffer.truncate(length);
-        Ok((name, buffer))
-    };
-    names.into_iter().map(value).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,5 +352,42 @@ mod tests {
         let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["./", "a", "a/f", "b", "b/f", "b/g", "c", "c/f"]);
         assert_eq!(entries[5].1.as_deref(), Some("a/f"));
+    }
+
+    /// Names are a directory or a file and a link by turns while the files are written, as neighbours that share a container's files can have it.
+    #[test]
+    fn names_that_change_meanwhile_lead_nowhere_outside() {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let outer = tempfile::tempdir().unwrap();
+        let (tree, host) = (outer.path().join("tree"), outer.path().join("host"));
+        for dir in [&tree.join("d/sub"), &host.join("sub")] {
+            std::fs::create_dir_all(dir).unwrap();
+        }
+        std::fs::write(tree.join("d/sub/f"), "inside").unwrap();
+        std::fs::write(tree.join("f"), "inside").unwrap();
+        std::fs::write(host.join("sub/f"), "SECRET").unwrap();
+        let links = outer.path().join("links");
+        std::fs::create_dir(&links).unwrap();
+        std::os::unix::fs::symlink(&host, links.join("d")).unwrap();
+        std::os::unix::fs::symlink(host.join("sub/f"), links.join("f")).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    for name in ["d", "f"] {
+                        let (one, other) = (tree.join(name), links.join(name));
+                        renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
+                    }
+                }
+            });
+            let leaked = (0..3000).any(|_| {
+                let mut out = Vec::new();
+                // An error too is an answer.
+                drop(write_files(&tree, &mut out));
+                out.windows(6).any(|text| text == b"SECRET")
+            });
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(!leaked);
+        });
     }
 }

@@ -52,6 +52,7 @@
 //! | `archive`, `import` | images from files instead of registries |
 //! | `export`, `layer_tar` | an image as a file, its layers as archives again |
 //! | `holes` | files with holes on the disk |
+//! | `place` | trees that somebody else may change meanwhile |
 //! | `check` | whether records, layers and accounts agree |
 //! | `store`, `record` | what is here, leases, what is freed when; the records |
 //! | `pins` | which images the kubelet is asked to leave alone, pure |
@@ -78,6 +79,7 @@ mod layer_tar;
 mod manifest;
 mod pace;
 mod pins;
+mod place;
 mod platform;
 mod policy;
 mod progress;

@@ -44,7 +44,8 @@ pub struct Image {
     /// What the policy saw, by the name with digest that it was pulled as; by the name alone for what an archive brought.
     #[serde(default)]
     pub admissions: BTreeMap<String, Admission>,
-    /// Its one layer holds a checkpoint of a container, by its manifest's annotations.
+    /// Its one layer holds a checkpoint of a container, by the annotations of every manifest that it has come by. Anybody can
+    /// annotate a manifest for a config and layers of others: one without makes it an image as any other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint: bool,
 }
@@ -54,6 +55,7 @@ impl Image {
     pub(super) fn joined(self, known: Option<&Image>) -> Image {
         let Some(known) = known else { return self };
         let mut joined = known.clone();
+        joined.checkpoint &= self.checkpoint;
         for (name, admission) in self.admissions {
             // An archive takes away nothing of what a registry has shown.
             let keeps = joined.admissions.get(&name).is_some_and(|before| !before.imported);
@@ -228,6 +230,33 @@ fn remove_any(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_manifest_without_the_annotation_makes_it_an_image_as_any_other() {
+        let image = |checkpoint| Image {
+            id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size: 1,
+            config: ImageConfiguration::default(),
+            layers: Vec::new(),
+            admissions: BTreeMap::new(),
+            checkpoint,
+        };
+        let table = [
+            (&[true][..], true),
+            (&[false], false),
+            (&[true, true], true),
+            (&[true, false], false),
+            (&[false, true], false),
+            (&[true, false, true], false),
+        ];
+        for (manifests, expected) in table {
+            let come = |known: Option<Image>, checkpoint: &bool| Some(image(*checkpoint).joined(known.as_ref()));
+            let known = manifests.iter().fold(None, come).unwrap();
+            assert_eq!(known.checkpoint, expected, "{manifests:?}");
+        }
+    }
 
     #[test]
     fn a_name_that_does_not_last_is_taken_back() {

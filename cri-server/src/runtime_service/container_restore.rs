@@ -68,12 +68,16 @@ impl Node {
             if !image.checkpoint {
                 return Ok(None);
             }
+            if !self.config().checkpoint.restore_from_images {
+                let text = format!("restore {name}: checkpoint.restore_from_images of the configuration is false");
+                return Err(Error::State(text));
+            }
             let layer = sole_layer(name, &image)?;
             let files = self.images.layer_path(&layer);
             let checked = self.look_at_checkpoint(name, move || Source::open(&files)).await?;
             (checked, Some((image, layer)))
         };
-        let image = self.base_image(name, &checked)?;
+        let image = self.base_image(name, &checked, carrier.is_some())?;
         // A pod's containers name the image they ran, not the archive.
         if of_pod && self.find_image(name)?.id != image.id {
             let rule = format!("must be the image of the checkpoint, {}", image.id);
@@ -116,19 +120,25 @@ impl Node {
         looked.map_err(|error| Error::invalid(IMAGE, name, &format!("must be a checkpoint: {error:#}")))
     }
 
-    /// The image of the checkpointed container. It must be here: a name in an archive makes nobody pull, and changes no tag.
-    fn base_image(&self, name: &str, checked: &Checked) -> Result<Arc<Image>, Error> {
-        let names = checked.config.image_names();
-        let mut found = names.filter_map(|name| self.images.find(name).ok().flatten());
+    /// The image of the checkpointed container. It must be here: a name in an archive makes nobody pull, and changes no tag. An
+    /// image's author does not know what a tag stands for on this node: there it is by digest alone.
+    fn base_image(&self, name: &str, checked: &Checked, by_digest: bool) -> Result<Arc<Image>, Error> {
+        let config = &checked.config;
+        let wanted: Vec<_> = match by_digest {
+            true => config.image_digests().collect(),
+            false => config.image_names().collect(),
+        };
+        if wanted.is_empty() {
+            let rule = "must be a checkpoint that names the image of its container by digest";
+            return Err(Error::invalid(IMAGE, name, rule));
+        }
+        let mut found = wanted.iter().filter_map(|name| self.images.find(name).ok().flatten());
         match found.find(|image| !image.checkpoint) {
             Some(image) => Ok(image),
-            None => {
-                let wanted: Vec<_> = checked.config.image_names().collect();
-                Err(Error::NotFound {
-                    what: "image",
-                    id: format!("{}, which the checkpoint {name} is of", wanted.join(" or ")),
-                })
-            }
+            None => Err(Error::NotFound {
+                what: "image",
+                id: format!("{}, which the checkpoint {name} is of", wanted.join(" or ")),
+            }),
         }
     }
 

@@ -15,13 +15,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use corten_proto::cri::{CheckpointPodRequest, CheckpointPodResponse, ContainerConfig};
 use serde::{Deserialize, Serialize};
 
 use super::container_checkpoint::{DEFAULT_LIMIT, Target, absolute_plain};
 use super::container_hold::Scratch;
 use super::container_start::in_order;
+use super::pod_restore::MAX_DOCUMENT;
 use crate::checkpoint::capture::Capture;
 use crate::checkpoint::{archive, documents};
 use crate::container::Container;
@@ -174,7 +175,13 @@ fn name_all(contents: &[(String, PathBuf)], documents: &Documents, scratch: &Pat
         ..Options::default()
     };
     let put = |name: &str, text: &[u8]| crate::record::replace(&output.join(name), text, 0o600);
-    put(CONFIGS, &serde_json::to_vec_pretty(&documents.configs)?)?;
+    let configs = serde_json::to_vec_pretty(&documents.configs)?;
+    ensure!(
+        configs.len() as u64 <= MAX_DOCUMENT,
+        "{CONFIGS}: {} bytes, and a restore reads at most {MAX_DOCUMENT}",
+        configs.len()
+    );
+    put(CONFIGS, &configs)?;
     put(OPTIONS, &serde_json::to_vec_pretty(&options)?)?;
     put(POD, &documents.pod)
 }

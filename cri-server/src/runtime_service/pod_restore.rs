@@ -25,8 +25,8 @@ use crate::error::Error;
 use crate::node::{Node, blocking};
 use crate::stage::Patience;
 
-/// The longest document that is read, in bytes.
-const MAX_DOCUMENT: u64 = 16 << 20;
+/// The longest document that is read, and so is written, in bytes.
+pub(super) const MAX_DOCUMENT: u64 = 16 << 20;
 /// The fields of the request.
 const PATH: &str = "checkpoint_path";
 const CONTAINERS: &str = "container_configs";

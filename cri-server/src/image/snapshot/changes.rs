@@ -8,7 +8,9 @@
 //! directory, and what it may take is held against its length and the free space. The list is followed below the mounted
 //! root alone, by `openat2`. Without overlayfs nothing tells the changes from the rest, and neither is done.
 
-use std::fs::{self, File};
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufReader, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -22,6 +24,7 @@ use rustix::io::Errno;
 
 use super::Snapshots;
 use crate::image::layer_tar;
+use crate::image::place::Place;
 use crate::image::unpack;
 use crate::tree;
 
@@ -124,17 +127,15 @@ fn delete(root: &OwnedFd, path: &str) -> Result<()> {
 
 /// Finds what a writable layer hides of the layers below.
 struct Hidden<'a> {
-    upper: PathBuf,
+    upper: Place,
     lower: &'a [PathBuf],
     found: Vec<String>,
 }
 
 impl Hidden<'_> {
     fn of(upper: &Path, lower: &[PathBuf]) -> Result<Vec<String>> {
-        let opened = File::open(upper).with_context(|| format!("open {}", upper.display()))?;
         let mut hidden = Hidden {
-            // Short, however deep the store is: a container's paths may be as long as the kernel allows.
-            upper: PathBuf::from(format!("/proc/self/fd/{}/.", opened.as_raw_fd())),
+            upper: Place::root(upper)?,
             lower,
             found: Vec::new(),
         };
@@ -149,24 +150,23 @@ impl Hidden<'_> {
 
     /// What one directory hides itself; the directories in it, with whether they show nothing of those below.
     fn directory(&mut self, path: &Path, opaque: bool) -> Result<Vec<(PathBuf, bool)>> {
-        let real = self.upper.join(path);
-        let attributes = layer_tar::xattrs(&real)?;
+        let place = self.upper.at(path).context("open its place")?;
+        let attributes = place.xattrs()?;
         if attributes.iter().any(|(name, _)| name == REDIRECT) {
             bail!("it was moved there, which an archive cannot say");
         }
         let opaque = opaque || attributes.iter().any(|(name, _)| name == OPAQUE);
         let mut directories = Vec::new();
-        let mut names = std::collections::HashSet::new();
-        for entry in fs::read_dir(&real).context("read the directory")? {
-            let entry = entry.context("read the directory")?;
-            let inner = path.join(entry.file_name());
-            let metadata = fs::symlink_metadata(self.upper.join(&inner)).context("lstat")?;
-            names.insert(entry.file_name());
-            if metadata.is_dir() {
+        let mut names = HashSet::new();
+        for name in place.names()? {
+            let inner = path.join(&name);
+            let entry = place.at(Path::new(&name)).with_context(|| format!("open {name:?}"))?;
+            if entry.metadata().is_dir() {
                 directories.push((inner, opaque));
-            } else if is_whiteout(&metadata) {
+            } else if entry.is_whiteout() {
                 self.add(&inner)?;
             }
+            names.insert(name);
         }
         if opaque {
             for name in self.below(path)? {
@@ -178,18 +178,21 @@ impl Hidden<'_> {
         Ok(directories)
     }
 
-    /// The names that the layers below have in a directory.
-    fn below(&self, path: &Path) -> Result<Vec<std::ffi::OsString>> {
+    /// The names that the layers below have in a directory. A layer may have a link where the directory is: what that leads to
+    /// is the node's.
+    fn below(&self, path: &Path) -> Result<Vec<OsString>> {
         let mut names = Vec::new();
         for layer in self.lower {
-            let directory = layer.join(path);
-            if !fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.is_dir()) {
+            let found = Place::root(layer)?
+                .find(path)
+                .context("open the directory of a layer")?;
+            let Some(directory) = found.filter(|place| place.metadata().is_dir()) else {
                 continue;
-            }
-            for entry in fs::read_dir(&directory).context("read the directory of a layer")? {
-                let entry = entry.context("read the directory of a layer")?;
-                if !entry.metadata().is_ok_and(|metadata| is_whiteout(&metadata)) {
-                    names.push(entry.file_name());
+            };
+            for name in directory.names().context("a layer")? {
+                let entry = directory.find(Path::new(&name)).context("look into a layer")?;
+                if entry.is_some_and(|entry| !entry.is_whiteout()) {
+                    names.push(name);
                 }
             }
         }
@@ -205,13 +208,9 @@ impl Hidden<'_> {
     }
 }
 
-fn is_whiteout(metadata: &fs::Metadata) -> bool {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    metadata.file_type().is_char_device() && metadata.rdev() == 0
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -295,5 +294,19 @@ mod tests {
         assert!(!again.join("etc/gone").exists(), "no mark of what is gone");
         rustix::fs::lsetxattr(upper.join("same"), "trusted.overlay.redirect", b"/x", flags).unwrap();
         assert!(Hidden::of(&upper, &[lower]).is_err(), "a directory that was moved");
+    }
+
+    #[test]
+    fn a_link_in_a_layer_shows_no_directory_of_the_node() {
+        let outer = tempfile::tempdir().unwrap();
+        let [upper, lower, host] = ["upper", "lower", "host"].map(|name| outer.path().join(name));
+        for dir in [&upper.join("d/sub"), &lower, &host.join("sub")] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        fs::write(host.join("sub/of-the-node"), "x").unwrap();
+        symlink(&host, lower.join("d")).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::lsetxattr(upper.join("d"), "trusted.overlay.opaque", b"y", flags).unwrap();
+        assert!(Hidden::of(&upper, &[lower]).unwrap().is_empty());
     }
 }
