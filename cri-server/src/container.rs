@@ -288,6 +288,17 @@ impl Status {
     }
 }
 
+/// Whether a checkpoint holds a container still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// None does.
+    Free,
+    /// One does.
+    Held,
+    /// One does, and somebody wants it to end.
+    Unwanted,
+}
+
 /// A container the server knows.
 pub struct Container {
     /// What never changes.
@@ -298,6 +309,10 @@ pub struct Container {
     pub removing: AtomicBool,
     /// Orders start, update and removal.
     pub operations: tokio::sync::Mutex<()>,
+    /// Orders the checkpoints of it, which go on after they have let go of `operations`.
+    pub(crate) checkpoints: tokio::sync::Mutex<()>,
+    /// Whether it is held still.
+    pub(crate) hold: watch::Sender<Hold>,
     /// Orders the writes of the record.
     pub record: tokio::sync::Mutex<()>,
     /// Keeps the image's layers; none where they were gone at a restart.
@@ -316,6 +331,8 @@ impl Container {
             status: watch::Sender::new(status),
             removing: AtomicBool::new(false),
             operations: tokio::sync::Mutex::new(()),
+            checkpoints: tokio::sync::Mutex::new(()),
+            hold: watch::Sender::new(Hold::Free),
             record: tokio::sync::Mutex::new(()),
             lease,
             rate: Rate::default(),
@@ -359,6 +376,20 @@ impl Container {
         matches!(*self.status.borrow(), Status::Exited(_))
     }
 
+    /// Has a checkpoint that holds it still let it go on, and waits for that, `limit` at most.
+    pub(crate) async fn let_go(&self, limit: Duration) {
+        if !let_go(&self.hold, limit).await {
+            tracing::warn!(container = %self.id(), "a checkpoint has not let it go on");
+        }
+    }
+
+    /// Waits until somebody wants a checkpoint that holds it still to end.
+    pub(crate) async fn hold_unwanted(&self) {
+        let mut hold = self.hold.subscribe();
+        let unwanted = hold.wait_for(|hold| *hold == Hold::Unwanted);
+        unwanted.await.expect("the sender is a field of this");
+    }
+
     /// Waits until its init has ended.
     pub async fn exit(&self) {
         let mut status = self.status.subscribe();
@@ -370,6 +401,18 @@ impl Container {
     pub async fn wait_exit(&self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.exit()).await.is_ok()
     }
+}
+
+/// Says that the hold is unwanted, and waits for its end; whether that came in time.
+async fn let_go(hold: &watch::Sender<Hold>, limit: Duration) -> bool {
+    let mut ends = hold.subscribe();
+    hold.send_if_modified(|hold| {
+        let held = *hold == Hold::Held;
+        *hold = if held { Hold::Unwanted } else { *hold };
+        held
+    });
+    let free = ends.wait_for(|hold| *hold == Hold::Free);
+    tokio::time::timeout(limit, free).await.is_ok()
 }
 
 #[cfg(test)]
@@ -397,6 +440,21 @@ mod tests {
     }
 
     const CREATED: Status = Status::Created { pid: 7 };
+
+    #[tokio::test]
+    async fn whoever_holds_a_container_hears_that_it_is_wanted() {
+        let hold = watch::Sender::new(Hold::Free);
+        let soon = Duration::from_millis(20);
+        assert!(let_go(&hold, soon).await, "nobody holds it");
+        assert_eq!(*hold.borrow(), Hold::Free);
+        hold.send_replace(Hold::Held);
+        assert!(!let_go(&hold, soon).await, "its holder does not listen");
+        assert_eq!(*hold.borrow(), Hold::Unwanted);
+        let (free, ()) = tokio::join!(let_go(&hold, 100 * soon), async {
+            hold.send_replace(Hold::Free);
+        });
+        assert!(free);
+    }
     const RUNNING: Status = Status::Running { pid: 7, started_at: 20 };
 
     #[test]

@@ -74,6 +74,8 @@ pub struct Node {
     pub tokens: Tokens,
     /// RunPodSandbox calls in flight.
     pub sandbox_runs: Adoption<SandboxKey>,
+    /// RestorePod calls in flight.
+    pub(crate) pod_restores: Adoption<SandboxKey>,
     /// CreateContainer calls in flight.
     pub container_creates: Adoption<ContainerKey>,
     /// Threads that may look at host paths. One on a filesystem that does not answer keeps its thread for as long as that
@@ -118,6 +120,7 @@ impl Node {
             runtime_config: tokio::sync::Mutex::default(),
             tokens: Tokens::default(),
             sandbox_runs: Adoption::default(),
+            pod_restores: Adoption::default(),
             container_creates: Adoption::default(),
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
             exec_outputs: OutputBudget::default(),

@@ -95,7 +95,17 @@ pub async fn resume(runtime: &Path, root: &Path, id: &ContainerId) -> Result<()>
     run(command, FREEZE_LIMIT).await.map(drop)
 }
 
+/// Whether `RUNTIME state ID` says that the container is paused.
+pub async fn is_paused(runtime: &Path, root: &Path, id: &ContainerId) -> Result<bool> {
+    let mut command = command(runtime);
+    command.arg("--root").arg(root).args(["state", id.as_str()]);
+    let text = run(command, FREEZE_LIMIT).await?;
+    let state: Value = serde_json::from_slice(&text).with_context(|| format!("decode the state of {id}"))?;
+    Ok(state["status"] == "paused")
+}
+
 /// Runs `RUNTIME checkpoint` with CRIU's images in `images` and its other files in `work`; the container is left as it was.
+/// Where this ends early the runtime does not: `checkpoint::dumping` ends it, with its CRIU.
 pub async fn checkpoint(
     runtime: &Path,
     root: &Path,
@@ -114,7 +124,9 @@ pub async fn checkpoint(
     command.args(["--file-locks", "--tcp-established"]);
     command.arg("--image-path").arg(images).arg("--work-path").arg(work);
     command.arg(id.as_str());
-    run(command, limit).await.map(drop)
+    let text = format!("{:?}", command.as_std());
+    let output = output(&mut command, limit, false).await?;
+    successful(&text, output).map(drop)
 }
 
 /// Runs `CRIU check`: whether CRIU is there and works with this kernel; its own words where it does not.
@@ -127,7 +139,7 @@ pub async fn criu_check(given: Option<&Path>) -> Result<()> {
     let mut command = command(&program);
     // Else it looks at whatever directory the server was started in.
     command.arg("check").current_dir("/");
-    let output = output(&mut command, CRIU_LIMIT).await?;
+    let output = output(&mut command, CRIU_LIMIT, true).await?;
     if output.status.success() {
         return Ok(());
     }
@@ -154,7 +166,12 @@ fn command(runtime: &Path) -> Command {
 /// What the command prints, once it has succeeded.
 async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
     let text = format!("{:?}", command.as_std());
-    let output = output(&mut command, limit).await?;
+    let output = output(&mut command, limit, true).await?;
+    successful(&text, output)
+}
+
+/// What the command `text` has printed, if it has succeeded.
+fn successful(text: &str, output: Output) -> Result<Vec<u8>> {
     if output.status.success() {
         return Ok(output.stdout);
     }
@@ -166,11 +183,11 @@ async fn run(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
     )
 }
 
-/// How the command has ended, and what it has printed.
-async fn output(command: &mut Command, limit: Duration) -> Result<Output> {
+/// How the command has ended, and what it has printed; whether it is killed where nobody waits for that any more.
+async fn output(command: &mut Command, limit: Duration, killed: bool) -> Result<Output> {
     let text = format!("{:?}", command.as_std());
     let _stage = stage(|| text.clone()).named("runtime");
-    command.kill_on_drop(true);
+    command.kill_on_drop(killed);
     match tokio::time::timeout(limit, command.output()).await {
         Ok(output) => output.with_context(|| format!("execute {text}")),
         Err(elapsed) => Err(elapsed).with_context(|| format!("{text}: not done in {} s", limit.as_secs())),

@@ -123,6 +123,8 @@ pub async fn serve(files: Files, loaded: Loaded, mut systemd: Systemd, set_log_l
         tracing::warn!("ending with streams under way");
     }
     node.work.finish(FINISH_LIMIT).await;
+    // What a checkpoint held that was among the work.
+    node.release_held().await;
     node.supervisors.abort().await;
     telemetry.finish().await;
     served

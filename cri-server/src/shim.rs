@@ -36,6 +36,8 @@ use crate::stage::stage;
 /// How long the shim may take to answer a call that runs the runtime. Kubelet waits two minutes for most calls, so
 /// that our answer, which names the stage, comes before its own.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(90);
+/// How long the shim may take to restore a container: more than it gives the runtime, so that its answer is the one.
+const RESTORE_LIMIT: Duration = Duration::from_secs(125);
 /// How long the shim may take to signal or delete a container. Short, because there is a second way: a container whose
 /// shim does not answer is ended by the runtime itself, within the same call of the kubelet.
 const END_LIMIT: Duration = Duration::from_secs(15);
@@ -320,7 +322,7 @@ impl Shim {
     /// Runs `RUNTIME restore`; the init's host pid, and when it went on, nanoseconds since the epoch.
     pub async fn restore(&self, restore: proto::Restore) -> Result<(i32, i64), Error> {
         let call = request::Call::Restore(restore);
-        match self.call("restore", RUNTIME_LIMIT, call).await? {
+        match self.call("restore", RESTORE_LIMIT, call).await? {
             reply::Result::Restored(restored) => Ok((restored.pid, restored.started_at)),
             other => Err(unexpected("restore", &other)),
         }

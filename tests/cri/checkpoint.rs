@@ -373,6 +373,47 @@ fn a_server_that_is_killed_in_the_middle_lets_the_container_go_on_when_it_is_bac
 }
 
 #[test]
+fn a_resume_that_fails_is_tried_until_the_container_goes_on() {
+    let node = node();
+    let place = place(&node);
+    let counter = node.pod("p").sh("counter", COUNT);
+    let switch = |verb: &str| node.dir().join(format!("fails-{verb}"));
+    fs::write(switch("resume"), "").unwrap();
+    fs::write(switch("checkpoint"), "").unwrap();
+    let failed = checkpoint(&node, &counter.id, &place.join("a.tar")).expect_err("neither works");
+    assert!(failed.message().contains("checkpoint"), "{failed}");
+    assert!(failed.message().contains("resume"), "both are told: {failed}");
+    let again = checkpoint(&node, &counter.id, &place.join("a.tar"));
+    assert_refused(again, Code::FailedPrecondition, "not let it go on yet");
+    fs::remove_file(switch("resume")).unwrap();
+    fs::remove_file(switch("checkpoint")).unwrap();
+    wait_for("it goes on", || {
+        checkpoint(&node, &counter.id, &place.join("a.tar")).is_ok()
+    });
+    assert_goes_on(&counter);
+    assert_eq!(names(&place), ["a.tar"]);
+}
+
+#[test]
+fn a_stop_ends_a_checkpoint_and_then_the_container_by_its_signal() {
+    let node = node();
+    let place = place(&node);
+    let pod = node.pod("p");
+    let polite = pod.sh("polite", "trap 'echo bye; exit 7' TERM; while :; do sleep 0.1; done");
+    fs::write(node.dir().join("waits-checkpoint"), "").unwrap();
+    thread::scope(|scope| {
+        let call = scope.spawn(|| checkpoint(&node, &polite.id, &place.join("a.tar")));
+        wait_for("the dump has begun", || {
+            fs::read_to_string(node.dir().join("calls")).is_ok_and(|calls| calls.contains("checkpoint"))
+        });
+        polite.stop(10);
+        assert_refused(call.join().unwrap(), Code::FailedPrecondition, "is being stopped");
+    });
+    assert_eq!(polite.status().exit_code, 7);
+    assert_eq!(names(&place), [] as [&str; 0]);
+}
+
+#[test]
 fn crictl_checkpoints_a_container() {
     let node = node();
     let place = place(&node);

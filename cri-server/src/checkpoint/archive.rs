@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{Mode, OFlags};
@@ -94,19 +96,30 @@ fn file_name(path: &Path) -> Result<PathBuf> {
 pub(crate) struct Careful {
     file: File,
     unchecked: u64,
+    /// Nothing more is written.
+    stopped: Arc<AtomicBool>,
 }
 
 impl Careful {
     pub(crate) fn new(file: impl Into<File>) -> Careful {
+        Careful::until(file, &Arc::default())
+    }
+
+    /// One that is not written any more once `stopped` is set.
+    pub(crate) fn until(file: impl Into<File>, stopped: &Arc<AtomicBool>) -> Careful {
         Careful {
             file: file.into(),
             unchecked: 0,
+            stopped: stopped.clone(),
         }
     }
 }
 
 impl Write for Careful {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
         if self.unchecked >= CHECK_EVERY {
             self.unchecked = 0;
             check_space(&self.file).map_err(io::Error::other)?;
@@ -133,6 +146,17 @@ mod tests {
         fs::write(from.join("config.dump"), "{}").unwrap();
         fs::write(from.join(IMAGES).join("inventory.img"), "x").unwrap();
         from
+    }
+
+    #[test]
+    fn nothing_is_written_once_nobody_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = Arc::default();
+        let mut file = Careful::until(File::create(dir.path().join("file")).unwrap(), &stopped);
+        file.write_all(b"x").unwrap();
+        stopped.store(true, Ordering::Relaxed);
+        assert!(file.write_all(b"y").is_err());
+        assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"x");
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +17,7 @@ use oci_spec::runtime::Spec;
 use rustix::fs::OFlags;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::archive::Careful;
 use super::documents::{self, Config};
@@ -38,6 +41,10 @@ pub(crate) const CONTENT: &str = "content";
 #[derive(Clone, Debug)]
 pub(crate) struct Capture {
     directory: PathBuf,
+    /// Nobody waits for it any more.
+    stopped: Arc<AtomicBool>,
+    /// Held by whoever writes to it.
+    busy: Arc<Mutex<()>>,
 }
 
 impl Capture {
@@ -46,12 +53,25 @@ impl Capture {
         tree::remove(directory)?;
         let capture = Capture {
             directory: directory.to_owned(),
+            stopped: Arc::default(),
+            busy: Arc::default(),
         };
         for path in [directory, &capture.work(), &capture.content(), &capture.images()] {
             let made = DirBuilder::new().mode(0o700).create(path);
             made.with_context(|| format!("create {}", path.display()))?;
         }
         Ok(capture)
+    }
+
+    /// A guard for whoever writes to it.
+    pub(crate) async fn busy(&self) -> OwnedMutexGuard<()> {
+        self.busy.clone().lock_owned().await
+    }
+
+    /// Has [`Capture::root`] fail, and waits until nobody writes to it.
+    pub(crate) async fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        let _written = self.busy().await;
     }
 
     /// What becomes the archive.
@@ -72,7 +92,7 @@ impl Capture {
     /// The files that the container in `dir` has changed of `layers`.
     pub(crate) fn root(&self, snapshots: &Snapshots, dir: &Path, layers: &[Digest]) -> Result<()> {
         let file = create(&self.content().join(ROOT_DIFF))?;
-        let deleted = snapshots.save_changes(dir, layers, io::BufWriter::new(Careful::new(file)))?;
+        let deleted = snapshots.save_changes(dir, layers, io::BufWriter::new(Careful::until(file, &self.stopped)))?;
         self.document(DELETED, &deleted)
     }
 

@@ -19,6 +19,7 @@
 //! |---|---|
 //! | `documents` | the JSON documents of an archive; pure |
 //! | `capture` | a container that is held, into a directory |
+//! | `dumping` | the end of a dump that nobody waits for |
 //! | `archive` | that directory as one file, which appears whole or not at all |
 //! | `source` | an archive that somebody has written: what is looked at before anything of it is used |
 //!
@@ -36,6 +37,7 @@
 pub(crate) mod archive;
 pub(crate) mod capture;
 pub(crate) mod documents;
+pub(crate) mod dumping;
 pub(crate) mod source;
 
 /// CRIU's images.

@@ -10,19 +10,22 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use corten_proto::cri::{CheckpointContainerRequest, CheckpointContainerResponse};
+use corten_proto::id::ContainerId;
+use tokio::sync::MutexGuard;
+use tokio::task::JoinSet;
 
-use super::container_hold::{Held, Scratch};
+use super::container_hold::{Held, Scratch, end_dump};
 use super::container_start::in_order;
 use crate::checkpoint::archive;
 use crate::checkpoint::capture::{About, Capture};
-use crate::container::{Container, Status};
+use crate::container::{Container, Hold, Status};
 use crate::error::Error;
 use crate::node::{Node, blocking};
 use crate::oci;
 use crate::spec;
-use crate::stage::stage;
+use crate::stage::{Patience, stage};
 
 /// How long a checkpoint may take where the caller does not say: a little less than the kubelet waits.
 pub(super) const DEFAULT_LIMIT: Duration = Duration::from_secs(110);
@@ -41,17 +44,21 @@ impl Node {
     pub(super) async fn container_checkpoint(
         self: &Arc<Self>,
         request: &CheckpointContainerRequest,
+        patience: &Patience,
     ) -> Result<CheckpointContainerResponse, Error> {
         let location = absolute_plain(LOCATION, &request.location)?;
         let limit = limit(request.timeout)?;
         let container = self.container(&request.container_id)?;
         let checked = location.clone();
         blocking(move || Ok(check_place(&checked))).await??;
-        let _order = in_order(&container).await;
+        let _checkpoint = checkpoint_in_order(&container).await;
+        let order = in_order(&container).await;
         self.check_capturable(&container).await?;
         let parent = location.parent().context("it was checked to have a directory")?;
-        let scratch = Scratch::within(self, parent, container.id().as_str(), std::iter::once(&container));
-        let captured = self.checkpoint_to(&container, &scratch, &location, limit).await;
+        let path = parent.join(format!(".checkpoint-{}.partial", container.id()));
+        let scratch = Scratch::begin(self, path, Vec::new(), std::iter::once(&container)).await?;
+        let limit = limit.min(capture_limit(patience));
+        let captured = self.checkpoint_to(&container, &scratch, order, &location, limit).await;
         blocking(move || {
             drop(scratch);
             Ok(())
@@ -64,6 +71,7 @@ impl Node {
         self: &Arc<Self>,
         container: &Arc<Container>,
         scratch: &Scratch,
+        order: MutexGuard<'_, ()>,
         location: &Path,
         limit: Duration,
     ) -> Result<(), Error> {
@@ -73,6 +81,8 @@ impl Node {
             capture: blocking(move || Capture::begin(&directory)).await?,
         };
         self.capture(std::slice::from_ref(&target), scratch, limit).await?;
+        // What is written from here on is a copy.
+        drop(order);
         let (content, partial) = (target.capture.content(), scratch.path.join("archive"));
         let location = location.to_owned();
         let _stage = stage(|| format!("write {}", location.display()));
@@ -86,6 +96,9 @@ impl Node {
         if !matches!(container.status(), Status::Running { .. }) {
             let state = container.status().state().as_str_name();
             return refused(&format!("it is {state}, not CONTAINER_RUNNING"));
+        }
+        if *container.hold.borrow() != Hold::Free {
+            return refused("an earlier checkpoint has not let it go on yet");
         }
         let sandbox = self.sandbox_of(container)?;
         self.check_criu(&sandbox.metadata.runtime).await?;
@@ -117,11 +130,11 @@ impl Node {
         scratch: &Scratch,
         limit: Duration,
     ) -> Result<(), Error> {
-        let mut held = Held::default();
+        let mut held = Held::new(self);
         let saving = async {
             for target in targets {
                 let _stage = stage(|| format!("hold {}", target.container.id()));
-                held.hold(self, &target.container, scratch).await?;
+                held.hold(&target.container).await?;
             }
             for target in targets {
                 let _stage = stage(|| format!("save {}", target.container.id()));
@@ -129,16 +142,19 @@ impl Node {
             }
             anyhow::Ok(())
         };
-        let saved = tokio::time::timeout(limit, saving).await;
-        let released = held.release(scratch).await;
-        match saved {
-            Err(_elapsed) => {
-                let text = format!("checkpoint: not done in {} s; the containers go on", limit.as_secs());
-                return Err(Error::Deadline(text));
-            }
-            Ok(saved) => saved?,
-        }
-        released?;
+        let saved = tokio::select! {
+            saved = tokio::time::timeout(limit, saving) => saved.map_or_else(
+                |_elapsed| Err(not_done(limit)),
+                |saved| saved.map_err(Error::from),
+            ),
+            id = unwanted(targets) => Err(Error::State(format!("checkpoint: {id} is being stopped"))),
+        };
+        let ended = match saved.is_ok() {
+            true => Ok(()),
+            false => abandon(targets, scratch).await,
+        };
+        let released = held.release().await;
+        joined(joined(saved, ended), released)?;
         for target in targets {
             let (about, capture) = (self.about(&target.container)?, target.capture.clone());
             blocking(move || capture.documents(&about)).await?;
@@ -154,12 +170,17 @@ impl Node {
         let (images, work) = (target.capture.images(), target.capture.work());
         let settings = self.config();
         let criu = settings.criu.as_deref();
-        // The caller's own limit comes first, and is for all containers together.
+        // The caller waits for all containers together, and not as long: this ends what the caller has left behind.
         let limit = limit.saturating_mul(2);
         oci::checkpoint(&runtime, &root, container.id(), criu, [&images, &work], limit).await?;
         let (snapshots, directory) = (self.snapshots.clone(), self.paths.container(container.id()));
         let (capture, layers) = (target.capture.clone(), container.metadata.layers.clone());
-        let saved = blocking(move || capture.root(&snapshots, &directory, &layers)).await;
+        let busy = target.capture.busy().await;
+        let saved = blocking(move || {
+            let _busy = busy;
+            capture.root(&snapshots, &directory, &layers)
+        })
+        .await;
         saved.with_context(|| format!("save the root of {}", container.id()))
     }
 
@@ -170,6 +191,61 @@ impl Node {
         let network = network.and_then(|attachment| attachment.cni_result().cloned());
         let runtime = &sandbox.metadata.runtime;
         Ok(About::new(container, &container.status(), runtime, spec, network))
+    }
+}
+
+/// Waits until no other checkpoint of the container is written.
+pub(super) async fn checkpoint_in_order(container: &Container) -> MutexGuard<'_, ()> {
+    let _stage = stage(|| format!("wait for another checkpoint of {}", container.id())).named("wait_in_line");
+    container.checkpoints.lock().await
+}
+
+/// How long containers may be held for this caller: three quarters of the time that is left, the rest for the archives.
+pub(super) fn capture_limit(patience: &Patience) -> Duration {
+    let left = |limit: Duration| limit.saturating_sub(patience.began.elapsed());
+    patience
+        .limit()
+        .map_or(Duration::MAX, |limit| left(limit).mul_f32(0.75))
+}
+
+fn not_done(limit: Duration) -> Error {
+    let text = format!(
+        "checkpoint: not done in {} s; the containers go on",
+        limit.as_secs_f32()
+    );
+    Error::Deadline(text)
+}
+
+/// Waits until one of the containers is wanted for something else.
+async fn unwanted(targets: &[Target]) -> ContainerId {
+    let mut all = JoinSet::new();
+    for target in targets {
+        let container = target.container.clone();
+        all.spawn(async move {
+            container.hold_unwanted().await;
+            container.id().clone()
+        });
+    }
+    match all.join_next().await {
+        Some(Ok(id)) => id,
+        _ => std::future::pending().await,
+    }
+}
+
+/// Ends the saving of containers that nobody waits for any more.
+async fn abandon(targets: &[Target], scratch: &Scratch) -> Result<()> {
+    for target in targets {
+        target.capture.stop().await;
+    }
+    end_dump(&scratch.path).await
+}
+
+/// The first result; with the second failure, if there is one.
+fn joined(first: Result<(), Error>, second: Result<()>) -> Result<(), Error> {
+    match (first, second) {
+        (first, Ok(())) => first,
+        (Ok(()), Err(second)) => Err(second.into()),
+        (Err(first), Err(second)) => Err(Error::Failed(anyhow!("{first}; {second:#}"))),
     }
 }
 

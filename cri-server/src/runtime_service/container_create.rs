@@ -162,19 +162,23 @@ impl Node {
     ) -> Result<ContainerId, Error> {
         // At once: a stop under way would be waited for below.
         self.ready(&sandbox)?;
+        let id = new_id()?;
+        names::about_container_id(id.as_str());
+        // An archive is as large as memory, and a stop of the pod need not wait for it.
+        let origin = self.origin(&id, &config, &sandbox, archive).await;
         // StopPodSandbox waits for this, then stops what was made.
         let operations = sandbox.clone();
         let _open = operations.operations.read().await;
-        let id = new_id()?;
-        names::about_container_id(id.as_str());
-        let origin = self.origin(&id, &config, &operations, archive).await;
-        let plan = origin.and_then(|origin| self.plan(&id, sandbox, config, origin));
-        // For longer than the plan: where the shim has not answered, the runtime may be opening them still.
-        let _namespaces = plan.as_ref().ok().map(|plan| plan.namespaces.clone());
-        let result = match plan {
-            Ok(plan) => self.build_checked(plan).await,
-            Err(error) => Err(error),
+        let plan = match origin.and_then(|origin| self.plan(&id, sandbox, config, origin)) {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.discard_unpacked(&id).await;
+                return Err(error);
+            }
         };
+        // For longer than the plan: where the shim has not answered, the runtime may be opening them still.
+        let _namespaces = plan.namespaces.clone();
+        let result = self.build_checked(plan).await;
         if result.is_err() {
             self.discard_container(&operations, &id).await;
         }
@@ -493,6 +497,15 @@ impl Node {
             tracing::warn!("undo a failed creation: {error:#}");
         }
         if let Err(error) = self.discard_files(id).await {
+            tracing::warn!("undo a failed creation: {error:#}");
+        }
+    }
+
+    /// Removes the checkpoint of a container of which there is nothing else, if there is one.
+    async fn discard_unpacked(&self, id: &ContainerId) {
+        if self.paths.container(id).exists()
+            && let Err(error) = self.discard_files(id).await
+        {
             tracing::warn!("undo a failed creation: {error:#}");
         }
     }

@@ -3,170 +3,251 @@
 //! ```text
 //! mark on disk --> RUNTIME pause, each --> ... --> RUNTIME resume, each --> archive --> directory and marks removed
 //! ```
-//! A container is resumed on every path: [`Held::release`] in the order of the call, `Drop` where the task ends early, and
-//! [`Node::release_held`] when a server starts that finds the mark of one that was killed. The mark names the directory that
-//! was being written, so that it goes with the mark ([`Scratch`]).
+//! A container goes on, on every path: by [`Held::release`] in the order of the call; where that fails or the call ends early,
+//! by a task that tries until it does ([`Node::go_on_at_last`]); and by [`Node::release_held`] when a server ends, and when
+//! one starts that finds the marks of one that was killed. Before a resume nothing of the dump is alive (`checkpoint::dumping`),
+//! and after it the runtime is asked: what it has said to a resume does not count.
+//!
+//! The mark names what was being written, so that it goes with the mark ([`Scratch`]).
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use corten_proto::id::ContainerId;
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
-use crate::container::Container;
+use crate::checkpoint::dumping;
+use crate::container::{Container, Hold};
 use crate::node::{Node, blocking, remove_file};
 use crate::oci;
 use crate::record::{read_optional, write};
 use crate::tree;
 
-/// What is on disk while a container is held.
-#[derive(Debug, Serialize, Deserialize)]
+/// How long a container that could not be let go on waits for the next try: at first, and at most.
+const RETRIES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// What is on disk while a container is held, and what was held is written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Mark {
     /// What is being written meanwhile.
     directory: PathBuf,
+    /// What has got its name already goes too, unless the last of it is there.
+    #[serde(default)]
+    names: Vec<PathBuf>,
 }
 
-/// A container that is held.
-#[derive(Debug)]
-struct One {
-    id: ContainerId,
-    runtime: PathBuf,
-    root: PathBuf,
+impl Mark {
+    /// Removes what was written and is not whole.
+    fn clear(&self) -> Result<()> {
+        tree::remove(&self.directory)?;
+        match self.names.last().is_some_and(|last| last.exists()) {
+            true => Ok(()),
+            false => self.names.iter().try_for_each(|name| remove_file(name)),
+        }
+    }
 }
 
-/// The directory of a checkpoint that is not finished, with a name of its own. Dropping it removes it, and then the marks of
-/// containers that go on.
-#[derive(Debug)]
+/// The directory of a checkpoint that is not finished. Dropping it removes it, and the marks of the containers that are not
+/// held any more.
 pub(super) struct Scratch {
     pub(super) path: PathBuf,
-    marks: Vec<PathBuf>,
-    /// None of them is held any more; true before any is.
-    released: AtomicBool,
+    marks: Vec<(Arc<Container>, PathBuf)>,
 }
 
 impl Scratch {
-    /// In `directory`, which is there, for a checkpoint of these containers; `id` tells it from others. It is not made yet.
-    pub(super) fn within<'a>(
+    /// Marks these containers as saved to `path`, which is not made yet, and then to `names`, of which the last says that all
+    /// are there. Their checkpoints must be in order.
+    pub(super) async fn begin<'a>(
         node: &Node,
-        directory: &Path,
-        id: &str,
+        path: PathBuf,
+        names: Vec<PathBuf>,
         containers: impl Iterator<Item = &'a Arc<Container>>,
-    ) -> Scratch {
-        let mark = |container: &Arc<Container>| node.paths.container_held(container.id());
-        Scratch {
-            path: directory.join(format!(".checkpoint-{id}.partial")),
+    ) -> Result<Scratch> {
+        let mark = |container: &Arc<Container>| (container.clone(), node.paths.container_held(container.id()));
+        let mut scratch = Scratch {
             marks: containers.map(mark).collect(),
-            released: AtomicBool::new(true),
-        }
+            path: PathBuf::new(),
+        };
+        let marks: Vec<_> = scratch.marks.iter().map(|(_, mark)| mark.clone()).collect();
+        let mark = Mark {
+            directory: path.clone(),
+            names,
+        };
+        blocking(move || marks.iter().try_for_each(|path| write(path, &mark))).await?;
+        scratch.path = path;
+        Ok(scratch)
+    }
+
+    /// Leaves the directory to whom it belongs.
+    pub(super) fn disown(mut self) {
+        self.path = PathBuf::new();
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let removed = tree::remove(&self.path);
-        let released = self.released.load(Ordering::Relaxed);
-        let marks = self.marks.iter().filter(|_| released);
-        let removed = removed.and_then(|()| marks.into_iter().try_for_each(|mark| remove_file(mark)));
+        let owned = !self.path.as_os_str().is_empty();
+        let removed = if owned { tree::remove(&self.path) } else { Ok(()) };
+        let free = |container: &Container| *container.hold.borrow() == Hold::Free;
+        let mut marks = self.marks.iter().filter(|(container, _)| free(container));
+        let removed = removed.and_then(|()| marks.try_for_each(|(_, mark)| remove_file(mark)));
         if let Err(error) = removed {
             tracing::warn!("remove what a checkpoint has left: {error:#}");
         }
     }
 }
 
-/// Containers that no process of runs, until they are released.
-#[derive(Debug, Default)]
-pub(super) struct Held {
-    all: Vec<One>,
+/// A container that is held.
+struct HeldContainer {
+    container: Arc<Container>,
+    runtime: PathBuf,
+    root: PathBuf,
 }
 
-impl Held {
-    /// Holds one more, while the checkpoint in `scratch` is written.
-    pub(super) async fn hold(&mut self, node: &Node, container: &Container, scratch: &Scratch) -> Result<()> {
-        let one = node.to_hold(container)?;
-        let directory = &scratch.path;
-        scratch.released.store(false, Ordering::Relaxed);
-        let (path, mark) = (
-            node.paths.container_held(container.id()),
-            Mark {
-                directory: directory.to_owned(),
-            },
-        );
-        blocking(move || write(&path, &mark)).await?;
-        let (id, runtime, root) = (one.id.clone(), one.runtime.clone(), one.root.clone());
-        // Before the call: one that fails may have held some of its processes.
-        self.all.push(one);
-        let paused = oci::pause(&runtime, &root, &id).await;
-        paused.with_context(|| format!("hold {id}"))
-    }
-
-    /// Lets all of them go on. Each is tried; the first failure is returned.
-    pub(super) async fn release(mut self, scratch: &Scratch) -> Result<()> {
-        let mut result = Ok(());
-        while let Some(one) = self.all.last() {
-            let resumed = oci::resume(&one.runtime, &one.root, &one.id).await;
-            result = result.and(resumed.with_context(|| format!("let {} go on", one.id)));
-            // Only now: until here, an end of the task leaves it to Drop.
-            self.all.pop();
-        }
-        scratch.released.store(result.is_ok(), Ordering::Relaxed);
-        result
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        for one in self.all.drain(..) {
-            let mut command = Command::new(&one.runtime);
-            command.env_clear().env("PATH", oci::PATH).stdin(Stdio::null());
-            command.arg("--root").arg(&one.root).args(["resume", one.id.as_str()]);
-            let resumed = command.output().is_ok_and(|output| output.status.success());
-            tracing::warn!(container = %one.id, resumed, "a checkpoint ended early");
-        }
-    }
-}
-
-impl Node {
-    fn to_hold(&self, container: &Container) -> Result<One> {
-        let sandbox = self.sandbox_of(container)?;
-        let (runtime, root) = self.runtime(&sandbox.metadata.runtime)?;
-        Ok(One {
-            id: container.id().clone(),
+impl HeldContainer {
+    fn new(node: &Node, container: &Arc<Container>) -> Result<HeldContainer> {
+        let sandbox = node.sandbox_of(container)?;
+        let (runtime, root) = node.runtime(&sandbox.metadata.runtime)?;
+        Ok(HeldContainer {
+            container: container.clone(),
             runtime,
             root,
         })
     }
 
-    /// Lets go on what a killed server held, and removes what it was writing.
+    /// Lets it go on; an error unless it does, or has ended.
+    async fn go_on(&self) -> Result<()> {
+        let id = self.container.id();
+        let resumed = oci::resume(&self.runtime, &self.root, id).await;
+        let paused = oci::is_paused(&self.runtime, &self.root, id).await;
+        let went_on = match (resumed, paused) {
+            (_, Ok(false)) => Ok(()),
+            _ if self.has_ended() => Ok(()),
+            (Err(error), _) => Err(error),
+            (Ok(()), Ok(true)) => Err(anyhow!("it is still paused")),
+            (Ok(()), Err(error)) => Err(error),
+        };
+        went_on.with_context(|| format!("let {id} go on"))?;
+        self.container.hold.send_replace(Hold::Free);
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.container.has_exited() || self.container.removing.load(Ordering::Relaxed)
+    }
+}
+
+/// Containers that no process of runs, until they are released.
+pub(super) struct Held {
+    node: Arc<Node>,
+    all: Vec<HeldContainer>,
+}
+
+impl Held {
+    /// None yet.
+    pub(super) fn new(node: &Arc<Node>) -> Held {
+        Held {
+            node: node.clone(),
+            all: Vec::new(),
+        }
+    }
+
+    /// Holds one more, which is marked.
+    pub(super) async fn hold(&mut self, container: &Arc<Container>) -> Result<()> {
+        let held = HeldContainer::new(&self.node, container)?;
+        container.hold.send_replace(Hold::Held);
+        let (runtime, root) = (held.runtime.clone(), held.root.clone());
+        // Before the call: one that fails may have held some of its processes.
+        self.all.push(held);
+        let paused = oci::pause(&runtime, &root, container.id()).await;
+        paused.with_context(|| format!("hold {}", container.id()))
+    }
+
+    /// Lets all of them go on. Each is tried; those that fail are tried again, and all failures are told.
+    pub(super) async fn release(mut self) -> Result<()> {
+        let mut failures = Vec::new();
+        // One after the other comes off the list once it goes on: what is left, Drop sees to.
+        for index in (0..self.all.len()).rev() {
+            match self.all[index].go_on().await {
+                Ok(()) => drop(self.all.remove(index)),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(anyhow!("{}; trying on", failures.join("; "))),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for held in self.all.drain(..) {
+            let node = self.node.clone();
+            tracing::warn!(container = %held.container.id(), "a checkpoint ended without letting it go on");
+            self.node
+                .supervisors
+                .spawn(async move { node.go_on_at_last(held).await });
+        }
+    }
+}
+
+impl Node {
+    /// Tries until the container goes on or has ended, then removes what the mark names, and the mark.
+    async fn go_on_at_last(&self, held: HeldContainer) {
+        let mut pause = RETRIES.0;
+        while let Err(error) = self.finish_hold(&held).await {
+            tracing::warn!(container = %held.container.id(), "{error:#}; trying on");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRIES.1);
+        }
+        tracing::info!(container = %held.container.id(), "goes on: a checkpoint was not finished");
+    }
+
+    /// Ends the dump of a container that is marked, lets it go on, and removes what it was saved to.
+    async fn finish_hold(&self, held: &HeldContainer) -> Result<()> {
+        let path = self.paths.container_held(held.container.id());
+        let reading = path.clone();
+        let mark = blocking(move || read_optional::<Mark>(&reading)).await?;
+        if let Some(mark) = mark.clone() {
+            end_dump(&mark.directory).await?;
+        }
+        held.go_on().await?;
+        blocking(move || {
+            mark.map_or(Ok(()), |mark| mark.clear())?;
+            remove_file(&path)
+        })
+        .await
+    }
+
+    /// Lets go on what a killed server held, and removes what it was writing. What fails is tried again by tasks.
     pub(crate) async fn release_held(self: &Arc<Self>) {
         for container in self.store.containers() {
-            let path = self.paths.container_held(container.id());
-            let mark = blocking(move || read_optional::<Mark>(&path)).await;
-            let released = match mark {
-                Ok(None) => continue,
-                Ok(Some(mark)) => self.release_one(&container, mark.directory).await,
-                Err(error) => Err(error),
-            };
-            match released {
-                Ok(()) => tracing::info!(container = %container.id(), "goes on: a checkpoint was not finished"),
-                Err(error) => tracing::warn!(container = %container.id(), "after a checkpoint: {error:#}"),
+            if self.paths.container_held(container.id()).exists()
+                && let Err(error) = self.release_marked(&container).await
+            {
+                tracing::warn!(container = %container.id(), "after a checkpoint: {error:#}");
             }
         }
     }
 
-    async fn release_one(&self, container: &Container, directory: PathBuf) -> Result<()> {
-        let one = self.to_hold(container)?;
-        // A failure where it was not held any more: the server was killed later.
-        if let Err(error) = oci::resume(&one.runtime, &one.root, &one.id).await {
-            tracing::info!(container = %one.id, "{error:#}");
+    async fn release_marked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let mut held = Held::new(self);
+        held.all.push(HeldContainer::new(self, container)?);
+        container.hold.send_replace(Hold::Held);
+        for one in &held.all {
+            self.finish_hold(one).await?;
         }
-        let mark = self.paths.container_held(container.id());
-        blocking(move || {
-            tree::remove(&directory)?;
-            remove_file(&mark)
-        })
-        .await
+        held.all.clear();
+        tracing::info!(container = %container.id(), "goes on: a checkpoint was not finished");
+        Ok(())
     }
+}
+
+/// Ends what still writes a checkpoint to a directory.
+pub(super) async fn end_dump(directory: &Path) -> Result<()> {
+    let directory = directory.to_owned();
+    blocking(move || dumping::end(&directory)).await
 }

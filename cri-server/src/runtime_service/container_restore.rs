@@ -159,6 +159,8 @@ impl Node {
         // Until the shim has answered: the runtime opens them by our descriptors.
         let namespaces = self.namespaces(sandbox, infra, &metadata.config)?;
         self.rejoin(id, &namespaces).await?;
+        // What a restore has made whose answer nobody was there to hear; a shim that knows of none says so.
+        self.delete(sandbox, id).await?;
         let work = self.paths.container(id).join("criu");
         let made = work.clone();
         blocking(move || {
@@ -174,8 +176,11 @@ impl Node {
             criu: self.config().criu.as_deref().map(text).unwrap_or_default(),
         };
         let restored = shim.restore(restore).await;
-        if restored.is_ok() {
-            self.discard_origin(id).await;
+        match &restored {
+            Ok(_) => self.discard_origin(id).await,
+            // It may be under way still, and the namespaces are ours no longer than this.
+            Err(error) if error.is_unanswered() => self.delete(sandbox, id).await?,
+            Err(_) => {}
         }
         Ok(restored)
     }

@@ -20,6 +20,8 @@ use crate::store::now;
 
 /// How long a container may take to end after SIGKILL: more than any process takes that is not stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// How long a checkpoint may take to let a container go on that is to be stopped.
+const RELEASE_LIMIT: Duration = Duration::from_secs(15);
 /// How long the news of an exit may take once the container is deleted, from a shim that may not be there any more.
 const TOLD_LIMIT: Duration = Duration::from_secs(2);
 
@@ -53,7 +55,11 @@ impl Node {
         call: &str,
     ) -> Result<(), Error> {
         let sandbox = self.sandbox_of(container)?;
+        // A signal to one that is held still is heard of when its grace is over.
+        container.let_go(RELEASE_LIMIT).await;
         if container.awaits_restore() {
+            // A restore that nobody waits for any more may be under way.
+            self.delete(&sandbox, container.id()).await?;
             self.container_changed(container, |status| status.abandoned(now()))
                 .await;
             return Ok(());

@@ -342,10 +342,9 @@ impl Rpc for RuntimeService {
     ) -> Result<Response<CheckpointContainerResponse>, Status> {
         let patience = Patience::of("CheckpointContainer", &request);
         let request = request.into_inner();
-        self.change(
-            patience,
-            |node| async move { node.container_checkpoint(&request).await },
-        )
+        self.change(patience, move |node| async move {
+            node.container_checkpoint(&request, &patience).await
+        })
         .await
     }
 
@@ -355,15 +354,16 @@ impl Rpc for RuntimeService {
     ) -> Result<Response<CheckpointPodResponse>, Status> {
         let patience = Patience::of("CheckpointPod", &request);
         let request = request.into_inner();
-        self.change(patience, |node| async move { node.pod_checkpoint(&request).await })
-            .await
+        self.change(patience, move |node| async move {
+            node.pod_checkpoint(&request, &patience).await
+        })
+        .await
     }
 
     async fn restore_pod(&self, request: Request<RestorePodRequest>) -> Result<Response<RestorePodResponse>, Status> {
         let patience = Patience::of("RestorePod", &request);
-        let request = request.into_inner();
-        self.change(patience, |node| async move { node.pod_restore(request).await })
-            .await
+        let result = self.node.pod_restore(request.into_inner(), &patience).await;
+        answer(patience.call, patience.began, result)
     }
 
     async fn list_metric_descriptors(

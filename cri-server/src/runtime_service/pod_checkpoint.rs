@@ -10,16 +10,19 @@
 //! directory in OUTPUT, and goes with every failure, as does what has got its name already.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use corten_proto::cri::{CheckpointPodRequest, CheckpointPodResponse, ContainerConfig};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{MutexGuard, RwLockReadGuard};
 
-use super::container_checkpoint::{DEFAULT_LIMIT, Target, absolute_plain};
+use super::container_checkpoint::{DEFAULT_LIMIT, Target, absolute_plain, capture_limit, checkpoint_in_order};
 use super::container_hold::Scratch;
 use super::container_start::in_order;
 use super::pod_restore::MAX_DOCUMENT;
@@ -30,7 +33,8 @@ use crate::error::Error;
 use crate::node::{Node, blocking, remove_file};
 use crate::recover::entries;
 use crate::sandbox::Sandbox;
-use crate::stage::stage;
+use crate::stage::{Patience, stage};
+use crate::tree;
 
 /// The sandbox's configuration.
 pub(super) const POD: &str = "pod.dump";
@@ -38,6 +42,8 @@ pub(super) const POD: &str = "pod.dump";
 pub(super) const OPTIONS: &str = "pod.options";
 /// [`Configs`].
 pub(super) const CONFIGS: &str = "pod.containers";
+/// The directory that claims another for a checkpoint, and holds what is not finished of it.
+const CLAIM: &str = ".checkpoint.partial";
 /// Version of the form.
 pub(super) const VERSION: u32 = 1;
 
@@ -54,6 +60,9 @@ pub(super) struct Options {
     process_label: String,
 }
 
+/// What keeps other calls from the pod and its containers.
+type Orders<'a> = (RwLockReadGuard<'a, ()>, Vec<MutexGuard<'a, ()>>);
+
 /// Containers' configurations as they were asked for, by name.
 pub(super) type Configs = BTreeMap<String, ContainerConfig>;
 
@@ -62,6 +71,7 @@ impl Node {
     pub(super) async fn pod_checkpoint(
         self: &Arc<Self>,
         request: &CheckpointPodRequest,
+        patience: &Patience,
     ) -> Result<CheckpointPodResponse, Error> {
         no_options(request.options.keys())?;
         let output = absolute_plain("output_path", &request.output_path)?;
@@ -69,24 +79,55 @@ impl Node {
         let containers = self.chosen(&sandbox, &request.container_ids)?;
         let looked = output.clone();
         blocking(move || Ok(check_output(&looked))).await??;
-        // A container that is being made would not be held.
-        let _open = sandbox.operations.read().await;
-        let mut orders = Vec::new();
+        let mut checkpoints = Vec::new();
         for container in containers.values() {
-            orders.push(in_order(container).await);
-            self.check_capturable(container).await?;
+            checkpoints.push(checkpoint_in_order(container).await);
         }
-        let scratch = Scratch::within(self, &output, sandbox.id().as_str(), containers.values());
-        let saved = self.checkpoint_pod_to(&sandbox, &containers, &scratch, &output).await;
+        let (scratch, orders) = self.begin_pod(&sandbox, &containers, &output).await?;
+        let limit = DEFAULT_LIMIT.min(capture_limit(patience));
+        let saved = self
+            .checkpoint_pod_to(&sandbox, &containers, &scratch, orders, limit)
+            .await;
         let failed = saved.is_err();
+        let names = final_names(&output, containers.keys());
         let cleaned = blocking(move || {
+            let cleared = if failed { clear(&names) } else { Ok(()) };
             drop(scratch);
-            if failed { clear(&output) } else { Ok(()) }
+            cleared
         });
         let cleaned = cleaned.await;
         saved?;
         cleaned?;
         Ok(CheckpointPodResponse {})
+    }
+
+    /// Claims the directory, and has no other call change the pod or its containers.
+    async fn begin_pod<'a>(
+        self: &Arc<Self>,
+        sandbox: &'a Sandbox,
+        containers: &'a BTreeMap<String, Arc<Container>>,
+        output: &Path,
+    ) -> Result<(Scratch, Orders<'a>), Error> {
+        // A container that is being made would not be held.
+        let pod = sandbox.operations.read().await;
+        let mut orders = Vec::new();
+        for container in containers.values() {
+            orders.push(in_order(container).await);
+            self.check_capturable(container).await?;
+        }
+        let names = final_names(output, containers.keys());
+        let scratch = Scratch::begin(self, output.join(CLAIM), names, containers.values()).await?;
+        let (path, shown) = (scratch.path.clone(), output.display().to_string());
+        let output = output.to_owned();
+        match blocking(move || Ok(claim(&path).and_then(|()| check_claimed(&output)))).await? {
+            Ok(()) => Ok((scratch, (pod, orders))),
+            Err(Unclaimed::Taken) => {
+                scratch.disown();
+                let text = format!("checkpoint to {shown}: another checkpoint is being written there");
+                Err(Error::State(text))
+            }
+            Err(Unclaimed::Failed(error)) => Err(error),
+        }
     }
 
     /// The containers of the request, by name, which is also the order in which they are locked.
@@ -122,12 +163,11 @@ impl Node {
         sandbox: &Sandbox,
         containers: &BTreeMap<String, Arc<Container>>,
         scratch: &Scratch,
-        output: &Path,
+        orders: Orders<'_>,
+        limit: Duration,
     ) -> Result<(), Error> {
         let (path, names) = (scratch.path.clone(), containers.keys().cloned().collect::<Vec<_>>());
         let captures = blocking(move || {
-            let made = fs::DirBuilder::new().mode(0o700).create(&path);
-            made.with_context(|| format!("create {}", path.display()))?;
             names
                 .iter()
                 .map(|name| Capture::begin(&path.join(name)))
@@ -140,7 +180,9 @@ impl Node {
             .zip(captures)
             .map(|(container, capture)| Target { container, capture })
             .collect();
-        self.capture(&targets, scratch, DEFAULT_LIMIT).await?;
+        self.capture(&targets, scratch, limit).await?;
+        // What is written from here on is a copy.
+        drop(orders);
         let configs = |(name, container): (&String, &Arc<Container>)| (name.clone(), container.metadata.config.clone());
         let documents = Documents {
             pod: serde_json::to_vec_pretty(&sandbox.metadata.config).context("encode the sandbox")?,
@@ -151,7 +193,8 @@ impl Node {
             .cloned()
             .zip(targets.iter().map(|it| it.capture.content()))
             .collect();
-        let (scratch, output) = (scratch.path.clone(), output.to_owned());
+        let scratch = scratch.path.clone();
+        let output = scratch.parent().context("it is in a directory")?.to_owned();
         let _stage = stage(|| format!("write {}", output.display()));
         Ok(blocking(move || name_all(&contents, &documents, &scratch, &output)).await?)
     }
@@ -165,9 +208,11 @@ struct Documents {
 
 /// Writes everything to its place.
 fn name_all(contents: &[(String, PathBuf)], documents: &Documents, scratch: &Path, output: &Path) -> Result<()> {
-    let partial = scratch.join("partial");
+    let partial = scratch.join(".partial");
     for (name, content) in contents {
         archive::write(content, &partial, &output.join(archive_name(name)))?;
+        // As large as memory, and there twice from here on.
+        tree::remove(content)?;
     }
     let options = Options {
         version: VERSION,
@@ -183,7 +228,25 @@ fn name_all(contents: &[(String, PathBuf)], documents: &Documents, scratch: &Pat
     );
     put(CONFIGS, &configs)?;
     put(OPTIONS, &serde_json::to_vec_pretty(&options)?)?;
-    put(POD, &documents.pod)
+    // The name that says that all are there, after a power cut too.
+    let partial = scratch.join(".partial");
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(&documents.pod)?;
+    file.sync_all().with_context(|| format!("fsync {POD}"))?;
+    fs::rename(&partial, output.join(POD)).with_context(|| format!("rename to {POD}"))?;
+    let directory = File::open(output).and_then(|directory| directory.sync_all());
+    directory.with_context(|| format!("fsync {}", output.display()))
+}
+
+/// What a checkpoint of these containers is, in the order in which it gets its names.
+fn final_names<'a>(output: &Path, containers: impl Iterator<Item = &'a String>) -> Vec<PathBuf> {
+    let archives = containers.map(|name| archive_name(name));
+    let documents = [CONFIGS, OPTIONS, POD].map(str::to_owned);
+    archives.chain(documents).map(|name| output.join(name)).collect()
 }
 
 /// The archive of a container of this name.
@@ -215,16 +278,44 @@ fn check_output(path: &Path) -> Result<(), Error> {
     let is_empty = is_directory && entries(path).is_ok_and(|entries| entries.is_empty());
     match is_empty {
         true => Ok(()),
-        false => {
-            let rule = "must be a directory that is there and empty";
-            Err(Error::invalid("output_path", path.display(), rule))
-        }
+        false => Err(not_empty(path)),
     }
 }
 
-/// Removes the files of a checkpoint that failed from its directory, which was empty.
-fn clear(output: &Path) -> Result<()> {
-    entries(output)?.iter().try_for_each(|path| remove_file(path))
+fn not_empty(path: &Path) -> Error {
+    let rule = "must be a directory that is there and empty";
+    Error::invalid("output_path", path.display(), rule)
+}
+
+/// Why a directory cannot be had.
+enum Unclaimed {
+    /// Another call has it.
+    Taken,
+    Failed(Error),
+}
+
+/// Makes the directory that says that a checkpoint is written here.
+fn claim(path: &Path) -> Result<(), Unclaimed> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Unclaimed::Taken),
+        made => made
+            .with_context(|| format!("create {}", path.display()))
+            .map_err(|error| Unclaimed::Failed(error.into())),
+    }
+}
+
+/// Whether a directory has nothing in it but the claim.
+fn check_claimed(output: &Path) -> Result<(), Unclaimed> {
+    let others = entries(output).map(|entries| entries.iter().any(|path| !path.ends_with(CLAIM)));
+    match others {
+        Ok(false) => Ok(()),
+        _ => Err(Unclaimed::Failed(not_empty(output))),
+    }
+}
+
+/// Removes what a checkpoint that failed has named.
+fn clear(names: &[PathBuf]) -> Result<()> {
+    names.iter().try_for_each(|path| remove_file(path))
 }
 
 #[cfg(test)]

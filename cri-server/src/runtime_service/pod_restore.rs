@@ -9,20 +9,24 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use corten_proto::cri::{
-    ContainerConfig, PodSandboxConfig, RestorePodRequest, RestorePodResponse, RestoredContainer, RunPodSandboxRequest,
+    ContainerConfig, PodSandboxConfig, PodSandboxMetadata, RestorePodRequest, RestorePodResponse, RestoredContainer,
+    RunPodSandboxRequest,
 };
+use corten_proto::id::SandboxId;
 use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
+use tonic::Status as RpcStatus;
 
 use super::container_checkpoint::absolute_plain;
 use super::pod_checkpoint::{CONFIGS, Configs, OPTIONS, Options, POD, VERSION, archive_name, is_file_name, no_options};
 use crate::error::Error;
-use crate::node::{Node, blocking};
+use crate::node::{Node, blocking, sandbox_key};
+use crate::sandbox;
 use crate::stage::Patience;
 
 /// The longest document that is read, and so is written, in bytes.
@@ -33,13 +37,46 @@ const CONTAINERS: &str = "container_configs";
 
 impl Node {
     /// RestorePod.
-    pub(super) async fn pod_restore(self: &Arc<Self>, request: RestorePodRequest) -> Result<RestorePodResponse, Error> {
+    pub(super) async fn pod_restore(
+        self: &Arc<Self>,
+        request: RestorePodRequest,
+        patience: &Patience,
+    ) -> Result<RestorePodResponse, RpcStatus> {
+        let checked = self.check_pod_restore(&request).await?;
+        let names: Vec<_> = request
+            .container_configs
+            .iter()
+            .map(|config| name_of(config).to_owned())
+            .collect();
+        let pod = request.config.as_ref().and_then(|config| config.metadata.clone());
+        let pod = pod.unwrap_or_default();
+        let existing = || self.restored_pod(&pod, &names);
+        let restore = || {
+            let node = self.clone();
+            async move { node.restore_pod(request, &checked).await.map_err(RpcStatus::from) }
+        };
+        let restores = &self.pod_restores;
+        let id = restores
+            .join(&self.work, patience, sandbox_key(&pod), existing, restore)
+            .await?;
+        let restored = self.restored_containers(&id, &names).map_err(|name| {
+            let text = format!("RestorePod: container {name:?} of pod sandbox {id} has gone meanwhile");
+            RpcStatus::from(Error::State(text))
+        })?;
+        Ok(RestorePodResponse {
+            pod_sandbox_id: id.to_string(),
+            restored_containers: restored,
+        })
+    }
+
+    /// Everything that can be said of a request before anything is made; the directory of the checkpoint.
+    async fn check_pod_restore(&self, request: &RestorePodRequest) -> Result<PathBuf, Error> {
         no_options(request.options.keys())?;
         let path = absolute_plain(PATH, &request.checkpoint_path)?;
-        let Some(config) = request.config else {
+        let Some(config) = &request.config else {
             return Err(Error::invalid("config", "", "must be there, with metadata"));
         };
-        let (from, shown) = (path.clone(), request.checkpoint_path);
+        let (from, shown) = (path.clone(), &request.checkpoint_path);
         let read = blocking(move || read_configs(&from)).await;
         let saved =
             read.map_err(|error| Error::invalid(PATH, shown, &format!("must be a pod's checkpoint: {error:#}")))?;
@@ -50,24 +87,33 @@ impl Node {
         };
         self.runtime(&runtime)?;
         for container in &request.container_configs {
-            self.check_container(container, &config, &runtime)?;
+            self.check_container(container, config, &runtime)?;
             same_as_saved(&saved[name_of(container)], container)?;
         }
         self.check_criu(&runtime).await?;
-        self.check_new(&config)?;
+        Ok(path)
+    }
+
+    /// Makes the pod and its containers, or nothing.
+    async fn restore_pod(self: Arc<Self>, request: RestorePodRequest, path: &Path) -> Result<SandboxId, Error> {
         let run = RunPodSandboxRequest {
-            config: Some(config),
+            config: request.config,
             runtime_handler: request.runtime_handler,
         };
-        let ran = self.sandbox_run(run, &Patience::from("RestorePod")).await;
-        let id = ran.map_err(|status| Error::Status(Box::new(status)))?.pod_sandbox_id;
-        match self.restore_containers(&id, &path, request.container_configs).await {
-            Ok(restored_containers) => Ok(RestorePodResponse {
-                pod_sandbox_id: id,
-                restored_containers,
-            }),
+        let ran = self.sandbox_of_run(run, &Patience::from("RestorePod")).await;
+        let (id, new) = ran.map_err(|status| Error::Status(Box::new(status)))?;
+        if !new {
+            // Its containers are another call's, and so is its end.
+            let text = format!("pod sandbox {id} is what a RunPodSandbox has made of this metadata meanwhile");
+            return Err(Error::Exists(text));
+        }
+        match self
+            .restore_containers(id.as_str(), path, request.container_configs)
+            .await
+        {
+            Ok(()) => Ok(id),
             Err(error) => {
-                if let Err(second) = self.sandbox_remove(&id).await {
+                if let Err(second) = self.sandbox_remove(id.as_str()).await {
                     tracing::warn!(sandbox = %id, "undo a failed RestorePod: {second}");
                 }
                 Err(error)
@@ -75,20 +121,25 @@ impl Node {
         }
     }
 
-    /// Another pod of this identity is not what was asked for.
-    fn check_new(&self, config: &PodSandboxConfig) -> Result<(), Error> {
-        let metadata = config.metadata.clone().unwrap_or_default();
-        match self.store.sandbox_of(&metadata) {
-            None => Ok(()),
-            Some(sandbox) => Err(Error::Exists(format!(
-                "metadata {}/{} uid {} attempt {}: pod sandbox {} has it",
-                metadata.namespace,
-                metadata.name,
-                metadata.uid,
-                metadata.attempt,
-                sandbox.id()
-            ))),
+    /// The pod of this identity, if there is one: what an earlier call for the same has made, while nothing of it was
+    /// started; any other is not what was asked for.
+    fn restored_pod(&self, pod: &PodSandboxMetadata, names: &[String]) -> Option<Result<SandboxId, RpcStatus>> {
+        let sandbox = self.store.sandbox_of(pod)?;
+        let ready = matches!(sandbox.status(), sandbox::Status::Ready { .. });
+        let containers = self.store.containers_of(sandbox.id());
+        let waiting = containers.len() == names.len() && containers.iter().all(|it| it.awaits_restore());
+        if ready && waiting && self.restored_containers(sandbox.id(), names).is_ok() {
+            return Some(Ok(sandbox.id().clone()));
         }
+        let text = format!(
+            "metadata {}/{} uid {} attempt {}: pod sandbox {} has it",
+            pod.namespace,
+            pod.name,
+            pod.uid,
+            pod.attempt,
+            sandbox.id()
+        );
+        Some(Err(Error::Exists(text).into()))
     }
 
     async fn restore_containers(
@@ -96,20 +147,28 @@ impl Node {
         id: &str,
         path: &Path,
         configs: Vec<ContainerConfig>,
-    ) -> Result<Vec<RestoredContainer>, Error> {
+    ) -> Result<(), Error> {
         let sandbox = self.sandbox(id)?;
-        let mut restored = Vec::new();
         for config in configs {
-            let name = name_of(&config).to_owned();
-            let archive = path.join(archive_name(&name));
+            let archive = path.join(archive_name(name_of(&config)));
             let node = self.clone();
-            let container = node.create(sandbox.clone(), config, Some(archive)).await?;
-            restored.push(RestoredContainer {
-                name,
-                container_id: container.to_string(),
-            });
+            node.create(sandbox.clone(), config, Some(archive)).await?;
         }
-        Ok(restored)
+        Ok(())
+    }
+
+    /// The restored containers of these names; the first name of which there is none.
+    fn restored_containers(&self, id: &SandboxId, names: &[String]) -> Result<Vec<RestoredContainer>, String> {
+        let all = self.store.containers_of(id);
+        let restored = |name: &String| {
+            let mut all = all.iter();
+            let found = all.find(|it| it.metadata.checkpoint.is_some() && name_of(&it.metadata.config) == name);
+            found.ok_or_else(|| name.clone()).map(|container| RestoredContainer {
+                name: name.clone(),
+                container_id: container.id().to_string(),
+            })
+        };
+        names.iter().map(restored).collect()
     }
 }
 

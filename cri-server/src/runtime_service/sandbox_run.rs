@@ -43,6 +43,18 @@ impl Node {
         request: RunPodSandboxRequest,
         patience: &Patience,
     ) -> Result<RunPodSandboxResponse, RpcStatus> {
+        let (id, _new) = self.sandbox_of_run(request, patience).await?;
+        Ok(RunPodSandboxResponse {
+            pod_sandbox_id: id.to_string(),
+        })
+    }
+
+    /// The sandbox of this request, and whether it is this call that has made it.
+    pub(super) async fn sandbox_of_run(
+        self: &Arc<Self>,
+        request: RunPodSandboxRequest,
+        patience: &Patience,
+    ) -> Result<(SandboxId, bool), RpcStatus> {
         let Some(config) = request.config else {
             return Err(Error::invalid("config", "", "must be there, with metadata").into());
         };
@@ -62,7 +74,9 @@ impl Node {
         spec::annotations::passed("annotations", &config.annotations, allowed).map_err(Error::from)?;
         let existing = || self.existing_sandbox(&pod);
         let handler = request.runtime_handler;
+        let mut new = false;
         let run = || {
+            new = true;
             let node = self.clone();
             async move { node.run(config, handler, runtime).await.map_err(RpcStatus::from) }
         };
@@ -70,9 +84,7 @@ impl Node {
             .sandbox_runs
             .join(&self.work, patience, sandbox_key(&pod), existing, run)
             .await?;
-        Ok(RunPodSandboxResponse {
-            pod_sandbox_id: id.to_string(),
-        })
+        Ok((id, new))
     }
 
     /// A pod joins a user namespace that is there already, which other runtimes have not been tried with: Status says so too.

@@ -9,7 +9,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::Pid;
 
 /// The program gets descriptors 0 to 2 and no other, also none that we inherited without close-on-exec.
 pub fn close_on_exec_from_3(command: &mut Command) {
@@ -23,7 +25,8 @@ pub fn close_on_exec_from_3(command: &mut Command) {
     };
 }
 
-/// Starts the program with these descriptors as `first` (3 or more), the next number and so on, and 0 to 2; no other.
+/// Starts the program with these descriptors as `first` (3 or more), the next number and so on, and 0 to 2; no other. It is
+/// killed when the thread that calls this ends.
 ///
 /// The child has one more descriptor, by which the standard library tells the parent that there is no such program. Its
 /// number is not known, only that it is made by the spawn: so the numbers that are given away are taken before that, and
@@ -35,11 +38,13 @@ pub fn spawn_passing(command: &mut Command, first: RawFd, descriptors: &[Borrowe
     let end = first + RawFd::try_from(numbers.len()).map_err(io::Error::other)?;
     let taken = take(first, end, descriptors)?;
     let mut copies = numbers.clone();
+    let parent = nix::unistd::getpid();
     // SAFETY: between fork and exec the closure makes system calls only and allocates nothing; the numbers are open, as
     // what they are borrowed from outlives this call, which starts the program.
     unsafe {
         command.pre_exec(move || {
             unblock_signals()?;
+            end_with(parent)?;
             super::fd::cloexec_from(3)?;
             // One may have the number that another is to get.
             for (copy, &number) in copies.iter_mut().zip(&numbers) {
@@ -70,6 +75,16 @@ fn take(first: RawFd, end: RawFd, descriptors: &[BorrowedFd<'_>]) -> io::Result<
             return Ok(taken);
         }
         taken.push(copy);
+    }
+}
+
+/// Has this process killed when its parent ends.
+fn end_with(parent: Pid) -> io::Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    match nix::unistd::getppid() == parent {
+        true => Ok(()),
+        // It has ended before that.
+        false => Err(nix::errno::Errno::ESRCH.into()),
     }
 }
 
