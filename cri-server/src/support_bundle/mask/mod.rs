@@ -4,73 +4,87 @@
 //! |---|---|
 //! | values of environment variables, in every form they come in | `NAME=***` |
 //! | values whose key sounds like a secret, however deep | `***` |
-//! | arguments `--password=X`, `--token X`, and `password: X` in texts | `--password=***` |
-//! | `Bearer X`, `Basic X`; user and password in URLs; private keys | `Bearer ***`, `https://***@host` |
-//! | what a container wrote: the end of its stderr | `***` |
+//! | command lines but for the program and the names of options | `--password=***` |
+//! | `--token X`, `password: X` in texts, up to the closing quote or the next space | `--token ***` |
+//! | lines of the headers Authorization, Cookie, X-Registry-Auth; `Bearer X`; words that begin as a JWT does | `Bearer ***` |
+//! | user and password in URLs; private keys | `https://***@host` |
+//! | what a container wrote: the end of its output | `***` |
 //! | commands in an image's history, which hold its build arguments | `***` |
 //!
 //! Rather too much than too little: a name is enough.
 
+mod names;
+mod text;
+
 use serde_json::Value;
+
+use self::names::{is_secret, plain};
+pub(super) use self::text::text;
 
 /// What stands for a secret.
 const MASK: &str = "***";
-/// Parts of names of secrets, without `-`, `_` and `.`.
-const SECRET: [&str; 14] = [
-    "password",
-    "passwd",
-    "passphrase",
-    "secret",
-    "token",
-    "credential",
-    "authorization",
-    "apikey",
-    "privatekey",
-    "accesskey",
-    "cookie",
-    "lastappliedconfiguration",
-    "bearer",
-    "keydata",
-];
-/// Whole names of secrets.
-const SECRET_NAMES: [&str; 4] = ["auth", "pwd", "pass", "key"];
-/// Names that sound like secrets and are files or settings of ours.
-const HARMLESS: [&str; 2] = ["authfile", "credentialhelperdirs"];
 /// Keys of environments: CRI's, the OCI runtime's and images'.
 const ENVIRONMENTS: [&str; 3] = ["env", "envs", "environment"];
-/// Keys of what containers wrote, and of what they were built by.
+/// Parts of keys of what containers wrote, and of what they were built by.
 const OUTPUT: [&str; 2] = ["stderr", "createdby"];
-
-/// Whether what has this name is a secret.
-fn is_secret(name: &str) -> bool {
-    let name = plain(name);
-    let sounds = SECRET.iter().any(|part| name.contains(part)) || SECRET_NAMES.contains(&name.as_str());
-    sounds && !HARMLESS.contains(&name.as_str())
-}
-
-fn plain(name: &str) -> String {
-    let kept = name.chars().filter(char::is_ascii_alphanumeric);
-    kept.map(|c| c.to_ascii_lowercase()).collect()
-}
+/// The key of a container's last words, in the record of its exit.
+const LAST_WORDS: &str = "tail";
+/// Keys of a program with its arguments.
+const PROGRAMS: [&str; 2] = ["command", "entrypoint"];
+/// Keys of arguments, which are a program's too where none of [`PROGRAMS`] is beside them.
+const ARGUMENTS: [&str; 2] = ["args", "cmd"];
 
 /// Masks a document in place.
 pub(super) fn json(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            for (key, value) in map {
-                let name = plain(key);
-                if ENVIRONMENTS.contains(&name.as_str()) {
-                    environment(value);
-                } else if is_secret(key) && !is_list_of_pairs(value) || OUTPUT.iter().any(|part| name.contains(part)) {
-                    leaves(value);
-                } else {
-                    json(value);
-                }
-            }
+            let has_program = map.iter().any(|(key, value)| is_program(key, value));
+            map.iter_mut().for_each(|(key, value)| member(key, value, has_program));
         }
         Value::Array(items) => array(items),
         Value::String(text) => string(text),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// What an object has under `key`; `has_program`: its program is under a key of its own.
+fn member(key: &str, value: &mut Value, has_program: bool) {
+    let name = plain(key);
+    let is_output = name == LAST_WORDS || OUTPUT.iter().any(|part| name.contains(part));
+    match value {
+        value if ENVIRONMENTS.contains(&name.as_str()) => environment(value),
+        value if is_output || is_secret(key) && !is_list_of_pairs(value) => leaves(value),
+        Value::Array(items) if PROGRAMS.contains(&name.as_str()) => arguments(items, true),
+        Value::Array(items) if ARGUMENTS.contains(&name.as_str()) => arguments(items, !has_program),
+        value => json(value),
+    }
+}
+
+fn is_program(key: &str, value: &Value) -> bool {
+    PROGRAMS.contains(&plain(key).as_str()) && value.as_array().is_some_and(|items| !items.is_empty())
+}
+
+/// Of a command line the program and the names of options stay.
+fn arguments(items: &mut [Value], program_first: bool) {
+    for item in items.iter_mut().skip(usize::from(program_first)) {
+        match item {
+            Value::String(argument) => *argument = option_name(argument),
+            other => leaves(other),
+        }
+    }
+}
+
+/// `--name` of `--name=value`, `-n` of `-nvalue`, and nothing of what is no option.
+fn option_name(argument: &str) -> String {
+    let end = match argument.strip_prefix("--") {
+        Some(long) => 2 + long.find('=').unwrap_or(long.len()),
+        None if argument.starts_with('-') => argument.char_indices().nth(2).map_or(argument.len(), |(at, _)| at),
+        None => 0,
+    };
+    match &argument[..end] {
+        name if end == argument.len() => name.to_owned(),
+        name if name.starts_with("--") => format!("{name}={MASK}"),
+        name => format!("{name}{MASK}"),
     }
 }
 
@@ -81,7 +95,7 @@ fn is_list_of_pairs(value: &Value) -> bool {
         .is_some_and(|items| items.iter().all(|item| item["key"].is_string()))
 }
 
-/// Arguments: what follows `--password` is one.
+/// A list that may be of arguments: what follows `--password` is one.
 fn array(items: &mut [Value]) {
     let mut is_value = false;
     for item in items {
@@ -140,123 +154,6 @@ fn environment(value: &mut Value) {
     }
 }
 
-/// Masks a text: words in it that are secrets by what is before them.
-pub(super) fn text(text: &str) -> String {
-    let mut result = String::with_capacity(text.len());
-    let mut is_key = false;
-    for line in text.split_inclusive('\n') {
-        if line.contains("-----BEGIN") && line.contains("PRIVATE KEY") {
-            is_key = true;
-            result += "*** a private key\n";
-        }
-        if !is_key {
-            result += &one_line(line);
-        }
-        if line.contains("-----END") {
-            is_key = false;
-        }
-    }
-    result
-}
-
-/// What the words so far say of the next one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Harmless,
-    /// The name of a secret was read; a colon makes the next word its value.
-    Named,
-    /// It is a secret.
-    Secret,
-}
-
-fn one_line(line: &str) -> String {
-    let is_delimiter = |c: char| c.is_whitespace() || "\"'`,;&?()[]{}<>\\".contains(c);
-    let mut result = String::with_capacity(line.len());
-    let (mut rest, mut next) = (line, Next::Harmless);
-    while !rest.is_empty() {
-        let end = rest.find(is_delimiter).unwrap_or(rest.len());
-        let (word, tail) = rest.split_at(end);
-        if !word.is_empty() {
-            next = add_word(word, next, &mut result);
-        }
-        let end = tail.find(|c| !is_delimiter(c)).unwrap_or(tail.len());
-        let (delimiters, tail) = tail.split_at(end);
-        result += delimiters;
-        rest = tail;
-    }
-    result
-}
-
-/// Adds a word, or what stands for it; what it says of the next one.
-fn add_word(word: &str, before: Next, result: &mut String) -> Next {
-    let is_separator = word.chars().all(|c| c == ':' || c == '=');
-    match before {
-        Next::Named if is_separator => {
-            result.push_str(word);
-            return Next::Secret;
-        }
-        Next::Secret if is_separator => {
-            result.push_str(word);
-            return Next::Secret;
-        }
-        // "Authorization: Bearer X": the secret comes after.
-        Next::Secret if is_scheme(word) => {
-            result.push_str(word);
-            return Next::Secret;
-        }
-        Next::Secret => {
-            result.push_str(MASK);
-            return Next::Harmless;
-        }
-        Next::Named | Next::Harmless => {}
-    }
-    if let Some((name, value)) = word.split_once('=')
-        && is_secret(name)
-    {
-        result.push_str(name);
-        result.push('=');
-        if value.is_empty() {
-            return Next::Secret;
-        }
-        result.push_str(MASK);
-        return Next::Harmless;
-    }
-    if let Some((name, value)) = word.split_once(':')
-        && is_secret(name)
-        && !value.is_empty()
-    {
-        result.push_str(name);
-        result.push(':');
-        result.push_str(MASK);
-        return Next::Harmless;
-    }
-    result.push_str(&without_login(word));
-    if is_scheme(word) {
-        return Next::Secret;
-    }
-    match is_secret(word) {
-        true if word.ends_with(':') || word.starts_with("--") => Next::Secret,
-        true => Next::Named,
-        false => Next::Harmless,
-    }
-}
-
-fn is_scheme(word: &str) -> bool {
-    word == "Bearer" || word == "Basic"
-}
-
-/// `https://user:password@host` without the part before the `@`.
-fn without_login(word: &str) -> String {
-    let Some((scheme, rest)) = word.split_once("://") else {
-        return word.to_owned();
-    };
-    let host_end = rest.find('/').unwrap_or(rest.len());
-    match rest[..host_end].rfind('@') {
-        Some(at) => format!("{scheme}://{MASK}{}", &rest[at..]),
-        None => word.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json as value;
@@ -293,11 +190,23 @@ mod tests {
             ),
             (
                 value!({"args": ["a", "--password", "X", "b"]}),
-                value!({"args": ["a", "--password", "***", "b"]}),
+                value!({"args": ["a", "--password", "***", "***"]}),
             ),
             (
-                value!({"args": ["--db-password=X", "-v"]}),
-                value!({"args": ["--db-password=***", "-v"]}),
+                value!({"command": ["sh"], "args": ["--db-pass=X", "-v", "-pX", "X"]}),
+                value!({"command": ["sh"], "args": ["--db-pass=***", "-v", "-p***", "***"]}),
+            ),
+            (
+                value!({"command": ["a", "X"], "args": ["X"]}),
+                value!({"command": ["a", "***"], "args": ["***"]}),
+            ),
+            (
+                value!({"other": ["a", "--db-pass", "X", "b"]}),
+                value!({"other": ["a", "--db-pass", "***", "b"]}),
+            ),
+            (
+                value!({"DB_PASS": "X", "encryptionKey": "X", "tail": {"text": "X"}}),
+                value!({"DB_PASS": "***", "encryptionKey": "***", "tail": {"text": "***"}}),
             ),
             (
                 value!({"history": [{"created_by": "ARG X"}]}),
@@ -328,30 +237,24 @@ mod tests {
     }
 
     #[test]
-    fn texts() {
-        let table = [
-            ("nothing to hide: 7\n", "nothing to hide: 7\n"),
-            ("the token was refused", "the token was refused"),
-            ("password=X user=a", "password=*** user=a"),
-            ("password: X, b", "password: ***, b"),
-            ("{\"password\": \"X\"}", "{\"password\": \"***\"}"),
-            ("password = \"X\"", "password = \"***\""),
-            ("Authorization: Bearer X", "Authorization: Bearer ***"),
-            ("curl -H Basic X", "curl -H Basic ***"),
-            ("run --token X --verbose", "run --token *** --verbose"),
-            ("https://u:X@r.example/v2?a=b", "https://***@r.example/v2?a=b"),
-            (
-                "https://r.example/v2?access_token=X&a=b",
-                "https://r.example/v2?access_token=***&a=b",
-            ),
-            (
-                "a\n-----BEGIN EC PRIVATE KEY-----\nX\n-----END EC PRIVATE KEY-----\nb",
-                "a\n*** a private key\nb",
-            ),
-        ];
-        for (line, expected) in table {
-            assert_eq!(text(line), expected, "{line}");
-            assert_eq!(text(expected), expected, "masked twice");
-        }
+    fn last_words_are_no_part_of_an_exit_record() {
+        use corten_proto::exit::{Details, ExitRecord, Tail};
+        let tail = Tail {
+            stream: "stderr".to_owned(),
+            text: "planted".to_owned(),
+        };
+        let details = Details {
+            tail: Some(tail),
+            kernel: vec!["oom-kill: a".to_owned()],
+            ..Details::default()
+        };
+        let record = ExitRecord {
+            details: Some(Box::new(details)),
+            ..ExitRecord::default()
+        };
+        let mut document = serde_json::to_value(record).unwrap();
+        json(&mut document);
+        let text = document.to_string();
+        assert!(!text.contains("planted") && text.contains("oom-kill: a"), "{text}");
     }
 }
