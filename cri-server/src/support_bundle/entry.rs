@@ -27,12 +27,22 @@ pub(super) struct Entry {
     pub(super) content: Vec<u8>,
     /// Its beginning was left out.
     cut: bool,
+    /// What would fill it is not installed.
+    absent: bool,
 }
 
 impl Entry {
     /// Text, masked.
     pub(super) fn text(name: impl Into<String>, text: &str) -> Entry {
         Entry::masked(name, &mask::text(text))
+    }
+
+    /// In the place of what a program would print that is not there.
+    pub(super) fn absent(name: impl Into<String>, program: &str) -> Entry {
+        Entry {
+            absent: true,
+            ..Entry::text(name, &format!("{program}: not installed\n"))
+        }
     }
 
     /// What holds no secret any more.
@@ -42,6 +52,7 @@ impl Entry {
         Entry {
             name: name.into(),
             cut: from > 0,
+            absent: false,
             content: masked.as_bytes()[from..].to_vec(),
         }
     }
@@ -85,7 +96,11 @@ impl Entry {
 
     /// What is to be said of it.
     pub(super) fn note(&self) -> &'static str {
-        if self.cut { ", its beginning left out" } else { "" }
+        match (self.absent, self.cut) {
+            (true, _) => ", its program is not installed",
+            (false, true) => ", its beginning left out",
+            (false, false) => "",
+        }
     }
 }
 
