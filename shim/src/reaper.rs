@@ -171,6 +171,9 @@ impl Children {
     }
 
     /// Reaps the orphans that have ended and began before every call that may still name a new child.
+    ///
+    /// Younger ones wait for the end of the call: one that hangs leaves as many zombies as orphans end meanwhile, up to the
+    /// pod's limit of processes, and each of them is looked at again with every SIGCHLD.
     pub(crate) fn reap_elders(&self) -> Result<()> {
         let calls = self.calls().filter(|(_, call)| call.expects());
         // A call whose time is not known is as old as can be.

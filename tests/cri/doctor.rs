@@ -255,7 +255,7 @@ fn a_shim_that_no_pod_has_is_found() {
         .arg0("corten-shim")
         .args(["-c", "read _", "--id", ID, "--pause-rootfs"]);
     command
-        .arg(machine.path("run/pause"))
+        .arg(machine.path("lib/pause"))
         .stdin(std::process::Stdio::piped());
     let shim = LostShim(command.spawn().unwrap());
     let report = machine.doctor("");

@@ -1,9 +1,9 @@
 //! CRIU, for checkpoints: it is there, and says that it works on this kernel.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use super::check::Check;
+use super::programs::program;
 use crate::config::Config;
 
 /// How long `criu check` may take.
@@ -20,13 +20,8 @@ pub(super) fn look(_config: &Config) -> Vec<Check> {
 
 /// What `criu check` comes to: none where it is not installed, else the last line of its complaint.
 async fn ask() -> Option<Result<(), String>> {
-    let mut command = tokio::process::Command::new("criu");
-    command
-        .arg("check")
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    match tokio::time::timeout(LIMIT, command.output()).await {
+    let mut command = program("criu");
+    match tokio::time::timeout(LIMIT, command.arg("check").output()).await {
         Err(_elapsed) => Some(Err(format!("not done in {} s", LIMIT.as_secs()))),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => None,
         Ok(Err(error)) => Some(Err(error.to_string())),

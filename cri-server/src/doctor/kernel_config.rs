@@ -46,11 +46,23 @@ enum Has {
 
 pub(super) fn look(_config: &Config) -> Vec<Check> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let directory = Path::new("/lib/modules").join(&release);
+    let lists =
+        ["modules.dep", "modules.builtin"].map(|list| fs::read_to_string(directory.join(list)).unwrap_or_default());
     let loadable = |module: &str| {
         let loaded = !module.is_empty() && Path::new("/sys/module").join(module).exists();
-        loaded || Path::new("/lib/modules").join(&release).exists()
+        loaded || lists.iter().any(|list| has_module(list, module))
     };
     vec![judge(read(&release).as_deref(), loadable)]
+}
+
+/// Whether a list of modules' files, one a line, has this one: `kernel/net/veth.ko.xz: kernel/...`.
+fn has_module(list: &str, module: &str) -> bool {
+    list.lines().any(|line| {
+        let file = line.split(':').next().and_then(|path| path.rsplit('/').next());
+        let name = file.and_then(|file| file.split('.').next()).unwrap_or_default();
+        name.replace('-', "_") == module
+    })
 }
 
 /// The text of the configuration, where the kernel or the distribution shows it.
@@ -118,6 +130,20 @@ mod tests {
 
     const FULL: &str = "CONFIG_OVERLAY_FS=y\nCONFIG_VETH=m\nCONFIG_BRIDGE=y\nCONFIG_NF_TABLES=m\nCONFIG_NF_NAT=y\n\
                         CONFIG_BRIDGE_NETFILTER=m\nCONFIG_CGROUP_BPF=y\n# CONFIG_IP_NF_IPTABLES is not set\n";
+
+    #[test]
+    fn modules() {
+        let list = "kernel/net/veth.ko.xz: kernel/lib/a.ko.xz\nkernel/net/br-netfilter.ko:\nkernel/fs/overlay.ko\n";
+        for (module, expected) in [
+            ("veth", true),
+            ("br_netfilter", true),
+            ("overlay", true),
+            ("a", false),
+            ("", false),
+        ] {
+            assert_eq!(has_module(list, module), expected, "{module}");
+        }
+    }
 
     #[test]
     fn options() {

@@ -21,6 +21,8 @@ use crate::record::{ContainerRecord, SandboxRecord, boot_id, read};
 
 /// Between the two looks.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A pod or container whose directory is younger may still be in the making, where a server runs.
+const YOUNG: Duration = Duration::from_secs(300);
 /// Names that a check lists; more are counted.
 const LISTED: usize = 5;
 /// Most cgroups that are looked at, and how deep.
@@ -56,10 +58,10 @@ struct Records {
 pub(super) fn look(config: &Config) -> Vec<Check> {
     let paths = Paths::new(&config.root, &config.state);
     let serving = server_pid(config).is_some();
-    let mut found = gather(config, &paths);
+    let mut found = gather(config, &paths, serving);
     if found != Found::default() {
         std::thread::sleep(PAUSE);
-        found = both(&found, &gather(config, &paths));
+        found = both(&found, &gather(config, &paths, serving));
     }
     let quarantined = names(&paths.quarantine());
     let mut checks = judge(&found, serving);
@@ -80,7 +82,7 @@ fn both(one: &Found, other: &Found) -> Found {
     }
 }
 
-fn gather(config: &Config, paths: &Paths) -> Found {
+fn gather(config: &Config, paths: &Paths, serving: bool) -> Found {
     // The records last: what has one by the time that everything else has been seen is no leftover.
     let shims = shims(paths);
     let mounts = mounts(paths);
@@ -92,6 +94,13 @@ fn gather(config: &Config, paths: &Paths) -> Found {
     let mut known = records(paths).ids;
     // Networks that are still to be taken down have a namespace, perhaps, and no sandbox.
     known.extend(names(&paths.networks()).iter().map(|name| stem(name).to_owned()));
+    if serving {
+        let young = files.iter().flat_map(|(names, dir)| {
+            let names = names.iter().filter(|name| is_young(&dir.join(name)));
+            names.cloned().collect::<Vec<_>>()
+        });
+        known.extend(young);
+    }
     let lost = |id: &str| is_id(id) && !known.contains(id);
     Found {
         shims: shims
@@ -119,6 +128,12 @@ fn gather(config: &Config, paths: &Paths) -> Found {
             .collect(),
         layers: partial,
     }
+}
+
+/// One whose age is not known, as with a clock that was set back, is young.
+fn is_young(path: &Path) -> bool {
+    let changed = fs::metadata(path).and_then(|metadata| metadata.modified());
+    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age < YOUNG) || changed.elapsed().is_err())
 }
 
 /// 64 hexadecimal digits: what this server makes, and no tool that shares a directory with it.
@@ -230,12 +245,21 @@ fn cgroups(parent: &str) -> Vec<(String, String)> {
         for parent in KUBELET.map(|name| hierarchy.mount_point.join(name)) {
             let mut below: Vec<(String, String)> = Vec::new();
             walk(&parent, MAX_DEPTH, &mut left, &mut below);
-            let is_empty =
-                |path: &str| fs::read(Path::new(path).join("cgroup.procs")).is_ok_and(|text| text.is_empty());
-            found.extend(below.into_iter().filter(|(path, _)| is_empty(path)));
+            found.extend(below.into_iter().filter(|(path, _)| is_empty(Path::new(path))));
         }
     }
     found
+}
+
+/// Whether no process is in a cgroup or below it. In v2 the kernel says so; in v1 all of them are looked at.
+fn is_empty(cgroup: &Path) -> bool {
+    if let Ok(events) = fs::read_to_string(cgroup.join("cgroup.events")) {
+        return events.lines().any(|line| line == "populated 0");
+    }
+    let has_none = fs::read(cgroup.join("cgroup.procs")).is_ok_and(|text| text.is_empty());
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let mut below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    has_none && below.all(|entry| is_empty(&entry.path()))
 }
 
 fn walk(directory: &Path, depth: usize, left: &mut usize, found: &mut Vec<(String, String)>) {
@@ -399,6 +423,30 @@ mod tests {
         ] {
             assert_eq!(container_of(&name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_being_made_is_young() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_young(dir.path()));
+        let before = std::time::SystemTime::now() - 2 * YOUNG;
+        fs::File::open(dir.path()).unwrap().set_modified(before).unwrap();
+        assert!(!is_young(dir.path()) && !is_young(&dir.path().join("gone")));
+    }
+
+    #[test]
+    fn a_cgroup_with_processes_below_is_not_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("init");
+        fs::create_dir(&below).unwrap();
+        let write = |path: &Path, text: &str| fs::write(path, text).unwrap();
+        write(&dir.path().join("cgroup.procs"), "");
+        write(&below.join("cgroup.procs"), "7\n");
+        assert!(!is_empty(dir.path()));
+        write(&below.join("cgroup.procs"), "");
+        assert!(is_empty(dir.path()));
+        write(&dir.path().join("cgroup.events"), "populated 1\nfrozen 0\n");
+        assert!(!is_empty(dir.path()));
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! run ──> a thread a theme ──> facts of the machine ──> judgements, pure ──> checks, the worst first
 //! ```
 //! Each theme gathers what it looks at and has it judged by functions without side effects, which have tables beside them.
-//! A theme has [`LIMIT`]; one that hangs, as on a dead filesystem, is reported and left behind. Nothing here changes the
-//! machine: trials happen in mounts that are nowhere in its tree, in a mount namespace of a thread that ends, or in a
-//! process that makes a user namespace and goes with it.
+//! A theme has [`LIMIT`]; one that hangs, as on a dead filesystem, is reported and left behind. Nothing of
+//! pods, disks or settings is changed: trials happen in mounts that are nowhere in the tree, in a mount namespace of a
+//! thread that ends, or in a process that makes a user namespace and goes with it. What remains is what the kernel and CRIU
+//! do by themselves: a module is loaded at its first use, and `criu check` keeps what it has found in /run/criu.kdat.
 //!
 //! A server need not run. Where one does, it is asked for its version, and its lock says which process it is.
 //!
@@ -25,7 +26,7 @@ mod limits;
 pub(crate) mod memory;
 mod network;
 mod privileges;
-mod programs;
+pub(crate) mod programs;
 mod resolver;
 pub(crate) mod server;
 mod sys;

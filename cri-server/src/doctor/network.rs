@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use super::check::Check;
 use crate::config::Config;
 use crate::network::cni::{Found, inspect};
+use crate::oci;
 
 /// Plugins that need iptables or nft, in all or some of their configurations.
 const FILTERING: [&str; 4] = ["bridge", "firewall", "portmap", "ptp"];
-/// Where those are looked for, where the server has no PATH.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A plugin of the network in use: its name, and the first file of that name in the directories of plugins.
 struct Plugin {
@@ -60,8 +59,8 @@ fn plugin(kind: &str, directories: &[PathBuf]) -> Plugin {
 }
 
 fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
+    // As the server has it, and not whoever runs this.
+    std::env::split_paths(oci::PATH).any(|directory| directory.join(name).is_file())
 }
 
 fn judge_config(found: &[Found], directory: &Path, builtin: bool) -> Check {

@@ -90,7 +90,7 @@ fn judge_selinux(enabled: bool) -> Check {
             name,
             "enabled",
             "containers that ask for a label are refused, and all others run with the server's",
-            "boot with selinux=0, or send no seLinuxOptions",
+            "send no seLinuxOptions; where pods are denied what they need, SELINUX=permissive in /etc/selinux/config",
         ),
     }
 }

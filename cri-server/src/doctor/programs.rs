@@ -65,6 +65,19 @@ async fn handler(config: &Config, name: &str) -> Handler {
     }
 }
 
+/// A program of the machine, in the server's surroundings: nothing of whoever runs this changes what it finds or prints.
+pub(crate) fn program(name: &str) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(name);
+    command
+        .env_clear()
+        .env("PATH", oci::PATH)
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
 /// The last word of what `PROGRAM --version` prints on its first line.
 async fn version(program: &Path) -> Result<String> {
     let mut command = tokio::process::Command::new(program);

@@ -36,9 +36,8 @@ pub(super) fn look(config: &Config) -> Vec<Check> {
 }
 
 fn private(path: PathBuf) -> Private {
-    let found = fs::symlink_metadata(&path)
-        .ok()
-        .map(|it| (it.mode() & 0o7777, it.uid()));
+    // What a link leads to: the link itself has mode 0777 always.
+    let found = fs::metadata(&path).ok().map(|it| (it.mode() & 0o7777, it.uid()));
     Private { path, found }
 }
 
@@ -48,13 +47,27 @@ fn private_parent(path: &Path, config: &Config) -> Option<Private> {
     (path != config.state && !shared).then(|| private(path.to_owned()))
 }
 
-/// The process that serves from this state directory: the one that its lock names, if it still runs.
+/// The process that serves from this state directory: the one that its lock names, if that holds the lock. It is looked
+/// for in the kernel's list: to try the lock would keep a server from starting.
 pub(crate) fn server_pid(config: &Config) -> Option<i32> {
-    let text = fs::read_to_string(config.state.join("lock")).ok()?;
-    let pid: i32 = text.trim().parse().ok()?;
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let program = command.split(|&byte| byte == 0).next().unwrap_or_default();
-    program.ends_with(b"corten-cri").then_some(pid)
+    let path = config.state.join("lock");
+    let pid: i32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
+    let inode = fs::metadata(&path).ok()?.ino();
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    holds_lock(&locks, pid, inode).then_some(pid)
+}
+
+/// Whether `locks`, as /proc/locks has them, has a flock(2) of this process on this inode.
+fn holds_lock(locks: &str, pid: i32, inode: u64) -> bool {
+    locks.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF"
+        let [_, "FLOCK", _, "WRITE", holder, file, ..] = words[..] else {
+            return false;
+        };
+        let on = file.rsplit(':').next().and_then(|number| number.parse().ok());
+        holder.parse() == Ok(pid) && on == Some(inode)
+    })
 }
 
 /// The version that a server says it has.
@@ -138,6 +151,24 @@ mod tests {
         assert_eq!(judge(Ok("0.0.9".to_owned()), Some(7)), Verdict::Warning);
         assert_eq!(judge(Err(anyhow!("timeout")), Some(7)), Verdict::Problem);
         assert_eq!(judge(Err(anyhow!("ENOENT")), None), Verdict::Skipped);
+    }
+
+    #[test]
+    fn who_serves_holds_the_lock() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: FLOCK  ADVISORY  WRITE 8 08:01:42 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 9 08:01:42 0 EOF\n";
+        for (pid, inode, expected) in [(8, 42, true), (7, 42, false), (8, 43, false), (9, 42, false)] {
+            assert_eq!(holds_lock(locks, pid, inode), expected, "{pid} {inode}");
+        }
+    }
+
+    #[test]
+    fn of_a_link_what_it_leads_to_is_judged() {
+        let private_mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let dir = tempfile::Builder::new().permissions(private_mode).tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert_eq!(judge_permissions(&[private(link)]).verdict, Verdict::Ok);
     }
 
     #[test]

@@ -12,8 +12,20 @@ pub(super) fn look(_config: &Config) -> Vec<Check> {
         judge_reverse_path(
             read("net/ipv4/conf/all/rp_filter"),
             read("net/ipv4/conf/default/rp_filter"),
+            &strict_interfaces(),
         ),
     ]
+}
+
+/// Interfaces that drop what comes back by another way, if `all` does not say otherwise.
+fn strict_interfaces() -> Vec<String> {
+    let entries = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_own = |name: &String| !["all", "default", "lo"].contains(&name.as_str());
+    let is_strict = |name: &String| read(&format!("net/ipv4/conf/{name}/rp_filter")) == Some(1);
+    let mut strict: Vec<String> = names.filter(|name| is_own(name) && is_strict(name)).collect();
+    strict.sort();
+    strict
 }
 
 /// A setting that is a number; none where the kernel has none such.
@@ -54,14 +66,27 @@ fn judge_bridge(value: Option<u64>) -> Check {
     }
 }
 
-fn judge_reverse_path(all: Option<u64>, default: Option<u64>) -> Check {
+/// The kernel takes the greater of `all` and the interface's own; new interfaces begin with `default`.
+fn judge_reverse_path(all: Option<u64>, default: Option<u64>, strict: &[String]) -> Check {
     let name = "rp-filter";
+    let meaning =
+        "answers to pods that come in by another interface are dropped: with Calico, Cilium, or several uplinks";
     if all == Some(1) {
         return Check::warning(
             name,
             "net.ipv4.conf.all.rp_filter is 1 (strict)",
-            "answers to pods that come in by another interface are dropped: with Calico, Cilium, or several uplinks",
+            meaning,
             "sysctl -w net.ipv4.conf.all.rp_filter=0 (or 2, loose)",
+        );
+    }
+    let default_is_strict = (default == Some(1)).then(|| "default".to_owned());
+    let names: Vec<String> = default_is_strict.into_iter().chain(strict.iter().cloned()).collect();
+    if all != Some(2) && !names.is_empty() {
+        return Check::warning(
+            name,
+            format!("net.ipv4.conf.*.rp_filter of {} is 1 (strict)", names.join(", ")),
+            meaning,
+            "sysctl -w net.ipv4.conf.all.rp_filter=2 (loose), which goes before the interfaces' own",
         );
     }
     let value = |value: Option<u64>| value.map_or("unknown".to_owned(), |value| value.to_string());
@@ -82,9 +107,14 @@ mod tests {
             (judge_bridge(Some(1)), Verdict::Ok),
             (judge_bridge(Some(0)), Verdict::Warning),
             (judge_bridge(None), Verdict::Warning),
-            (judge_reverse_path(Some(0), Some(1)), Verdict::Ok),
-            (judge_reverse_path(Some(2), None), Verdict::Ok),
-            (judge_reverse_path(Some(1), Some(1)), Verdict::Warning),
+            (judge_reverse_path(Some(0), Some(0), &[]), Verdict::Ok),
+            (judge_reverse_path(Some(0), Some(1), &[]), Verdict::Warning),
+            (
+                judge_reverse_path(Some(0), Some(0), &["eth0".to_owned()]),
+                Verdict::Warning,
+            ),
+            (judge_reverse_path(Some(2), Some(1), &["eth0".to_owned()]), Verdict::Ok),
+            (judge_reverse_path(Some(1), Some(1), &[]), Verdict::Warning),
         ];
         for (check, expected) in table {
             assert_eq!(check.verdict, expected, "{check:?}");

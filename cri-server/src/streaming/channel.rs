@@ -20,8 +20,8 @@ pub(super) const WRITE_QUEUE: usize = 16;
 /// Bytes of a client that may wait to be taken, all streams together; more than the longest piece.
 const BUDGET: usize = 4 << 20;
 
-/// How long a client is held up before it is asked whether it is there, and between two such questions.
-const ASK: Duration = Duration::from_secs(5);
+/// How long a client is held up before something is written to it, and between two such writes.
+const KNOCK: Duration = Duration::from_secs(5);
 
 /// What a connection's streams may keep waiting together, however many there are.
 pub(super) struct Budget(Arc<Semaphore>);
@@ -80,13 +80,14 @@ impl Feed {
     /// Waits for room in the stream's queue, then in the connection's budget. What nobody takes any more is dropped.
     ///
     /// The end of a client that is held up may be stuck behind what it has sent. What is written to one that has gone
-    /// breaks the connection, so it is asked now and then whether it is there.
+    /// breaks the connection, so something is written now and then. It must ask for no answer: a client that writes may
+    /// hold what its own answer would need, and then it reads nothing any more either.
     pub(super) async fn push(&self, piece: Bytes, orders: &mpsc::Sender<Order>) {
         let pushing = self.hold(piece);
         tokio::pin!(pushing);
-        while tokio::time::timeout(ASK, &mut pushing).await.is_err() {
-            // Where there is no room for the question, something else is being written.
-            drop(orders.try_send(Order::Ping));
+        while tokio::time::timeout(KNOCK, &mut pushing).await.is_err() {
+            // Where there is no room for it, something else is being written.
+            drop(orders.try_send(Order::Knock));
         }
     }
 
@@ -169,8 +170,8 @@ pub(super) enum Order {
     Taken { stream: u32, delta: u32 },
     /// The transport's own: a frame as it stands.
     Frame(Bytes),
-    /// Ask the client whether it is there. Nobody waits for the answer.
-    Ping,
+    /// Write what a client passes over and does not answer: it shows whether the connection still holds.
+    Knock,
     /// Accept a stream of the client's.
     Accept { stream: u32 },
     /// Write what waits, then close.
@@ -263,23 +264,23 @@ impl Pulse {
 mod tests {
     use super::*;
 
-    /// Where no question is written to.
+    /// Where nothing is written to.
     fn nobody() -> mpsc::Sender<Order> {
         mpsc::channel(1).0
     }
 
     #[tokio::test]
-    async fn a_client_that_is_held_up_is_asked_whether_it_is_there() {
+    async fn something_is_written_to_a_client_that_is_held_up() {
         let (orders, mut written) = mpsc::channel(1);
         let (feed, mut incoming) = Budget::new().incoming(1);
         feed.push(Bytes::from_static(b"a"), &orders).await;
         let begun = Instant::now();
-        let asked = tokio::select! {
+        let written = tokio::select! {
             () = feed.push(Bytes::from_static(b"b"), &orders) => panic!("there is no room"),
-            asked = written.recv() => asked,
+            order = written.recv() => order,
         };
-        assert!(matches!(asked, Some(Order::Ping)), "{asked:?}");
-        assert!(begun.elapsed() >= ASK, "{:?}", begun.elapsed());
+        assert!(matches!(written, Some(Order::Knock)), "{written:?}");
+        assert!(begun.elapsed() >= KNOCK, "{:?}", begun.elapsed());
         assert_eq!(incoming.next().await.as_deref(), Some(&b"a"[..]));
     }
 

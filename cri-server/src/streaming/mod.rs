@@ -34,6 +34,7 @@ mod server;
 mod session;
 mod spdy;
 mod status;
+mod sys;
 mod tls;
 mod token;
 mod websocket;

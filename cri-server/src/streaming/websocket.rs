@@ -222,7 +222,8 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(
                     pulse.moved();
                     sink.feed(encode(stream, &piece, protocol)).await?;
                 }
-                Order::Ping => sink.feed(Message::Ping(Bytes::new())).await?,
+                // One that nobody asked for is not answered (RFC 6455, section 5.5.3).
+                Order::Knock => sink.feed(Message::Pong(Bytes::new())).await?,
                 Order::Close => break,
                 // There is no way to say that a channel has ended; the others are SPDY's.
                 Order::Finish { .. } | Order::Taken { .. } | Order::Frame(_) | Order::Accept { .. } => {}

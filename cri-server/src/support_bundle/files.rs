@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::entry::{Entry, MAX_FILES};
+use super::entry::{Entry, MAX_FILES, within_part};
 use crate::config::Config;
 use crate::paths::Paths;
 use crate::recover::entries;
@@ -41,17 +41,23 @@ const SETTINGS: [&str; 12] = [
     "user/max_user_namespaces",
 ];
 
+/// How the names of CNI's configurations end.
+const CNI_FILES: [&str; 3] = ["conf", "conflist", "json"];
+
 /// The effective configuration, and CNI's files.
 pub(super) fn config(config: &Config) -> Vec<Entry> {
     let mut all = vec![Entry::json("config/effective.json", config)];
     let files = entries(&config.cni.conf_dir).unwrap_or_default();
-    all.extend(
-        files
-            .iter()
-            .filter(|path| path.is_file())
-            .take(MAX_FILES)
-            .map(|path| named("config/cni", path)),
-    );
+    // A network's agent keeps other files beside its configuration, keys among them.
+    let (networks, others): (Vec<PathBuf>, Vec<PathBuf>) = files.into_iter().partition(|path| {
+        path.is_file()
+            && path
+                .extension()
+                .is_some_and(|it| CNI_FILES.iter().any(|name| it == *name))
+    });
+    all.extend(networks.iter().take(MAX_FILES).map(|path| document("config/cni", path)));
+    let others: String = others.iter().map(|path| format!("{}\n", last(path))).collect();
+    all.push(Entry::text("config/cni-others.txt", &others));
     all.push(Entry::file("config/resolv.conf", Path::new("/etc/resolv.conf")));
     all
 }
@@ -60,35 +66,26 @@ pub(super) fn config(config: &Config) -> Vec<Entry> {
 pub(super) fn records(config: &Config) -> Vec<Entry> {
     let paths = Paths::new(&config.root, &config.state);
     let list = |directory: PathBuf| entries(&directory).unwrap_or_default().into_iter().take(MAX_FILES);
-    let mut all: Vec<Entry> = list(paths.sandbox_records())
-        .map(|path| named("records/sandboxes", &path))
-        .collect();
-    for directory in list(paths.containers()) {
-        let below = format!("records/containers/{}", last(&directory));
-        let files = ["record.json", "exit.json"].map(|file| directory.join(file));
-        all.extend(
-            files
-                .iter()
-                .filter(|path| path.exists())
-                .map(|path| named(&below, path)),
-        );
-    }
-    for directory in list(paths.sandboxes()) {
-        let below = format!("records/shims/{}", last(&directory));
-        let files = ["shim.log", "exit.json"].map(|file| directory.join(file));
-        all.extend(
-            files
-                .iter()
-                .filter(|path| path.exists())
-                .map(|path| named(&below, path)),
-        );
-    }
-    all.extend(list(paths.networks()).map(|path| named("records/networks", &path)));
+    let below = |parent: &'static str, directory: PathBuf, names: [&'static str; 2]| {
+        let files = names.map(|name| directory.join(name));
+        let existing = files.into_iter().filter(|path| path.exists());
+        existing.map(move |path| record(&format!("records/{parent}/{}", last(&directory)), &path))
+    };
+    let sandboxes = list(paths.sandbox_records()).map(|path| record("records/sandboxes", &path));
+    let containers =
+        list(paths.containers()).flat_map(|directory| below("containers", directory, ["record.json", "exit.json"]));
+    let shims = list(paths.sandboxes()).flat_map(|directory| below("shims", directory, ["shim.log", "exit.json"]));
+    let networks = list(paths.networks()).map(|path| record("records/networks", &path));
     let quarantined: String = list(paths.quarantine())
         .map(|path| format!("{}\n", last(&path)))
         .collect();
-    all.push(Entry::text("records/quarantine.txt", &quarantined));
-    all
+    let quarantine = std::iter::once(Entry::text("records/quarantine.txt", &quarantined));
+    let all = quarantine
+        .chain(sandboxes)
+        .chain(containers)
+        .chain(shims)
+        .chain(networks);
+    within_part("records", all)
 }
 
 /// What the kernel shows of itself.
@@ -130,8 +127,16 @@ fn cgroups(parent: &str) -> String {
     text
 }
 
-fn named(directory: &str, path: &Path) -> Entry {
-    Entry::file(format!("{directory}/{}", last(path)), path)
+/// A log is text, and everything else a document.
+fn record(directory: &str, path: &Path) -> Entry {
+    match path.extension().is_some_and(|it| it == "log") {
+        true => Entry::file(format!("{directory}/{}", last(path)), path),
+        false => document(directory, path),
+    }
+}
+
+fn document(directory: &str, path: &Path) -> Entry {
+    Entry::document(format!("{directory}/{}", last(path)), path)
 }
 
 fn last(path: &Path) -> String {

@@ -11,7 +11,8 @@
 //!   kernel/             version, cgroups, mounts, settings of the network; what ip, nft and journalctl print
 //! ```
 //! Everything passes `mask` before it is written. Left out altogether: environments of processes, credentials and
-//! hosts.toml files, containers' logs, and whatever containers write.
+//! hosts.toml files, containers' logs, whatever containers write, and records that are no documents: nobody could say what in
+//! them is a secret.
 //!
 //! A part that hangs is left out after [`LIMIT`], and what does not fit into [`MAX_TOTAL`]; MANIFEST says so. What a part
 //! or a file may have at most is in `entry`. The file has mode 0600 and appears under its name when it is whole.
@@ -52,15 +53,15 @@ pub struct SupportBundle {
     output: Option<PathBuf>,
 }
 
-/// The parts, by the directory they fill.
+/// The parts, by the directory they fill; first what says why a server is stuck, last what grows with the node.
 const PARTS: &[Look<Vec<Entry>>] = &[
     ("status", status),
-    ("cri", cri::collect),
-    ("config", files::config),
-    ("records", files::records),
     ("process", process::collect),
     ("kernel", files::kernel),
     ("programs", programs::collect),
+    ("config", files::config),
+    ("records", files::records),
+    ("cri", cri::collect),
 ];
 
 /// Writes the archive and prints its name. 0: written; 1: not.
@@ -86,6 +87,7 @@ fn pack(config: Result<Config, Problems>, output: Option<&Path>) -> Result<PathB
     let name = name();
     let path = output.map_or_else(|| PathBuf::from(format!("{name}.tar.gz")), Path::to_owned);
     let path = std::path::absolute(&path).with_context(|| format!("{}", path.display()))?;
+    check_place(&path)?;
     let mut entries = vec![doctor_entry(config.clone())];
     let config = config.unwrap_or_default();
     let mut missing = Vec::new();
@@ -99,6 +101,16 @@ fn pack(config: Result<Config, Problems>, output: Option<&Path>) -> Result<PathB
     entries.push(manifest(&entries, &missing, &dropped));
     write(&path, &name, &entries)?;
     Ok(path)
+}
+
+/// Only a file is written over: a device node or a link would be replaced by the archive.
+fn check_place(path: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => bail!("{}: exists and is no regular file", path.display()),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("{}", path.display())),
+    }
 }
 
 /// What the archive and the directory in it are called.
@@ -175,6 +187,19 @@ fn write(path: &Path, name: &str, entries: &[Entry]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_files_are_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
+        assert!(check_place(&file).is_ok() && check_place(&dir.path().join("new")).is_ok());
+        for place in ["/dev/null", "/dev", dir.path().join("link").to_str().unwrap()] {
+            let error = check_place(Path::new(place)).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+    }
 
     #[test]
     fn what_has_no_room_is_named() {

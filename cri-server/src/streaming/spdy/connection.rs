@@ -26,8 +26,6 @@ const PIECE: usize = 32 << 10;
 const READ_QUEUE: usize = 16;
 /// Bytes that are read from the connection, or written to it, at once.
 const BUFFER: usize = 64 << 10;
-/// The number of this side's pings, which is even; none is waited for.
-const OWN_PING: u32 = 2;
 /// How long a client may take to close a connection once all is written.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -222,7 +220,7 @@ impl<I: AsyncRead> Reading<I> {
                     feed.reset();
                 }
             }
-            // Odd numbers are the client's own; even ones are answers, for which nobody waits.
+            // Odd numbers are the client's own; this side sends none that could be answered.
             Control::Ping { id } if id % 2 == 1 => self.order(Order::Frame(frame::ping(id))).await,
             Control::Ping { .. } | Control::GoAway | Control::Other => {}
         }
@@ -331,7 +329,7 @@ impl<I: AsyncWrite> Writing<I> {
             }
             Order::Finish { stream } => self.io.write_all(&frame::data_head(stream, true, 0)).await?,
             Order::Taken { stream, delta } => self.io.write_all(&frame::window_update(stream, delta)).await?,
-            Order::Ping => self.io.write_all(&frame::ping(OWN_PING)).await?,
+            Order::Knock => self.io.write_all(&frame::no_settings()).await?,
             Order::Frame(frame) => self.io.write_all(&frame).await?,
             Order::Accept { stream } => {
                 let block = self.fold.empty()?;
@@ -354,8 +352,8 @@ pub(in crate::streaming) mod tests {
     const DATA: [(&str, &str); 1] = [("streamtype", "data")];
 
     /// A client: the other end, and its header compression.
-    pub(in crate::streaming) struct Client {
-        io: DuplexStream,
+    pub(in crate::streaming) struct Client<I = DuplexStream> {
+        io: I,
         fold: Fold,
     }
 
@@ -375,6 +373,21 @@ pub(in crate::streaming) mod tests {
             (client, server)
         }
 
+        /// The type and payload of the next frame; type 0 is data.
+        pub(in crate::streaming) async fn frame(&mut self) -> (u16, Vec<u8>) {
+            let mut head = [0; HEAD_LEN];
+            self.io.read_exact(&mut head).await.unwrap();
+            let (kind, length) = match Head::parse(head).unwrap() {
+                Head::Data { length, .. } => (0, length),
+                Head::Control { kind, length, .. } => (kind, length),
+            };
+            let mut payload = vec![0; length];
+            self.io.read_exact(&mut payload).await.unwrap();
+            (kind, payload)
+        }
+    }
+
+    impl<I: AsyncWrite + Unpin> Client<I> {
         pub(in crate::streaming) async fn open(&mut self, stream: u32, headers: &[(&str, &str)]) {
             let block = self.fold.bytes(&plain(headers));
             let length = u32::try_from(10 + block.len()).unwrap();
@@ -392,19 +405,6 @@ pub(in crate::streaming) mod tests {
                 .await
                 .unwrap();
             self.io.write_all(bytes).await.unwrap();
-        }
-
-        /// The type and payload of the next frame; type 0 is data.
-        pub(in crate::streaming) async fn frame(&mut self) -> (u16, Vec<u8>) {
-            let mut head = [0; HEAD_LEN];
-            self.io.read_exact(&mut head).await.unwrap();
-            let (kind, length) = match Head::parse(head).unwrap() {
-                Head::Data { length, .. } => (0, length),
-                Head::Control { kind, length, .. } => (kind, length),
-            };
-            let mut payload = vec![0; length];
-            self.io.read_exact(&mut payload).await.unwrap();
-            (kind, payload)
         }
     }
 
@@ -497,6 +497,31 @@ pub(in crate::streaming) mod tests {
         drop(client);
         drop(stream.outgoing.write(Bytes::from_static(b"a")).await);
         spdy.pulse().gone().await;
+    }
+
+    /// What answers a ping waits for the lock of what writes, in the clients in use: each would cost one of their few
+    /// tasks that read.
+    #[tokio::test]
+    async fn a_client_whose_writing_is_stuck_has_nothing_to_answer() {
+        let (client, mut spdy) = Client::connect();
+        let (mut from, to) = tokio::io::split(client.io);
+        let mut writing = Client {
+            io: to,
+            fold: client.fold,
+        };
+        writing.open(1, &DATA).await;
+        let _stream = spdy.next_stream().await.unwrap();
+        let bytes = vec![7; READ_QUEUE * PIECE + BUFFER + (2 << 20)];
+        let mut head = [0; HEAD_LEN];
+        tokio::select! {
+            () = writing.data(1, true, &bytes) => panic!("it was all taken in"),
+            read = from.read_exact(&mut head) => read.unwrap(),
+        };
+        // SETTINGS, which nobody answers.
+        assert!(
+            matches!(Head::parse(head).unwrap(), Head::Control { kind: 4, .. }),
+            "{head:?}"
+        );
     }
 
     #[tokio::test]

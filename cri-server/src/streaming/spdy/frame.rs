@@ -201,6 +201,11 @@ pub(super) fn rst_stream(stream: u32, reason: Reset) -> Bytes {
     control(RST_STREAM, &[&stream.to_be_bytes(), &(reason as u32).to_be_bytes()])
 }
 
+/// SETTINGS that sets nothing, to which there is no answer.
+pub(super) fn no_settings() -> Bytes {
+    control(SETTINGS, &[&0u32.to_be_bytes()])
+}
+
 /// PING.
 pub(super) fn ping(id: u32) -> Bytes {
     control(PING, &[&id.to_be_bytes()])
@@ -346,6 +351,7 @@ mod tests {
             (rst_stream(3, Reset::Refused), Control::RstStream { stream: 3 }),
             (goaway(3), Control::GoAway),
             (window_update(3, 9), Control::Other),
+            (no_settings(), Control::Other),
             (
                 syn_reply(3, b"ab"),
                 Control::Headers {
