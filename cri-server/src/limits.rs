@@ -7,8 +7,8 @@
 //!
 //! A place and the bytes are held until the answer has been taken, not only made: a client that does not read keeps what it
 //! has asked for. One connection has half of the places of each kind at most, so that a client that has lost count of its
-//! calls leaves the others theirs. The numbers are far above what a kubelet has under way with some hundred pods; there is
-//! nothing to configure about them.
+//! calls leaves the others theirs. That half is still more than a kubelet, which has one connection, comes to: a node of 250
+//! pods that is drained is asked for two commands and some stops in each pod at once. There is nothing to configure.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -70,9 +70,8 @@ impl Kind {
     fn most(self) -> usize {
         match self {
             Kind::Stream => 64,
-            Kind::Pull => 256,
-            Kind::Exec => 512,
-            Kind::Change | Kind::Question => 1024,
+            Kind::Pull | Kind::Question => 1024,
+            Kind::Exec | Kind::Change => 2048,
         }
     }
 
@@ -397,6 +396,17 @@ mod tests {
         }
         for (number, kind) in KINDS.into_iter().enumerate() {
             assert_eq!(kind as usize, number);
+        }
+    }
+
+    /// A kubelet has one connection.
+    #[test]
+    fn a_connection_has_room_for_a_node_that_is_drained() {
+        let share = Limits::default().share();
+        let pods = 250;
+        for (kind, of_each) in [(Kind::Exec, 4), (Kind::Change, 4), (Kind::Pull, 2), (Kind::Question, 2)] {
+            let held: Result<Vec<_>, _> = (0..pods * of_each).map(|_| share.take(kind)).collect();
+            assert!(held.is_ok(), "{}: {held:?}", kind.name());
         }
     }
 
