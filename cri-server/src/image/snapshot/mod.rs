@@ -52,7 +52,7 @@ use self::usage::Accounts;
 use super::store::ImageStore;
 use crate::tree;
 
-pub use self::quota::Limits;
+pub use self::quota::LayerLimits;
 pub use self::usage::Usage;
 pub use self::view::{Volume, unmount_volumes};
 
@@ -98,7 +98,7 @@ impl Snapshots {
         images: Arc<ImageStore>,
         containers: &Path,
         wanted: Snapshotter,
-        limits: Limits,
+        limits: LayerLimits,
     ) -> Result<Arc<Snapshots>> {
         let native = is_native(wanted, containers)?;
         let accounts = Accounts::open(containers, limits)?;
