@@ -10,6 +10,8 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::own_process::unburden;
+
 /// The profile RuntimeDefault.
 pub(crate) const DEFAULT: &str = "corten-default";
 /// The kernel's name for no profile.
@@ -45,7 +47,9 @@ pub(crate) fn ensure_default() -> Result<()> {
 
 /// Loads our profile, in the place of what an older server may have loaded. Blocks.
 pub(crate) fn load_default() -> Result<()> {
-    let mut parser = Command::new("apparmor_parser")
+    let mut command = Command::new("apparmor_parser");
+    unburden(&mut command);
+    let mut parser = command
         // From its standard input, and nothing kept in /var/cache for a name that an update may give another text.
         .args(["--replace", "--skip-cache"])
         .env_clear()

@@ -36,6 +36,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) fn connections(listener: UnixListener, limits: Arc<Limits>) -> impl Stream<Item = io::Result<Connection>> {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     futures_util::stream::unfold((listener, places, limits), |(listener, places, limits)| async move {
+        if places.available_permits() == 0 {
+            tracing::warn!("{MAX_CONNECTIONS} connections are open, the most there may be: others wait");
+        }
         let place = places.clone().acquire_owned().await.ok()?;
         let stream = accept(&listener).await;
         let connection = Connection::new(stream, place, limits.share(), SPEAK_LIMIT);

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! A place and the bytes are held until the answer has been taken, not only made: a client that does not read keeps what it
-//! has asked for. One connection has half of the places of each kind at most, so that a client that has lost count of its
-//! calls leaves the others theirs. The numbers are far above what a kubelet has under way with some hundred pods; there is
-//! nothing to configure about them.
+//! has asked for. One connection has half of the places of each kind at most, and half of the bytes of large requests, so that a client that has lost count of its
+//! calls leaves the others theirs. That half is still more than a kubelet, which has one connection, comes to: a node of 250
+//! pods that is drained is asked for two commands and some stops in each pod at once. There is nothing to configure.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -71,9 +71,8 @@ impl Kind {
     fn most(self) -> usize {
         match self {
             Kind::Stream => 64,
-            Kind::Pull => 256,
-            Kind::Exec => 512,
-            Kind::Change | Kind::Question => 1024,
+            Kind::Pull | Kind::Question => 1024,
+            Kind::Exec | Kind::Change => 2048,
         }
     }
 
@@ -88,18 +87,20 @@ impl Kind {
     }
 }
 
-/// Places by kind.
+/// Places by kind, and bytes of requests.
 #[derive(Debug)]
 pub(crate) struct Share {
+    request_bytes: Arc<Semaphore>,
     places: [Arc<Semaphore>; KINDS.len()],
     whose: &'static str,
     part: usize,
 }
 
 impl Share {
-    /// A `part`th of all places.
+    /// A `part`th of everything.
     fn new(whose: &'static str, part: usize) -> Self {
         Share {
+            request_bytes: Arc::new(Semaphore::new(REQUESTS_KIB / part)),
             places: KINDS.map(|kind| Arc::new(Semaphore::new(kind.most() / part))),
             whose,
             part,
@@ -123,14 +124,12 @@ impl Share {
 /// What is left of everything.
 pub(crate) struct Limits {
     all: Share,
-    request_bytes: Arc<Semaphore>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Limits {
             all: Share::new("on this server", 1),
-            request_bytes: Arc::new(Semaphore::new(REQUESTS_KIB)),
         }
     }
 }
@@ -224,7 +223,7 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let held = match self.limits.places(&request) {
             Ok(held) => held,
             Err(status) => {
@@ -232,7 +231,13 @@ where
                 return Box::pin(std::future::ready(Ok(status.into_http())));
             }
         };
-        let (own, budget) = (held.clone(), self.limits.request_bytes.clone());
+        // For work that goes on when the caller does not wait for it.
+        request.extensions_mut().insert(held.clone());
+        let own = held.clone();
+        let of_connection = request.extensions().get::<Arc<Share>>();
+        let of_connection = of_connection.map(|share| (share.request_bytes.clone(), REQUESTS_KIB / 2));
+        let of_server = (self.limits.all.request_bytes.clone(), REQUESTS_KIB);
+        let budgets = of_connection.into_iter().chain([of_server]).collect();
         // The pieces of an archive go to the disk as they come.
         let free = if request.uri().path().ends_with("/Import") {
             usize::MAX
@@ -243,7 +248,7 @@ where
             Body::new(Counted {
                 body,
                 free,
-                budget,
+                budgets,
                 held: own,
             })
         }));
@@ -260,7 +265,8 @@ where
 struct Counted {
     body: Body,
     free: usize,
-    budget: Arc<Semaphore>,
+    /// Each with the most there is of it, in KiB.
+    budgets: Vec<(Arc<Semaphore>, usize)>,
     held: Held,
 }
 
@@ -269,14 +275,17 @@ impl Counted {
         let counted = bytes.saturating_sub(self.free);
         self.free = self.free.saturating_sub(bytes);
         let kib = u32::try_from(counted.div_ceil(1024)).unwrap_or(u32::MAX);
-        match self.budget.clone().try_acquire_many_owned(kib) {
-            Ok(permit) if kib > 0 => self.held.keep([permit]),
-            Ok(_nothing) => {}
-            Err(_full) => {
-                let most = REQUESTS_KIB >> 10;
-                let text = format!("large requests have {most} MiB together, the most there may be: try again");
+        if kib == 0 {
+            return Ok(());
+        }
+        for (budget, most) in &self.budgets {
+            let Ok(permit) = budget.clone().try_acquire_many_owned(kib) else {
+                let whose = if *most < REQUESTS_KIB { " of one connection" } else { "" };
+                let most = most >> 10;
+                let text = format!("large requests{whose} have {most} MiB together, the most there may be: try again");
                 return Err(Status::resource_exhausted(text));
-            }
+            };
+            self.held.keep([permit]);
         }
         Ok(())
     }
@@ -401,6 +410,17 @@ mod tests {
         }
     }
 
+    /// A kubelet has one connection.
+    #[test]
+    fn a_connection_has_room_for_a_node_that_is_drained() {
+        let share = Limits::default().share();
+        let pods = 250;
+        for (kind, of_each) in [(Kind::Exec, 4), (Kind::Change, 4), (Kind::Pull, 2), (Kind::Question, 2)] {
+            let held: Result<Vec<_>, _> = (0..pods * of_each).map(|_| share.take(kind)).collect();
+            assert!(held.is_ok(), "{}: {held:?}", kind.name());
+        }
+    }
+
     #[tokio::test]
     async fn a_place_is_held_until_the_answer_is_gone_and_a_connection_has_half_of_them() {
         let limits = Arc::<Limits>::default();
@@ -432,16 +452,26 @@ mod tests {
     #[tokio::test]
     async fn large_requests_are_bounded_together_and_small_ones_never() {
         let limits = Arc::<Limits>::default();
-        let share = limits.share();
+        let (share, other, third) = (limits.share(), limits.share(), limits.share());
         let mut answers = Vec::new();
-        for _ in 0..16 {
-            answers.push(answer(&limits, "RunPodSandbox", 4 << 20, &share).await.unwrap());
+        // What one connection has leaves the others as much.
+        for (own, whose) in [
+            (&share, "of one connection have 32 MiB"),
+            (&other, "of one connection have 32 MiB"),
+        ] {
+            for _ in 0..8 {
+                answers.push(answer(&limits, "RunPodSandbox", 4 << 20, own).await.unwrap());
+            }
+            let full = answer(&limits, "RunPodSandbox", 4 << 20, own).await.unwrap_err();
+            assert_eq!(full.code(), tonic::Code::ResourceExhausted);
+            assert!(full.message().contains(whose), "{full}");
         }
-        let full = answer(&limits, "RunPodSandbox", 4 << 20, &share).await.unwrap_err();
-        assert_eq!(full.code(), tonic::Code::ResourceExhausted);
+        let full = answer(&limits, "RunPodSandbox", 4 << 20, &third).await.unwrap_err();
+        assert!(full.message().contains("requests have 64 MiB"), "{full}");
         assert!(answer(&limits, "RunPodSandbox", FREE, &share).await.is_ok());
         assert!(answer(&limits, "Import", 4 << 20, &share).await.is_ok());
         drop(answers);
-        assert_eq!(limits.request_bytes.available_permits(), REQUESTS_KIB);
+        assert_eq!(limits.all.request_bytes.available_permits(), REQUESTS_KIB);
+        assert_eq!(share.request_bytes.available_permits(), REQUESTS_KIB / 2);
     }
 }

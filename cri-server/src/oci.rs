@@ -15,6 +15,7 @@ use oci_spec::runtime::LinuxResources;
 use serde_json::Value;
 use tokio::process::Command;
 
+use crate::own_process::unburden;
 use crate::stage::stage;
 
 /// Where programs that a runtime runs, hooks among them, are looked for. Nothing else of the server's environment is their
@@ -155,6 +156,7 @@ pub async fn criu_check(given: Option<&Path>) -> Result<()> {
 
 fn command(runtime: &Path) -> Command {
     let mut command = Command::new(runtime);
+    unburden(command.as_std_mut());
     command
         .env_clear()
         .env("PATH", PATH)

@@ -2,10 +2,11 @@
 //!
 //! Whoever starts the server may leave it descriptors, ignored signals and a low limit of descriptors. Programs that it
 //! starts (shims, CNI plugins, credential helpers, runtimes) are to get none of that: descriptors 0 to 2, every signal at
-//! its default, and the limit of descriptors as it was.
+//! its default, the limit of descriptors as it was, and no protection from the OOM killer (shims aside).
 
 mod sys;
 
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use corten_runtime::sys::{fd, signal};
 use nix::sys::signal::Signal;
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Where the kernel is to look for memory before it looks here. A shim's is -999: without the server nothing can be
 /// changed for a moment, without its shim a pod loses its output and its exits.
@@ -28,6 +29,8 @@ const LARGE: i32 = 512 << 10;
 
 /// The limit of descriptors that this process was started with.
 static DESCRIPTORS: OnceLock<Rlimit> = OnceLock::new();
+/// This process is protected from the OOM killer, by itself or by whoever has started it.
+static IS_PROTECTED: AtomicBool = AtomicBool::new(false);
 
 /// Takes leave of whoever started this process. Before it has a second thread.
 pub fn detach() -> Result<()> {
@@ -69,37 +72,54 @@ pub(crate) fn return_memory_soon() {
     }
 }
 
-/// Gives a child the limit of descriptors that this process was started with, which its own children and the containers
-/// get from it. It has to happen before it starts any.
-pub(crate) fn restore_descriptors(child: u32) -> Result<()> {
-    let (Some(limit), Some(pid)) = (DESCRIPTORS.get(), Pid::from_raw(child.cast_signed())) else {
-        return Ok(());
-    };
-    prlimit(Some(pid), Resource::Nofile, *limit)
-        .map(drop)
-        .with_context(|| format!("prlimit({child}, RLIMIT_NOFILE)"))
+/// Has a program start with the limit of descriptors that this process was started with, which its own children and the
+/// containers get from it. For shims, which are protected from the OOM killer too; every other program is [`unburden`]ed.
+/// After all else that the command is told to do before it is executed.
+pub(crate) fn restore_descriptors(command: &mut Command) {
+    sys::before_exec(command, DESCRIPTORS.get().copied(), false);
+}
+
+/// Has a program start as if whoever started this process had started it: its limit of descriptors is that one's, and what
+/// is not the server itself is not protected from the OOM killer like it.
+pub(crate) fn unburden(command: &mut Command) {
+    let is_protected = IS_PROTECTED.load(Ordering::Relaxed);
+    sys::before_exec(command, DESCRIPTORS.get().copied(), is_protected);
 }
 
 /// Has the kernel look elsewhere first when memory is short. That takes CAP_SYS_RESOURCE; without it the score stays as it
 /// was inherited, and the log says so.
 pub(crate) fn lower_oom_score() {
-    let score = std::fs::read_to_string(OOM_FILE)
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
-    if score.is_some_and(|score: i32| score <= OOM_SCORE_ADJ) {
-        return;
-    }
-    if let Err(error) = std::fs::write(OOM_FILE, OOM_SCORE_ADJ.to_string()) {
+    let score = oom_score();
+    if score.is_none_or(|score| score > OOM_SCORE_ADJ)
+        && let Err(error) = std::fs::write(OOM_FILE, OOM_SCORE_ADJ.to_string())
+    {
         tracing::info!("oom_score_adj stays at {}: {error}", score.unwrap_or_default());
     }
+    IS_PROTECTED.store(oom_score().is_some_and(|score| score < 0), Ordering::Relaxed);
 }
 
-/// Gives a child an ordinary score: what is not the server itself is not protected like it. Raising needs no capability.
-pub(crate) fn unprotect(child: Option<u32>) {
-    let Some(pid) = child else { return };
-    let path = format!("/proc/{pid}/oom_score_adj");
-    let low = |text: String| text.trim().parse::<i32>().is_ok_and(|score| score < 0);
-    if std::fs::read_to_string(&path).is_ok_and(low) && std::fs::write(&path, "0").is_err() {
-        tracing::debug!(pid, "a child that ended at once keeps the server's oom_score_adj");
+fn oom_score() -> Option<i32> {
+    let text = std::fs::read_to_string(OOM_FILE).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_starts_with_another_limit_of_descriptors() {
+        let own = getrlimit(Resource::Nofile);
+        for (current, expected) in [(Some(64), "64\n"), (Some(65), "65\n")] {
+            let limit = Rlimit {
+                current,
+                maximum: own.maximum,
+            };
+            let mut command = Command::new("sh");
+            command.args(["-c", "ulimit -Sn"]);
+            sys::before_exec(&mut command, Some(limit), false);
+            assert_eq!(String::from_utf8_lossy(&command.output().unwrap().stdout), expected);
+        }
+        assert_eq!(getrlimit(Resource::Nofile), own);
     }
 }

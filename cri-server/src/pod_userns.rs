@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::own_process::unburden;
 use crate::spec::user_namespace::IdMap;
 
 /// How long the holder may take to make the namespaces.
@@ -29,6 +30,7 @@ impl Holder {
     /// executable. Blocks.
     pub fn start(shim: &Path, map: IdMap, network: bool) -> Result<Holder> {
         let mut command = Command::new(shim);
+        unburden(&mut command);
         command
             .args(["--hold", if network { "user,net" } else { "user" }])
             .current_dir("/")

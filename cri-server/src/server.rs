@@ -135,7 +135,7 @@ fn open_storage(config: &Config, paths: &Paths) -> Result<(Arc<ImageStore>, Arc<
     let image_root = config.image_root();
     let images = ImageStore::open(image_root, config.registries())
         .with_context(|| format!("open the images in {}", image_root.display()))?;
-    let limits = snapshot::Limits {
+    let limits = snapshot::LayerLimits {
         bytes: config.storage.writable_layer_limit_bytes,
         inodes: config.storage.writable_layer_limit_inodes,
     };

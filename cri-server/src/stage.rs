@@ -19,6 +19,7 @@ use tonic::{Request, Status};
 use tracing::Instrument as _;
 use tracing::instrument::Instrumented;
 
+use crate::limits::Held;
 use crate::telemetry::call::{Call, Ended};
 
 tokio::task_local! {
@@ -194,13 +195,15 @@ impl Drop for Stage {
 }
 
 /// A call, and how long its caller waits for it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Patience {
     /// The call's name.
     pub(crate) call: &'static str,
     /// When it came in.
     pub(crate) began: Instant,
     limit: Option<Duration>,
+    /// What the call holds; work that goes on without its caller holds it too.
+    pub(crate) held: Option<Held>,
 }
 
 impl From<&'static str> for Patience {
@@ -209,6 +212,7 @@ impl From<&'static str> for Patience {
             call,
             began: Instant::now(),
             limit: None,
+            held: None,
         }
     }
 }
@@ -219,6 +223,7 @@ impl Patience {
         let timeout = request.metadata().get("grpc-timeout");
         Patience {
             limit: timeout.and_then(|text| self::timeout(text.to_str().ok()?)),
+            held: request.extensions().get::<Held>().cloned(),
             ..call.into()
         }
     }

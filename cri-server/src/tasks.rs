@@ -60,6 +60,11 @@ impl Tasks {
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Status> {
         let progress = Arc::new(Progress::default());
+        let held = patience.held.clone();
+        let work = async move {
+            let _held = held;
+            work.await
+        };
         let run = self.run(scope(progress.clone(), work));
         Ok(patience.wait(&progress, run).await??)
     }
@@ -141,7 +146,9 @@ impl<K: Clone + Eq + Hash + Send + 'static> Adoption<K> {
                         key,
                     };
                     let work = scope(attempt.progress.clone(), work());
+                    let held = patience.held.clone();
                     tasks.spawn(async move {
+                        let _held = held;
                         let outcome = work.await;
                         drop(leave);
                         sender.send_replace(Some(outcome));
@@ -186,6 +193,26 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
+    use crate::limits::Held;
+
+    /// Whoever gives up its calls has them counted all the same, while their work goes on.
+    #[tokio::test]
+    async fn work_holds_what_its_call_holds() {
+        let (tasks, done) = (Tasks::default(), Arc::new(Notify::new()));
+        let held = Held::default();
+        let mut request = tonic::Request::new(());
+        request.extensions_mut().insert(held.clone());
+        let patience = Patience::of("RunPodSandbox", &request);
+        drop(request);
+        let until = done.clone();
+        let call = tasks.run_within(&patience, async move { until.notified().await });
+        assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
+        drop(patience);
+        assert_eq!(Arc::strong_count(&held), 2, "the work's");
+        done.notify_one();
+        tasks.finish(Duration::from_secs(10)).await;
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
 
     fn patient() -> Patience {
         "Test".into()

@@ -4,11 +4,13 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use corten_proto::exits::WhyRequest;
 use corten_proto::exits::exits_client::ExitsClient;
+use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
@@ -16,6 +18,9 @@ use crate::config::Config;
 use crate::paths::Paths;
 use crate::why::report::{escaped, escaped_json, report};
 use crate::why::{Death, find, subjects_on_disk};
+
+/// How long the server may take, to be connected to and to answer: its records can be read without it.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// See [`run`].
 #[derive(Args, Clone, Debug)]
@@ -35,7 +40,7 @@ pub struct Why {
 pub fn run(config: &Config, why: &Why) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the async runtime")?;
-    let death = match runtime.block_on(ask(&config.listen, &why.container)) {
+    let death = match runtime.block_on(ask(&config.listen, &why.container, LIMIT)) {
         Ok(answer) => answer?,
         Err(silence) => {
             // For a person: what is printed below is as old as the server's last word.
@@ -56,17 +61,44 @@ pub fn run(config: &Config, why: &Why) -> Result<()> {
 }
 
 /// The server's answer; the outer error means that there is none.
-async fn ask(socket: &Path, container: &str) -> Result<Result<Death>> {
+async fn ask(socket: &Path, container: &str, limit: Duration) -> Result<Result<Death>> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()));
     let endpoint = endpoint.with_context(|| format!("{}: no address of a socket", socket.display()))?;
     let silence = || format!("no server answers at {}", socket.display());
-    let channel = endpoint.connect().await.with_context(silence)?;
+    let connected = timeout(limit, endpoint.connect()).await.with_context(silence)?;
+    let channel = connected.with_context(silence)?;
     let request = WhyRequest {
         container: container.to_owned(),
     };
-    match ExitsClient::new(channel).why(request).await {
+    let mut client = ExitsClient::new(channel);
+    match timeout(limit, client.why(request)).await.with_context(silence)? {
         Ok(response) => Ok(serde_json::from_str(&response.into_inner().document).context("decode the answer")),
-        Err(status) if status.code() == Code::Unavailable => Err(anyhow!("{}", status.message())).with_context(silence),
+        Err(status) if is_silence(status.code()) => Err(anyhow!("{}", escaped(status.message()))).with_context(silence),
         Err(status) => Ok(Err(anyhow!("{}", escaped(status.message())))),
+    }
+}
+
+/// Whether an answer says that there is no server, or an older one, which does not know the call.
+fn is_silence(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unimplemented | Code::DeadlineExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It takes connections, and never says a word.
+    #[tokio::test]
+    async fn a_server_that_hangs_is_a_silent_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("corten.sock");
+        let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let silence = ask(&socket, "web", Duration::from_millis(50))
+            .await
+            .expect_err("no answer");
+        assert!(format!("{silence:#}").contains("no server answers at"), "{silence:#}");
+        for (code, expected) in [(Code::Unimplemented, true), (Code::NotFound, false)] {
+            assert_eq!(is_silence(code), expected);
+        }
     }
 }

@@ -107,6 +107,11 @@ impl State {
     }
 
     /// All output has been read, or waited for long enough. So many bytes of it are missing in the log, which ends so.
+    /// Whether its last words may tell why it ended: not where all went well.
+    pub(crate) fn wants_tail(&self) -> bool {
+        matches!(self, State::Draining { record, .. } if record.code != 0)
+    }
+
     pub(crate) fn drained(self, output_lost: u64, tail: Option<Tail>) -> State {
         match self {
             State::Draining { mut record, .. } => {
@@ -198,8 +203,7 @@ pub(crate) struct Container {
     pub(crate) state: State,
     /// Nanoseconds since the epoch; 0 while it is being created.
     pub(crate) created_at: i64,
-    /// The last signal to its init that went through here.
-    pub(crate) sent: Option<Sent>,
+    pub(crate) sent: Notes,
     pub(crate) io: Io,
     /// Missing where the cgroup could not be read: then no exit is an OOM kill.
     pub(crate) oom: Option<oom::Watch>,
@@ -209,6 +213,34 @@ pub(crate) struct Container {
     pub(crate) removal: Removal,
     /// Who waits for the removal.
     pub(crate) waiters: Vec<Requester>,
+}
+
+/// The last signals to an init that went through here. Two: it may die of the first when the second is on its way.
+#[derive(Debug, Default)]
+pub(crate) struct Notes(Vec<Sent>);
+
+impl Notes {
+    fn add(&mut self, sent: Sent) {
+        if self.0.len() == 2 {
+            self.0.remove(0);
+        }
+        self.0.push(sent);
+    }
+
+    /// The last one was not sent after all.
+    pub(crate) fn take_back(&mut self) {
+        self.0.pop();
+    }
+
+    /// The one that has ended the init, of this signal; where none is, the last.
+    fn take(&mut self, signal: i32) -> Option<Sent> {
+        let mut all = std::mem::take(&mut self.0);
+        let place = all.iter().rposition(|sent| sent.signal == signal);
+        match place {
+            Some(place) => Some(all.swap_remove(place)),
+            None => all.pop(),
+        }
+    }
 }
 
 /// A request to create a container, checked.
@@ -311,7 +343,7 @@ impl Container {
             exit_record,
             state: State::Creating,
             created_at: 0,
-            sent: None,
+            sent: Notes::default(),
             io,
             oom: None,
             site: None,
@@ -333,16 +365,16 @@ impl Container {
     pub(crate) fn note_sent(&mut self, signal: i32, reason: String) {
         if matches!(self.state, State::Created { .. } | State::Running { .. }) {
             let at = clock::now_ns();
-            self.sent = Some(Sent { signal, at, reason });
+            self.sent.add(Sent { signal, at, reason });
         }
     }
 
     /// What is known beside its exit code, now that init has ended and its cgroup is still there.
-    pub(crate) fn details(&mut self, core_dumped: bool) -> Details {
+    pub(crate) fn details(&mut self, ended: Ended) -> Details {
         Details {
             created_at: self.created_at,
-            core_dumped,
-            sent: self.sent.take(),
+            core_dumped: ended.dumped,
+            sent: self.sent.take(ended.signal),
             cgroup: self.oom.as_ref().and_then(oom::Watch::state),
             tail: None,
             kernel: Vec::new(),
@@ -373,6 +405,33 @@ mod tests {
         dumped: false,
     };
     const OOM: Oom = Oom { killed: true, kills: 2 };
+
+    /// It may have died of the first when the second came, and a signal that was not sent ends nobody.
+    #[test]
+    fn the_signal_that_ended_it_is_noted() {
+        // The signals that were sent, how many of them failed, what ended it, and what is noted.
+        for (signals, failed, ended, expected) in [
+            (&[15][..], 0, 15, Some(15)),
+            (&[15, 9], 0, 15, Some(15)),
+            (&[15, 9], 0, 9, Some(9)),
+            (&[1, 15, 9], 0, 0, Some(9)),
+            (&[1, 15, 9], 0, 1, Some(9)),
+            (&[9], 1, 9, None),
+            (&[15, 9], 1, 9, Some(15)),
+            (&[], 1, 9, None),
+        ] {
+            let mut notes = Notes::default();
+            for &signal in signals {
+                notes.add(Sent {
+                    signal,
+                    ..Sent::default()
+                });
+            }
+            (0..failed).for_each(|_| notes.take_back());
+            let noted = notes.take(ended).map(|sent| sent.signal);
+            assert_eq!(noted, expected, "{signals:?} {failed} {ended}");
+        }
+    }
 
     fn record(started_at: i64) -> ExitRecord {
         ExitRecord {

@@ -33,7 +33,7 @@ impl Service {
         let oom = container.oom.as_ref();
         let oom = oom.map_or_else(Oom::default, |watch| watch.verdict(ended));
         let until = Instant::now() + DRAIN;
-        let details = container.details(ended.dumped);
+        let details = container.details(ended);
         container.transition(|state| state.ended(ended, oom, clock::now_ns(), until).detailed(details));
         self.settle(id);
     }
@@ -78,7 +78,7 @@ impl Service {
             _ => return,
         }
         let lost = container.io.lost();
-        let tail = container.io.tail();
+        let tail = container.state.wants_tail().then(|| container.io.tail()).flatten();
         container.transition(|state| state.drained(lost, tail));
         container.io.audience.end(Instant::now(), &mut self.poll);
         let State::Exited { record } = &container.state else {

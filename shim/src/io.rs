@@ -291,6 +291,7 @@ impl Io {
         let tail = self.log.as_ref()?.tail(stream);
         tail.inspect_err(|cause| report!("the end of a container's output: {cause:#}"))
             .ok()
+            .flatten()
     }
 
     fn close(&mut self, index: usize, poll: &mut Poll) {

@@ -308,11 +308,15 @@ impl Log {
         Ok(())
     }
 
-    /// The end of what `stream` has written into the file in use, whatever its name is by now.
-    pub(crate) fn tail(&self, stream: Stream) -> Result<Tail> {
+    /// The end of what `stream` has written into the file in use, whatever its name is by now; none where the end was lost.
+    pub(crate) fn tail(&self, stream: Stream) -> Result<Option<Tail>> {
+        if self.gap.is_some() {
+            return Ok(None);
+        }
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let file = File::open(&path).with_context(|| format!("open({path})"));
         file.and_then(|file| tail::read(file, stream))
+            .map(Some)
             .with_context(|| format!("read the log {}", self.location))
     }
 

@@ -44,6 +44,9 @@ pub(crate) fn read(mut log: File, stream: Stream) -> Result<Tail> {
     })
 }
 
+/// What the shim's own records begin with.
+const OWN: &[u8] = b"[corten-shim: ";
+
 /// Where in a record the next byte is.
 enum At {
     /// In one that has begun before the window, or is none.
@@ -52,6 +55,8 @@ enum At {
     Content {
         wanted: bool,
         full: bool,
+        /// How much of it is like the beginning of a notice of ours, while all of it is.
+        alike: Option<usize>,
     },
 }
 
@@ -91,17 +96,45 @@ impl Collector {
             }
             let newline = data.iter().position(|byte| *byte == b'\n');
             let line = &data[..newline.unwrap_or(data.len())];
-            if let At::Content { wanted: true, full } = self.at {
-                self.push(line);
-                if full && newline.is_some() {
-                    self.push(b"\n");
-                }
-            }
+            self.content(line, newline.is_some());
             if newline.is_some() {
                 self.at = At::Header(Vec::new());
             }
             data = &data[newline.map_or(data.len(), |at| at + 1)..];
         }
+    }
+
+    /// A piece of a record's content. What begins like a notice of ours is kept back until it is none.
+    fn content(&mut self, piece: &[u8], is_end: bool) {
+        let At::Content {
+            wanted: true,
+            full,
+            alike,
+        } = self.at
+        else {
+            return;
+        };
+        let missing = alike.map_or(&[][..], |length| &OWN[length..]);
+        let count = missing.len().min(piece.len());
+        let alike = alike.filter(|length| {
+            let is_alike = missing[..count] == piece[..count];
+            if !is_alike {
+                self.push(&OWN[..*length]);
+            }
+            is_alike
+        });
+        let alike = alike.map(|length| length + count);
+        let wanted = alike != Some(OWN.len());
+        if alike.is_none() {
+            self.push(piece);
+        }
+        if wanted && is_end {
+            self.push(&OWN[..alike.unwrap_or(0)]);
+            if full {
+                self.push(b"\n");
+            }
+        }
+        self.at = At::Content { wanted, full, alike };
     }
 
     /// Content comes in pieces that are no longer than what is kept, so that twice that much is always room enough.
@@ -124,6 +157,7 @@ fn parse(header: &[u8], wanted: Stream) -> At {
         (Some(stream), Some(tag @ (b"F" | b"P"))) => At::Content {
             wanted: stream == wanted.name().as_bytes(),
             full: tag == b"F",
+            alike: Some(0),
         },
         _ => At::Unknown,
     }
@@ -155,6 +189,18 @@ mod tests {
         assert_eq!(words(b"", true, 1), "");
         let endless = "x".repeat(10_000);
         assert_eq!(words(endless.as_bytes(), true, 100), "");
+    }
+
+    #[test]
+    fn the_shims_own_records_are_no_words_of_the_container() {
+        let log = format!(
+            "{TIME} stderr F [corten\n{TIME} stderr F last\n{TIME} stderr F [corten-shim: 9 bytes of output lost: x]\n\
+             {TIME} stderr P [corten-shim\n{TIME} stderr F  [corten-shim: said it\n"
+        );
+        for piece in [1, 2, 7, 40, 4096] {
+            let text = words(log.as_bytes(), true, piece);
+            assert_eq!(text, "[corten\nlast\n[corten-shim [corten-shim: said it\n", "{piece}");
+        }
     }
 
     #[test]

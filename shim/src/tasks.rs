@@ -115,7 +115,12 @@ impl Service {
             }
         };
         let bundle = container.bundle.clone();
-        self.begin_call(&verb, &bundle, id, operation, from).map(|()| None)
+        let is_signal = !matches!(operation, Operation::Start);
+        let began = self.begin_call(&verb, &bundle, id, operation, from);
+        if is_signal && began.is_err() {
+            self.not_sent(id);
+        }
+        began.map(|()| None)
     }
 
     /// A child has ended and is reaped.
@@ -297,8 +302,18 @@ impl Service {
             .is_some_and(|init| init.has_ended().is_ok_and(|ended| !ended));
         match result {
             // It ended while the runtime looked for it: then there was nothing left to signal.
-            Err(cause) if running => Err(error(Code::Failed, cause)),
+            Err(cause) if running => {
+                self.not_sent(id);
+                Err(error(Code::Failed, cause))
+            }
             _ => Ok(reply::Result::Done(shim::Done {})),
+        }
+    }
+
+    /// The signal of a call that has failed is nobody's end.
+    fn not_sent(&mut self, id: &ContainerId) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.sent.take_back();
         }
     }
 
@@ -309,6 +324,7 @@ impl Service {
         from: Option<Requester>,
     ) -> Option<Outcome> {
         if let Err(cause) = result {
+            self.not_sent(id);
             if from.is_none() {
                 self.removal_failed(id, &cause);
             }

@@ -138,8 +138,11 @@ fn check(node: &Node, name: &str, variables: &[&str], descriptors: usize) {
         assert!(unknown.is_empty(), "{name}: {unknown:?}");
         let expected: BTreeSet<_> = (0..=descriptors).map(|it| it.to_string()).collect();
         assert_eq!(report["fd"], expected, "{name}");
+        assert_eq!(one("files"), "1000", "{name}");
+        // The shim is protected, and its runtime gives every container the score of its specification.
+        let least = if name.starts_with("corten") { -999 } else { 0 };
         let score: i32 = one("oom").parse().unwrap();
-        assert!(score >= -999, "{name}: {score}");
+        assert!(score >= least, "{name}: {score}");
     }
     println!("{name}: {} starts", reports.len());
 }

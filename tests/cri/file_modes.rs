@@ -15,9 +15,9 @@ use corten_tests::pod::container;
 /// is 0700 for a directory and 0600 for everything else; what is below a `0000` is the image's and the containers' own.
 const TABLE: &[(&str, u32)] = &[
     // For processes of any user in any user namespace; what is above it is private.
-    ("run/pause/", 0o755),
-    ("run/pause/*/", 0o755),
-    ("run/pause/pause", 0o755),
+    ("lib/pause/", 0o755),
+    ("lib/pause/*/", 0o755),
+    ("lib/pause/pause", 0o755),
     // Bound into containers, where every user reads them.
     ("run/sandboxes/*/resolv.conf", 0o644),
     ("run/sandboxes/*/hostname", 0o644),

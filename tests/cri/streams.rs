@@ -93,9 +93,10 @@ fn streams_hold_what_the_lists_hold_whatever_the_filter() {
 #[test]
 fn large_lists_come_in_several_messages() {
     let node = Node::start();
-    for number in 0..5 {
+    // Each within what a pod's labels and annotations may have.
+    for number in 0..8 {
         let mut config = node.pod_config(&format!("large-{number}"));
-        config.annotations = map(&[("large", &"x".repeat(700 << 10))]);
+        config.annotations = map(&[("large", &"x".repeat(440 << 10))]);
         node.run_pod(config);
     }
     let messages = node.cri.pod_sandbox_messages(None).unwrap();

@@ -379,8 +379,12 @@ fn a_start_that_failed() {
     let request = pod.create_request(&container("main", &["/absent"]));
     let refused = node.cri.create_container(request);
     // The runtime looks for the program at create or at start; either way the caller is told.
-    let Ok(created) = refused else {
-        return;
+    let created = match refused {
+        Ok(created) => created,
+        Err(status) => {
+            assert!(status.message().contains("/absent"), "{status}");
+            return;
+        }
     };
     let start = cri::StartContainerRequest {
         container_id: created.container_id.clone(),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use corten_cri::image::snapshot::{self, Limits, Snapshots, Snapshotter};
+use corten_cri::image::snapshot::{self, LayerLimits, Snapshots, Snapshotter};
 use corten_tests::image::Image;
 
 use crate::{Lab, small_layer, wait_for};
@@ -12,7 +12,7 @@ use crate::{Lab, small_layer, wait_for};
 const LIMIT: u64 = 8 << 20;
 const INODES: u64 = 100;
 
-const BYTES: Limits = Limits {
+const BYTES: LayerLimits = LayerLimits {
     bytes: Some(LIMIT),
     inodes: None,
 };
@@ -134,9 +134,9 @@ async fn files_are_limited_too() {
         println!("SKIP: this kernel mounts no ext4 with project quotas");
         return lab.finish();
     };
-    let limits = Limits {
+    let limits = LayerLimits {
         inodes: Some(INODES),
-        ..Limits::default()
+        ..LayerLimits::default()
     };
     let snapshots = Snapshots::open(lab.store().clone(), &disk.0, Snapshotter::Overlayfs, limits).unwrap();
     let (dir, target) = (disk.0.join("c"), lab.dir.path().join("c"));
@@ -174,9 +174,9 @@ async fn a_limit_needs_quotas_that_are_enforced() {
         error.contains("storage.writable_layer_limit_bytes") && error.contains("prjquota"),
         "{error}"
     );
-    let inodes = Limits {
+    let inodes = LayerLimits {
         inodes: Some(INODES),
-        ..Limits::default()
+        ..LayerLimits::default()
     };
     let error = format!("{:#}", open(lab.dir.path(), inodes).err().expect("no quotas"));
     assert!(error.contains("storage.writable_layer_limit_inodes"), "{error}");
@@ -187,7 +187,7 @@ async fn a_limit_needs_quotas_that_are_enforced() {
     };
     let error = refused(&disk.0);
     assert!(error.contains("enforce"), "{error}");
-    assert!(open(&disk.0, Limits::default()).is_ok());
+    assert!(open(&disk.0, LayerLimits::default()).is_ok());
     drop(disk);
     lab.finish();
 }

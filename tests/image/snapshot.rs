@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use corten_cri::image::Image;
-use corten_cri::image::snapshot::{self, Limits, Snapshots, Snapshotter, Volume};
+use corten_cri::image::snapshot::{self, LayerLimits, Snapshots, Snapshotter, Volume};
 use corten_tests::image::{self, Layer};
 
 use crate::{Lab, dig, names, small_layer, wait_for};
@@ -52,7 +52,7 @@ impl Root {
 pub(crate) fn snapshots(lab: &Lab, way: Snapshotter) -> Arc<Snapshots> {
     let containers = lab.dir.path().join("containers");
     fs::create_dir_all(&containers).unwrap();
-    Snapshots::open(lab.store().clone(), &containers, way, Limits::default()).unwrap()
+    Snapshots::open(lab.store().clone(), &containers, way, LayerLimits::default()).unwrap()
 }
 
 impl Drop for Root {
@@ -210,7 +210,7 @@ async fn where_overlayfs_cannot_be_mounted_a_copy_is_made() {
     let mut mount = Command::new("mount");
     mount.args(["-t", "overlay", "overlay", "-o", &options]);
     assert!(mount.arg(at("containers")).status().unwrap().success());
-    let open = |way| Snapshots::open(lab.store().clone(), &at("containers"), way, Limits::default());
+    let open = |way| Snapshots::open(lab.store().clone(), &at("containers"), way, LayerLimits::default());
     let error = format!("{:#}", open(Snapshotter::Overlayfs).err().expect("no overlayfs there"));
     assert!(error.contains("storage.snapshotter"), "{error}");
     {

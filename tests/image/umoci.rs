@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use corten_cri::image::snapshot::{self, Limits, Snapshots, Snapshotter};
+use corten_cri::image::snapshot::{self, LayerLimits, Snapshots, Snapshotter};
 use corten_tests::image::{Entry, Layer};
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use tar::EntryType;
@@ -282,7 +282,13 @@ async fn an_image_of_every_awkward_feature_comes_out_as_from_umoci() {
     for made in [&ours, &dir] {
         fs::create_dir(made).unwrap();
     }
-    let snapshots = Snapshots::open(lab.store().clone(), &work, Snapshotter::Overlayfs, Limits::default()).unwrap();
+    let snapshots = Snapshots::open(
+        lab.store().clone(),
+        &work,
+        Snapshotter::Overlayfs,
+        LayerLimits::default(),
+    )
+    .unwrap();
     let root = snapshot::Root {
         layers: &pulled.layers,
         dir: &dir,

@@ -1,5 +1,37 @@
-//! What the C library's allocator has no safe wrappers for.
+//! What the C library's allocator has no safe wrappers for, and what a child does before it becomes its program.
 #![allow(unsafe_code)]
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
+
+/// Has the child set this limit of descriptors, and with `unprotect` an ordinary score for the OOM killer, before it executes
+/// the program: after that it may have children of its own already.
+pub(super) fn before_exec(command: &mut Command, descriptors: Option<Rlimit>, unprotect: bool) {
+    if descriptors.is_none() && !unprotect {
+        return;
+    }
+    let step = move || {
+        // First, as it takes a descriptor. Raising the score needs no capability; where there is no /proc it stays.
+        if unprotect {
+            let file = rustix::fs::open(
+                c"/proc/self/oom_score_adj",
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+            let _stays = file.and_then(|file| rustix::io::write(&file, b"0"));
+        }
+        if let Some(limit) = descriptors {
+            rustix::process::setrlimit(Resource::Nofile, limit)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and execve the closure makes system calls alone, by rustix, which has no locks and allocates
+    // nothing for them; what it captures are numbers.
+    unsafe { command.pre_exec(step) };
+}
 
 /// Allocations of at least so many bytes are mappings of their own, which go back to the kernel when they are freed. By
 /// itself glibc raises its threshold to what has been freed last, up to 32 MiB: after some answers of that size their memory

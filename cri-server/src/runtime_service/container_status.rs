@@ -8,7 +8,6 @@ use corten_proto::cri::{
     self, ContainerFilter, ContainerResources, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse,
     ContainerUser, ImageSpec, ListContainersResponse, StreamContainersResponse,
 };
-use corten_proto::exit::ExitRecord;
 use serde_json::json;
 
 use super::{info, selector};
@@ -16,8 +15,7 @@ use crate::batches::{Batches, batches};
 use crate::container::{Container, Metadata, Status};
 use crate::error::Error;
 use crate::events::Pod;
-use crate::node::{Node, blocking};
-use crate::record::read_optional;
+use crate::node::Node;
 use crate::spec::stop_signal;
 
 impl Node {
@@ -64,18 +62,14 @@ impl Node {
         let sandbox = self.sandbox_of(container).ok();
         let runtime = sandbox.as_ref().map(|sandbox| &sandbox.metadata);
         let spec = info::runtime_spec(self.paths.bundle(container.id())).await;
-        let path = self.paths.container_exit(container.id());
-        // One that cannot be read leaves null, as one that is not there yet.
-        let exit = blocking(move || read_optional::<ExitRecord>(&path))
-            .await
-            .ok()
-            .flatten();
+        let death = self.death_of(container).await;
+        let exit = death.as_ref().and_then(|death| death.record.as_ref());
         info::document(&json!({
             "sandboxID": metadata.sandbox,
             "pid": container.status().pid().unwrap_or(0),
-            "outputLost": exit.as_ref().map(|exit| exit.output_lost),
-            "oomKills": exit.as_ref().map(|exit| exit.oom_kills),
-            "exit": self.death_of(container).await,
+            "outputLost": exit.map(|exit| exit.output_lost),
+            "oomKills": exit.map(|exit| exit.oom_kills),
+            "exit": death,
             "removing": container.removing.load(Ordering::Relaxed),
             "snapshotKey": metadata.id,
             "runtimeHandler": runtime.map(|runtime| &runtime.runtime_handler),

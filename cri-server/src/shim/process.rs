@@ -80,15 +80,12 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child> {
             child_fd: LISTENER_FD,
         }])
         .expect("a single mapping does not collide");
+    restore_descriptors(command.as_std_mut());
     let child = command
         .spawn()
         .with_context(|| format!("execute {}", launch.program.display()))
         .with_context(context)?;
     let pid = child.id().unwrap_or_default();
-    // Before it is called for the first time. A shim that has ended at once is found out by that call.
-    if let Err(error) = restore_descriptors(pid) {
-        tracing::debug!("{error:#}");
-    }
     let path = launch.directory.join(PID);
     // Without it a shim that hangs cannot be removed, and nothing else is lost.
     if let Err(error) = replace(&path, pid.to_string().as_bytes(), 0o600) {

@@ -17,6 +17,7 @@ use crate::container::{Metadata, Status};
 use crate::paths::Paths;
 use crate::record::{ContainerRecord, SandboxRecord, read, read_optional};
 use crate::recover::entries;
+use crate::spec::shown;
 
 /// A container that is there.
 pub(crate) struct Subject {
@@ -73,17 +74,7 @@ impl Found {
 
 impl Subject {
     fn is(&self, asked: &str) -> bool {
-        let own = self.metadata.config.metadata.as_ref();
-        let pod = self.pod.as_ref();
-        is_meant(
-            asked,
-            self.metadata.id.as_str(),
-            [
-                pod.map_or("", |pod| &pod.namespace),
-                pod.map_or("", |pod| &pod.name),
-                own.map_or("", |own| &own.name),
-            ],
-        )
+        is_asked_for(asked, &self.metadata, self.pod.as_ref())
     }
 
     fn found(self, paths: &Paths) -> Found {
@@ -102,6 +93,17 @@ impl Subject {
         };
         Found::of(Death::new(&self.metadata, self.pod.as_ref(), &exited, record))
     }
+}
+
+/// Whether a container that is there can be meant.
+pub(super) fn is_asked_for(asked: &str, metadata: &Metadata, pod: Option<&cri::PodSandboxMetadata>) -> bool {
+    let own = metadata.config.metadata.as_ref();
+    let names = [
+        pod.map_or("", |pod| &pod.namespace),
+        pod.map_or("", |pod| &pod.name),
+        own.map_or("", |own| &own.name),
+    ];
+    is_meant(asked, metadata.id.as_str(), names)
 }
 
 fn matches(asked: &str, death: &Death) -> bool {
@@ -127,7 +129,7 @@ fn choose(asked: &str, mut all: Vec<Found>) -> Result<Death> {
     if !all.is_empty() && all.iter().all(by_prefix) {
         let first = &all[0].id;
         if all.iter().any(|found| found.id != *first) {
-            bail!("{asked:?} is the beginning of more than one id");
+            bail!("{:?} is the beginning of more than one id", shown(asked));
         }
     } else {
         // Some have this name, and a name goes before the beginning of an id.
@@ -141,7 +143,10 @@ fn choose(asked: &str, mut all: Vec<Found>) -> Result<Death> {
     match (deaths.max_by_key(|death| death.finished_at), running) {
         (Some(death), _) => Ok(death),
         (None, Some(id)) => bail!("container {id} has not ended"),
-        (None, None) => bail!("no container {asked:?} is known, nor one that was removed lately"),
+        (None, None) => bail!(
+            "no container {:?} is known, nor one that was removed lately",
+            shown(asked)
+        ),
     }
 }
 
@@ -217,5 +222,12 @@ pub(super) mod tests {
         for asked in ["", "x", "other/web", "web/", "ns/web"] {
             assert!(chosen(asked).starts_with("no container"), "{asked}");
         }
+    }
+
+    /// An answer's text travels in a header.
+    #[test]
+    fn what_is_not_found_is_repeated_in_part() {
+        let error = choose(&"ä".repeat(100_000), Vec::new()).unwrap_err().to_string();
+        assert!(error.len() < 512 && error.contains("(200000 bytes)"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ use super::Death;
 use crate::node::remove_file;
 use crate::record;
 use crate::recover::entries;
+use crate::store::now;
 
 /// Most files, and most bytes of them together.
 const MAX_FILES: usize = 256;
@@ -22,7 +23,9 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Keeps a death; the oldest ones go for it.
 pub(super) fn keep(directory: &Path, death: &Death) -> Result<()> {
-    let name = format!("{:020}-{}.json", death.finished_at.max(0), death.id);
+    // A time that is still to come would keep it for ever.
+    let ended = death.finished_at.clamp(0, now());
+    let name = format!("{ended:020}-{}.json", death.id);
     record::write(&directory.join(name), death)?;
     prune(directory, MAX_FILES, MAX_BYTES)
 }
@@ -91,6 +94,12 @@ mod tests {
         assert_eq!(names(dir.path()), ["c1", "c2", "c3"]);
         keep(dir.path(), &death("c3", "a", 3)).unwrap();
         assert_eq!(names(dir.path()), ["c1", "c2", "c3"], "a removal that is repeated");
+        keep(dir.path(), &death("future", "a", i64::MAX)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        keep(dir.path(), &death("later", "a", now())).unwrap();
+        assert_eq!(names(dir.path())[3..], ["future", "later"], "a clock that was wrong");
+        remove_file(&files(dir.path()).unwrap()[3]).unwrap();
+        remove_file(&files(dir.path()).unwrap()[3]).unwrap();
         prune(dir.path(), 2, MAX_BYTES).unwrap();
         assert_eq!(names(dir.path()), ["c2", "c3"]);
         let one = fs::metadata(&files(dir.path()).unwrap()[0]).unwrap().len();

@@ -25,16 +25,19 @@ mod service;
 mod verdict;
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::Result;
-use corten_proto::exit::{Details, ExitRecord};
+use anyhow::{Context, Result};
+use corten_proto::exit::ExitRecord;
 use corten_proto::id::ContainerId;
 use corten_proto::{cri, shim};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 pub(crate) use self::find::{Subject, find, subjects_on_disk};
 pub(crate) use self::kept::tidy;
+use self::kernel_log::About;
 pub(crate) use self::service::ExitsService;
 pub(crate) use self::verdict::Cause;
 use crate::container::{Container, Exited, Metadata, Status};
@@ -91,7 +94,7 @@ impl Death {
         let own = metadata.config.metadata.clone().unwrap_or_default();
         let pod = pod.cloned().unwrap_or_default();
         let image = metadata.config.image.clone().unwrap_or_default();
-        let cause = verdict::cause(exited, record.as_ref());
+        let cause = verdict::cause(metadata.id.as_str(), exited, record.as_ref());
         Death {
             version: VERSION,
             id: metadata.id.clone(),
@@ -164,29 +167,84 @@ impl Node {
     }
 }
 
+/// Turns at the records, by their containers: several tasks may hear of one exit, and look at it at once.
+static TURNS: [Mutex<()>; 16] = [const { Mutex::new(()) }; 16];
+
 /// Adds what the kernel says to the record at `path`, if it may have something to say; the message for the status.
 fn examine(path: &Path, id: &ContainerId) -> Result<String> {
-    let Some(mut record) = record::read_optional::<ExitRecord>(path)? else {
+    let sum: usize = id.as_str().bytes().map(usize::from).sum();
+    let _turn = TURNS[sum % TURNS.len()].lock();
+    // As a document too: what a later shim has written stays in it.
+    let Some(mut document) = record::read_optional::<serde_json::Value>(path)? else {
         return Ok(String::new());
     };
-    let details: &mut Details = record.details.get_or_insert_default();
-    if details.kernel.is_empty() && !verdict::is_ours(record.signal, record.oom_kills, details.sent.as_ref()) {
-        // Older shims do not say when it was created.
-        let since = if details.created_at > 0 {
-            details.created_at
-        } else {
-            record.started_at
-        };
-        let about = || kernel_log::about(id, record.pid, since);
-        details.kernel = about();
+    let mut record: ExitRecord =
+        serde_json::from_value(document.clone()).with_context(|| format!("decode {}", path.display()))?;
+    if wants_the_log(&record)
+        && let Some(details) = &mut record.details
+    {
+        let log = About::new(id, record.pid, details.created_at, record.finished_at);
+        details.kernel = log.lines();
         if details.kernel.is_empty() && record.signal == nix::libc::SIGSYS {
             // Denials are printed by a thread of the kernel's own, which may be behind.
             std::thread::sleep(AUDIT_DELAY);
-            details.kernel = about();
+            details.kernel = log.lines();
         }
         if !details.kernel.is_empty() {
-            record::write(path, &record)?;
+            document["details"]["kernel"] = json!(details.kernel);
+            record::write(path, &document)?;
         }
     }
-    Ok(verdict::message(&record))
+    Ok(verdict::message(id.as_str(), &record))
+}
+
+/// Whether the kernel may have ended it, or one of its processes, and has not been asked. Of what an older shim wrote no
+/// more can be learnt: it does not say since when lines can be about it.
+fn wants_the_log(record: &ExitRecord) -> bool {
+    let is_of_kernel = record.signal != 0 || record.oom_kills > 0;
+    let details = record.details.as_ref();
+    is_of_kernel
+        && verdict::is_complete(record)
+        && details.is_some_and(|it| {
+            it.kernel.is_empty() && !verdict::is_ours(record.signal, record.oom_kills, it.sent.as_ref())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use corten_proto::exit::{Details, Sent};
+
+    use super::*;
+
+    #[test]
+    fn when_the_kernels_log_is_read() {
+        let sent = |signal| Sent {
+            signal,
+            ..Sent::default()
+        };
+        // Signal, OOM kills, when it was created, what we sent; whether it is read.
+        for (signal, oom_kills, created_at, sent, is_read) in [
+            (9, 0, 5, None, true),
+            (11, 0, 5, Some(sent(15)), true),
+            (0, 1, 5, None, true),
+            (9, 1, 5, Some(sent(9)), true),
+            (0, 0, 5, None, false),
+            (15, 0, 5, Some(sent(15)), false),
+            (9, 0, 0, None, false),
+        ] {
+            let details = Details {
+                created_at,
+                sent,
+                ..Details::default()
+            };
+            let record = ExitRecord {
+                signal,
+                oom_kills,
+                code: 1,
+                details: Some(Box::new(details)),
+                ..ExitRecord::default()
+            };
+            assert_eq!(wants_the_log(&record), is_read, "{record:?}");
+        }
+    }
 }

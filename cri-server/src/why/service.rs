@@ -6,7 +6,9 @@ use corten_proto::exits::exits_server::Exits;
 use corten_proto::exits::{WhyRequest, WhyResponse};
 use tonic::{Request, Response, Status};
 
+use super::find::is_asked_for;
 use super::{Subject, find};
+use crate::container::Container;
 use crate::node::{Node, blocking};
 
 /// The service.
@@ -19,28 +21,28 @@ impl ExitsService {
     pub(crate) fn new(node: Arc<Node>) -> Self {
         ExitsService { node }
     }
+}
 
-    fn subjects(&self) -> Vec<Subject> {
-        let containers = self.node.store.containers().into_iter();
-        let subject = |container: Arc<crate::container::Container>| Subject {
-            pod: self
-                .node
-                .sandbox_of(&container)
-                .ok()
-                .and_then(|sandbox| sandbox.metadata.config.metadata.clone()),
+/// The containers there are that can be meant. The others' configurations are not copied.
+fn subjects(node: &Node, asked: &str) -> Vec<Subject> {
+    let subject = |container: Arc<Container>| {
+        let sandbox = node.sandbox_of(&container).ok();
+        let pod = sandbox.as_ref().and_then(|it| it.metadata.config.metadata.as_ref());
+        is_asked_for(asked, &container.metadata, pod).then(|| Subject {
+            pod: pod.cloned(),
             status: container.status(),
             metadata: container.metadata.clone(),
-        };
-        containers.map(subject).collect()
-    }
+        })
+    };
+    node.store.containers().into_iter().filter_map(subject).collect()
 }
 
 #[tonic::async_trait]
 impl Exits for ExitsService {
     async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyResponse>, Status> {
         let asked = request.into_inner().container;
-        let (paths, subjects) = (self.node.paths.clone(), self.subjects());
-        let death = blocking(move || find(&paths, &asked, subjects)).await;
+        let node = self.node.clone();
+        let death = blocking(move || find(&node.paths, &asked, subjects(&node, &asked))).await;
         let death = death.map_err(|error| Status::not_found(format!("{error:#}")))?;
         let document = serde_json::to_string(&death);
         let document =

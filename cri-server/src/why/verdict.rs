@@ -35,9 +35,11 @@ pub(crate) enum Cause {
     },
     /// A signal that is neither ours nor the kernel's, as far as it can be told.
     UnknownSender { signal: String },
+    /// A signal, by a record that does not say what we have sent: an older shim's.
+    NotNoted { signal: String },
     /// The runtime could not start it.
     StartFailed,
-    /// It was removed before it was started.
+    /// It ended before it was started, as one does that is stopped or removed then.
     NeverStarted,
     /// Nobody saw its end.
     Lost,
@@ -74,8 +76,13 @@ pub(super) fn is_ours(signal: i32, oom_kills: u64, sent: Option<&Sent>) -> bool 
     oom_kills == 0 && signal != 0 && sent.is_some_and(|sent| sent.signal == signal)
 }
 
-/// What ended a container with this status, by its record.
-pub(super) fn cause(exited: &Exited, record: Option<&ExitRecord>) -> Cause {
+/// Whether a record says what we have sent. Older shims wrote no such thing, and no time of creation.
+pub(super) fn is_complete(record: &ExitRecord) -> bool {
+    record.details.as_ref().is_some_and(|details| details.created_at > 0)
+}
+
+/// What ended the container `id` with this status, by its record.
+pub(super) fn cause(id: &str, exited: &Exited, record: Option<&ExitRecord>) -> Cause {
     match (exited.reason, record) {
         (Reason::StartError, _) => return Cause::StartFailed,
         (_, Some(record)) if record.started_at == 0 && exited.started_at == 0 => return Cause::NeverStarted,
@@ -83,9 +90,11 @@ pub(super) fn cause(exited: &Exited, record: Option<&ExitRecord>) -> Cause {
         _ => {}
     }
     let record = record.cloned().unwrap_or_default();
+    let is_complete = is_complete(&record);
     let details = record.details.clone().unwrap_or_default();
     if record.oom_killed {
-        return Cause::OomKiller { scope: scope(&details) };
+        let scope = scope(id, &details);
+        return Cause::OomKiller { scope };
     }
     if record.signal == 0 {
         return Cause::Exit { after: details.sent };
@@ -95,7 +104,10 @@ pub(super) fn cause(exited: &Exited, record: Option<&ExitRecord>) -> Cause {
             signal: name(sent.signal),
             sent,
         },
-        _ => by_signal(record.signal, &details.kernel),
+        _ => match by_signal(record.signal, &details.kernel) {
+            Cause::UnknownSender { signal } if !is_complete => Cause::NotNoted { signal },
+            cause => cause,
+        },
     }
 }
 
@@ -111,14 +123,14 @@ fn by_signal(number: i32, kernel: &[String]) -> Cause {
         Some((_, what)) => Cause::Fault {
             signal: name(number),
             what: (*what).to_owned(),
-            confirmed: logged(&["segfault", "trap", "general protection", "bad frame"]),
+            confirmed: logged(&["segfault", "trap", "general protection", "bad frame", "unhandled"]),
         },
         None => Cause::UnknownSender { signal: name(number) },
     }
 }
 
-/// Whose memory had run out: `oom-kill:constraint=CONSTRAINT_MEMCG,...,oom_memcg=/A,task_memcg=/A/B,...`.
-fn scope(details: &Details) -> Scope {
+/// Whose memory had run out, `id` being the container's: `oom-kill:constraint=CONSTRAINT_MEMCG,...,oom_memcg=/A,task_memcg=/A/B,...`.
+fn scope(id: &str, details: &Details) -> Scope {
     let line = details
         .kernel
         .iter()
@@ -131,13 +143,11 @@ fn scope(details: &Details) -> Scope {
         line.split(',')
             .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
     };
-    match (field("constraint"), field("oom_memcg"), field("task_memcg")) {
-        (Some("CONSTRAINT_MEMCG"), Some(limited), Some(task)) => {
-            // On v2 an exec is in a cgroup below the container's.
-            let is_own = limited == task || task.rsplit_once("/exec-").is_some_and(|(own, _)| own == limited);
-            if is_own { Scope::Container } else { Scope::Above }
-        }
-        (Some(_), ..) => Scope::Node,
+    match (field("constraint"), field("oom_memcg")) {
+        // Execs and what the container makes itself are below its cgroup, which has its id in its name.
+        (Some("CONSTRAINT_MEMCG"), Some(limited)) if limited.contains(id) => Scope::Container,
+        (Some("CONSTRAINT_MEMCG"), Some(_)) => Scope::Above,
+        (Some(_), _) => Scope::Node,
         _ => Scope::Unknown,
     }
 }
@@ -152,11 +162,11 @@ pub(super) fn name(signal: i32) -> String {
 
 /// The message of a container's status. The kubelet puts it before the container's own termination message, which must
 /// stand alone as often as possible: so this speaks only where the kernel ended the container.
-pub(super) fn message(record: &ExitRecord) -> String {
+pub(super) fn message(id: &str, record: &ExitRecord) -> String {
     let details = record.details.as_deref();
     if record.oom_killed {
         let cause = Cause::OomKiller {
-            scope: details.map_or(Scope::Unknown, scope),
+            scope: details.map_or(Scope::Unknown, |details| scope(id, details)),
         };
         return words(&cause, Some(record));
     }
@@ -201,8 +211,11 @@ pub(super) fn words(cause: &Cause, record: Option<&ExitRecord>) -> String {
             "killed by {signal}, which neither this server nor the kernel's OOM killer has sent: \
              somebody in the container or on the node has"
         ),
+        Cause::NotNoted { signal } => format!(
+            "killed by {signal}, and who has sent it is not known: its shim is an older one, which did not note what it sent"
+        ),
         Cause::StartFailed => "could not be started".to_owned(),
-        Cause::NeverStarted => "removed before it was started".to_owned(),
+        Cause::NeverStarted => "ended before it was started".to_owned(),
         Cause::Lost => "nobody saw how it ended".to_owned(),
     }
 }
@@ -229,22 +242,32 @@ fn exit_words(code: i32, after: Option<&Sent>, record: Option<&ExitRecord>) -> S
 
 fn oom_words(scope: Scope, record: Option<&ExitRecord>) -> String {
     let cgroup = record.and_then(|record| record.details.as_ref()?.cgroup.clone());
+    let cgroup = cgroup.unwrap_or_default();
     let CgroupState {
         memory_limit,
         memory_peak,
         ..
-    } = cgroup.unwrap_or_default();
+    } = cgroup;
+    let is_own = scope == Scope::Container || reached_its_limit(&cgroup);
     let mut text = "killed by the kernel because ".to_owned();
     text += &match (scope, memory_limit) {
         (Scope::Node, _) => "the node had no memory left".to_owned(),
         (Scope::Above, _) => "the memory limit of a cgroup above it, the pod's for example, was reached".to_owned(),
-        (_, Some(limit)) => format!("its memory limit of {} was reached", size(limit)),
-        (_, None) => "there was no memory left for it".to_owned(),
+        (_, Some(limit)) if is_own => format!("its memory limit of {} was reached", size(limit)),
+        _ => "there was no memory left for it".to_owned(),
     };
     if let Some(peak) = memory_peak {
         text += &format!("; at most it used {}", size(peak));
     }
     text
+}
+
+/// Whether the kernel counted that a cgroup wanted more than its limit: `oom` on v2, `failcnt` on v1.
+fn reached_its_limit(cgroup: &CgroupState) -> bool {
+    let events = &cgroup.memory_events;
+    ["oom", "failcnt"]
+        .iter()
+        .any(|name| events.get(*name).is_some_and(|count| *count > 0))
 }
 
 /// Bytes in the largest unit that leaves a whole number before the point.
@@ -288,6 +311,7 @@ mod tests {
             code: if signal > 0 { 128 + signal } else { 3 },
             started_at: 5,
             details: Some(Box::new(Details {
+                created_at: 4,
                 sent,
                 kernel: kernel.iter().map(|line| (*line).to_owned()).collect(),
                 ..Details::default()
@@ -314,7 +338,7 @@ mod tests {
             (record(40, None, &[]), "unknown-sender"),
         ];
         for (record, expected) in table {
-            let cause = cause(&exited(record.code, Reason::Error), Some(&record));
+            let cause = cause("c1", &exited(record.code, Reason::Error), Some(&record));
             let json = serde_json::to_value(&cause).unwrap();
             assert_eq!(json["by"], expected, "{record:?}");
             let is_sure = json.get("confirmed").and_then(serde_json::Value::as_bool);
@@ -322,11 +346,11 @@ mod tests {
             assert_eq!(is_sure.unwrap_or(logged), logged, "{record:?}");
             assert_eq!(serde_json::from_value::<Cause>(json).unwrap(), cause);
         }
-        assert_eq!(cause(&exited(255, Reason::Unknown), None), Cause::Lost);
-        assert_eq!(cause(&exited(128, Reason::StartError), None), Cause::StartFailed);
+        assert_eq!(cause("c1", &exited(255, Reason::Unknown), None), Cause::Lost);
+        assert_eq!(cause("c1", &exited(128, Reason::StartError), None), Cause::StartFailed);
         let mut early = (exited(137, Reason::Error), record(9, Some(sent(9)), &[]));
         (early.0.started_at, early.1.started_at) = (0, 0);
-        assert_eq!(cause(&early.0, Some(&early.1)), Cause::NeverStarted);
+        assert_eq!(cause("c1", &early.0, Some(&early.1)), Cause::NeverStarted);
     }
 
     #[test]
@@ -337,11 +361,16 @@ mod tests {
             )
         };
         let table = [
-            (line("CONSTRAINT_MEMCG", "/p/c", "/p/c"), Scope::Container),
-            (line("CONSTRAINT_MEMCG", "/p/c", "/p/c/exec-3"), Scope::Container),
-            (line("CONSTRAINT_MEMCG", "/p", "/p/c"), Scope::Above),
+            (line("CONSTRAINT_MEMCG", "/p/c1", "/p/c1"), Scope::Container),
+            (line("CONSTRAINT_MEMCG", "/p/c1", "/p/c1/exec-3"), Scope::Container),
+            (line("CONSTRAINT_MEMCG", "/p/c1", "/p/c1/init.scope"), Scope::Container),
             (
-                "oom-kill:constraint=CONSTRAINT_NONE,global_oom,task_memcg=/p/c".into(),
+                line("CONSTRAINT_MEMCG", "/p.slice/x-c1.scope", "/p.slice/x-c1.scope"),
+                Scope::Container,
+            ),
+            (line("CONSTRAINT_MEMCG", "/p", "/p/c1"), Scope::Above),
+            (
+                "oom-kill:constraint=CONSTRAINT_NONE,global_oom,task_memcg=/p/c1".into(),
                 Scope::Node,
             ),
             ("Killed process 7 (a)".into(), Scope::Unknown),
@@ -351,7 +380,57 @@ mod tests {
                 kernel: vec![line.clone()],
                 ..Details::default()
             };
-            assert_eq!(scope(&details), expected, "{line}");
+            assert_eq!(scope("c1", &details), expected, "{line}");
+        }
+    }
+
+    /// Where the kernel's log does not tell, its counters may; a limit alone says nothing.
+    #[test]
+    fn a_limit_is_blamed_only_where_it_was_reached() {
+        let table = [
+            (Scope::Unknown, None, "no memory left for it"),
+            (Scope::Unknown, Some(("oom", 0)), "no memory left for it"),
+            (Scope::Unknown, Some(("oom_kill", 1)), "no memory left for it"),
+            (Scope::Unknown, Some(("oom", 1)), "its memory limit of 1 MiB"),
+            (Scope::Unknown, Some(("failcnt", 7)), "its memory limit of 1 MiB"),
+            (Scope::Container, None, "its memory limit of 1 MiB"),
+            (Scope::Node, Some(("oom", 1)), "the node had no memory left"),
+            (Scope::Above, Some(("failcnt", 1)), "a cgroup above it"),
+        ];
+        for (scope, event, expected) in table {
+            let mut killed = record(9, None, &[]);
+            killed.details.as_mut().unwrap().cgroup = Some(CgroupState {
+                memory_limit: Some(1 << 20),
+                memory_events: event
+                    .into_iter()
+                    .map(|(name, count)| (name.to_owned(), count))
+                    .collect(),
+                ..CgroupState::default()
+            });
+            let text = oom_words(scope, Some(&killed));
+            assert!(text.contains(expected), "{scope:?} {event:?}: {text}");
+        }
+    }
+
+    /// What was not noted is not held against anybody.
+    #[test]
+    fn records_of_older_shims_accuse_nobody() {
+        let without = |signal| ExitRecord {
+            details: None,
+            ..record(signal, None, &[])
+        };
+        let mut examined = without(9);
+        examined.details = Some(Box::default());
+        for (record, expected) in [
+            (without(9), "not-noted"),
+            (examined, "not-noted"),
+            (without(15), "not-noted"),
+            (without(11), "fault"),
+            (without(0), "exit"),
+        ] {
+            let cause = cause("c1", &exited(record.code, Reason::Error), Some(&record));
+            assert_eq!(serde_json::to_value(&cause).unwrap()["by"], expected, "{record:?}");
+            assert!(!words(&cause, Some(&record)).contains("somebody"));
         }
     }
 
@@ -362,12 +441,18 @@ mod tests {
         let cgroup = CgroupState {
             memory_limit: Some(64 << 20),
             memory_peak: Some((64 << 20) - (1 << 19)),
+            memory_events: [("oom".to_owned(), 1)].into(),
             ..CgroupState::default()
         };
         killed.details.as_mut().unwrap().cgroup = Some(cgroup);
         let said = "killed by the kernel because its memory limit of 64 MiB was reached; at most it used 63.5 MiB";
-        assert_eq!(message(&killed), said);
-        let of = |record: &ExitRecord| words(&cause(&exited(record.code, Reason::Error), Some(record)), Some(record));
+        assert_eq!(message("c1", &killed), said);
+        let of = |record: &ExitRecord| {
+            words(
+                &cause("c1", &exited(record.code, Reason::Error), Some(record)),
+                Some(record),
+            )
+        };
         assert_eq!(of(&killed), said);
         assert_eq!(
             of(&record(9, Some(sent(9)), &[])),
@@ -395,7 +480,7 @@ mod tests {
             (record(11, None, &[]), true),
             (record(31, None, &[]), true),
         ] {
-            assert_eq!(!message(&record).is_empty(), speaks, "{record:?}");
+            assert_eq!(!message("c1", &record).is_empty(), speaks, "{record:?}");
         }
     }
 

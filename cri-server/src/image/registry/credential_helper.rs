@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use super::super::auth::Credentials;
-use crate::own_process::unprotect;
+use crate::own_process::unburden;
 
 /// Longest time a helper may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,7 +47,6 @@ pub(super) async fn get(name: &str, registry: &str, dirs: &[PathBuf]) -> Result<
 async fn ask(name: &str, registry: &str, dirs: &[PathBuf], limit: Duration) -> Result<Credentials> {
     let program = find(name, dirs)?;
     let mut child = spawn(&program, dirs)?;
-    unprotect(child.id());
     let group = Group::of(&child);
     // What docker itself asks for.
     let server = match registry {
@@ -92,7 +91,9 @@ fn spawn(program: &Path, dirs: &[PathBuf]) -> Result<Child> {
     let passed_on = PASSED_ON
         .iter()
         .filter_map(|name| Some((name, std::env::var_os(name)?)));
-    Command::new(program)
+    let mut command = Command::new(program);
+    unburden(command.as_std_mut());
+    command
         .arg("get")
         .env_clear()
         .env("PATH", path.context("PATH of the directories of helpers")?)

@@ -55,7 +55,7 @@ use super::store::ImageStore;
 use crate::tree;
 
 pub use self::changes::Changes;
-pub use self::quota::Limits;
+pub use self::quota::LayerLimits;
 pub use self::usage::Usage;
 pub use self::view::{Volume, unmount_volumes};
 
@@ -101,7 +101,7 @@ impl Snapshots {
         images: Arc<ImageStore>,
         containers: &Path,
         wanted: Snapshotter,
-        limits: Limits,
+        limits: LayerLimits,
     ) -> Result<Arc<Snapshots>> {
         let native = is_native(wanted, containers)?;
         let accounts = Accounts::open(containers, limits)?;

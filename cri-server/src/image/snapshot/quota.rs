@@ -20,20 +20,20 @@ use super::usage::Usage;
 
 /// What one container may write at most; what is absent is as much as there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct LayerLimits {
     /// Blocks, in bytes.
     pub bytes: Option<u64>,
     /// Files of every type.
     pub inodes: Option<u64>,
 }
 
-impl Limits {
+impl LayerLimits {
     /// The key of the configuration that asks for a limit, if one does.
     fn key(self) -> Option<&'static str> {
         match self {
-            Limits { bytes: Some(_), .. } => Some("storage.writable_layer_limit_bytes"),
-            Limits { inodes: Some(_), .. } => Some("storage.writable_layer_limit_inodes"),
-            Limits { .. } => None,
+            LayerLimits { bytes: Some(_), .. } => Some("storage.writable_layer_limit_bytes"),
+            LayerLimits { inodes: Some(_), .. } => Some("storage.writable_layer_limit_inodes"),
+            LayerLimits { .. } => None,
         }
     }
 }
@@ -45,13 +45,13 @@ const FIRST_PROJECT: u32 = 0x4000_0000;
 #[derive(Debug)]
 pub(super) struct Projects {
     containers: PathBuf,
-    limits: Limits,
+    limits: LayerLimits,
     taken: Mutex<BTreeSet<u32>>,
 }
 
 impl Projects {
     /// The projects of the containers in `containers`; none where the filesystem does not count by project.
-    pub(super) fn open(containers: &Path, limits: Limits) -> Result<Option<Projects>> {
+    pub(super) fn open(containers: &Path, limits: LayerLimits) -> Result<Option<Projects>> {
         let dir = File::open(containers).with_context(|| format!("open {}", containers.display()))?;
         let quotas = match (sys::project_quotas(dir.as_fd()), limits.key()) {
             (Ok(quotas), Some(key)) if !quotas.enforced => {

@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::quota::{self, Limits, Projects};
+use super::quota::{self, LayerLimits, Projects};
 
 /// Between two rounds of the walk.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ pub(super) enum Accounts {
 
 impl Accounts {
     /// Accounts for the containers in `containers`; with a limit they must be the filesystem's.
-    pub(super) fn open(containers: &Path, limits: Limits) -> Result<Accounts> {
+    pub(super) fn open(containers: &Path, limits: LayerLimits) -> Result<Accounts> {
         match Projects::open(containers, limits)? {
             Some(projects) => Ok(Accounts::Projects(projects)),
             None => Ok(Accounts::Walk(Walker::start(containers)?)),

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Child;
 
-use crate::own_process::unprotect;
+use crate::own_process::unburden;
 
 /// Most bytes that are kept of a plugin's stdout and of its stderr.
 const MAX_OUTPUT: u64 = 1 << 20;
@@ -80,7 +80,6 @@ impl Invocation<'_> {
     /// Runs the plugin; its result is null where it printed nothing.
     pub(super) async fn run(&self, stdin: &Value) -> Result<Value> {
         let mut child = self.spawn()?;
-        unprotect(child.id());
         let mut group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()));
         let input = stdin.to_string();
         let outcome = tokio::time::timeout(self.timeout, talk(&mut child, &input)).await;
@@ -105,6 +104,7 @@ impl Invocation<'_> {
         let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
         let plugin_path = std::env::join_paths(self.path).context("CNI_PATH")?;
         let mut command = tokio::process::Command::new(&self.program);
+        unburden(command.as_std_mut());
         command.env_clear().env("CNI_COMMAND", self.command.name());
         if let Some(pod) = &self.pod {
             command
