@@ -177,7 +177,8 @@ mod tests {
             ];
             [vec![2, 0, 0, 0], list.concat()].concat()
         };
-        let is_it = |original, reply| (original, reply) == (at("192.0.2.1:53"), at("10.87.0.2:5353"));
+        let is_it =
+            |original: SocketAddr, reply: SocketAddr| (original, reply) == (at("192.0.2.1:53"), at("10.87.0.2:5353"));
         assert!(Connection::among(&is_it, &body(17)).is_some());
         assert!(Connection::among(&|_, _| false, &body(17)).is_none());
         assert!(Connection::among(&is_it, &body(6)).is_none(), "TCP");
@@ -186,7 +187,7 @@ mod tests {
 
     #[test]
     fn what_a_port_is_asked_by() {
-        let own = ["192.0.2.1".parse().unwrap()];
+        let own: [IpAddr; 1] = ["192.0.2.1".parse().unwrap()];
         for (address, destination, meant) in [
             (None, "192.0.2.1:53", true),
             (None, "127.0.0.1:53", true),

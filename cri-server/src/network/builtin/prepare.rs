@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn what_collides() {
-        let subnets = ["10.87.0.0/16", "fd00:87::/64"].map(|text| text.parse().unwrap());
+        let subnets: [Prefix; 2] = ["10.87.0.0/16", "fd00:87::/64"].map(|text| text.parse().unwrap());
         for (to, link, gateway, collides) in [
             ("10.87.0.0/16", 7, None, false),
             ("10.87.0.0/16", 8, None, true),
