@@ -46,7 +46,9 @@ pub fn run(config: &Config, command: NetworkCommand) -> Result<()> {
             (Ok(server), NetworkCommand::Show { output }) => show(server, output).await,
             (Ok(server), NetworkCommand::Repair) => repair(server).await,
             (Ok(server), NetworkCommand::Remove { force }) => remove(server, force).await,
-            (Err(_no_server), NetworkCommand::Remove { force }) => builtin::remove(&config.network.bridge, force),
+            (Err(_no_server), NetworkCommand::Remove { force }) => {
+                builtin::remove(&config.network.bridge, &config.root, force)
+            }
             (Err(no_server), _) => Err(no_server),
         }
     })

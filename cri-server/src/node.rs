@@ -101,7 +101,7 @@ impl Node {
         let host = Host::read().context("read what the machine is like")?;
         let paths = Paths::new(&config.root, &config.state);
         let cni = Cni::new(&config.cni);
-        let builtin = Builtin::new(&config.network);
+        let builtin = Builtin::new(&config.network, &config.root);
         let cidrs = kept_cidrs(&paths);
         builtin.set_pod_cidrs(&cidrs);
         cni.set_pod_cidrs(cidrs);

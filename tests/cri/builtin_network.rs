@@ -529,3 +529,158 @@ fn the_status_says_what_keeps_the_network_from_being_made() {
     assert!(status.conditions.iter().all(|it| it.status), "{status:?}");
     node.pod("fine");
 }
+
+#[test]
+fn host_ports_of_the_loopback_are_closed_to_neighbours() {
+    let node = start();
+    let name = node.marker();
+    on_the_host(&node, &NEIGHBOUR.replace("NAME", &name));
+    let tcp = cri::Protocol::Tcp;
+    let ports = vec![port(18080, 8080, tcp, "127.0.0.1"), port(18081, 8080, tcp, "")];
+    let pod = pod_with_ports(&node, "private", ports);
+    pod.sh("main", SERVE);
+    assert_page(&node, "127.0.0.1:18080");
+    let namespace = fs::File::open(format!("/run/netns/{name}")).unwrap();
+    thread::spawn(move || {
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let script = "set -e
+            ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1 via 192.0.2.1
+            echo 1 >/proc/sys/net/ipv4/conf/out0/route_localnet";
+        assert!(Command::new("sh").args(["-c", script]).status().unwrap().success());
+        let connect = |address: &str| {
+            let address = address.parse().expect("an address");
+            TcpStream::connect_timeout(&address, Duration::from_millis(500))
+        };
+        connect("192.0.2.1:18081").expect("what is for all is there");
+        connect("127.0.0.1:18080").expect_err("what is for the node's loopback is not");
+        connect("127.0.0.1:18081").expect_err("nor is it by this address");
+    })
+    .join()
+    .unwrap();
+    on_the_host(&node, &format!("ip netns delete {name}"));
+}
+
+#[test]
+fn a_bridge_of_another_is_left_alone() {
+    for alias in ["", "corten-bridge:/elsewhere"] {
+        let node = start();
+        on_the_host(
+            &node,
+            "ip link add corten0 type bridge; ip link set corten0 up; ip addr add 10.50.0.1/24 dev corten0",
+        );
+        if !alias.is_empty() {
+            on_the_host(&node, &format!("ip link set corten0 alias {alias}"));
+        }
+        let links = "ip link add veth0123456789a type veth peer name other0
+            ip link set veth0123456789a alias corten0:0123456789ab master corten0";
+        on_the_host(&node, links);
+        node.kill_server();
+        node.launch().unwrap();
+        let refused = node
+            .cri
+            .run_pod_sandbox(request(node.pod_config("usurper")))
+            .unwrap_err();
+        assert!(
+            refused.message().contains("a bridge of this name that is another's"),
+            "{refused}"
+        );
+        let left = on_the_host(&node, "ip -o -4 addr show corten0; ip -o link show master corten0");
+        assert!(
+            left.contains("10.50.0.1/24") && left.contains("veth0123456789a"),
+            "{left}"
+        );
+        on_the_host(&node, "ip link delete veth0123456789a; ip link delete corten0");
+        node.pod("own");
+    }
+}
+
+#[test]
+fn the_mtu_of_the_configuration_stays_when_the_last_pod_goes() {
+    let node = Node::with_builtin_network(|config| set(config, "mtu", 1400.into()));
+    for name in ["one", "other"] {
+        let pod = node.pod(name);
+        let container = pod.sh("main", "sleep 1000");
+        assert_eq!(container.exec_sh("cat /sys/class/net/eth0/mtu"), "1400\n", "{name}");
+        pod.stop();
+        assert!(
+            on_the_host(&node, "ip link show corten0").contains("mtu 1400"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_port_that_is_a_host_port_too_is_reached_from_the_pods_own_address() {
+    let node = start();
+    let _holder = pod_with_ports(&node, "holder", vec![port(9000, 80, cri::Protocol::Tcp, "")]);
+    let (server, client) = (node.pod("server"), node.pod("client"));
+    let listener = inside(&node, &server, || TcpListener::bind("0.0.0.0:9000").unwrap());
+    let target = SocketAddr::new(server.ip().parse().unwrap(), 9000);
+    let asked = inside(&node, &client, || {
+        TcpStream::connect_timeout(&target, Duration::from_secs(3))
+    });
+    asked.unwrap();
+    assert_eq!(listener.accept().unwrap().1.ip().to_string(), client.ip());
+}
+
+#[test]
+fn interfaces_to_come_listen_to_no_router_because_of_forwarding() {
+    let node = with_subnets(&DUAL);
+    let name = node.marker();
+    on_the_host(&node, &NEIGHBOUR.replace("NAME", &name));
+    on_the_host(&node, "ip -6 route add default via fd00:2::2 dev up0 proto ra");
+    node.pod("first");
+    for (link, value) in [("default", "1\n"), ("all", "1\n"), ("lo", "1\n"), ("up0", "2\n")] {
+        let read = format!("cat /proc/sys/net/ipv6/conf/{link}/accept_ra");
+        assert_eq!(on_the_host(&node, &read), value, "{link}");
+    }
+    on_the_host(&node, &format!("ip netns delete {name}"));
+}
+
+#[test]
+fn what_the_node_has_on_the_loopback_of_version_6_stays_reachable() {
+    let node = with_subnets(&DUAL);
+    let listener = node.network.enter(|| TcpListener::bind("[::1]:18080").unwrap());
+    let _pod = pod_with_ports(&node, "shadow", vec![port(18080, 8080, cri::Protocol::Tcp, "")]);
+    let address = "[::1]:18080".parse().unwrap();
+    let connected = node
+        .network
+        .enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)));
+    connected.unwrap();
+    drop(listener);
+}
+
+#[test]
+fn a_subnet_with_the_node_itself_inside_is_refused() {
+    let node = start();
+    on_the_host(
+        &node,
+        "ip link add wide type bridge; ip link set wide up; ip addr add 10.87.3.1/8 dev wide",
+    );
+    let refused = node.cri.run_pod_sandbox(request(node.pod_config("inner"))).unwrap_err();
+    let message = "subnet 10.87.0.0/16: the node has the address 10.87.3.1/8 elsewhere";
+    assert!(refused.message().contains(message), "{refused}");
+    on_the_host(&node, "ip link delete wide");
+    node.pod("fine");
+}
+
+#[test]
+fn a_bridge_that_is_down_is_brought_back_before_the_node_is_ready() {
+    let node = start();
+    let pod = node.pod("server");
+    pod.sh("main", SERVE);
+    for damage in [
+        "ip link set corten0 down",
+        "ip addr flush dev corten0",
+        "echo 0 >/proc/sys/net/ipv4/ip_forward",
+    ] {
+        on_the_host(&node, damage);
+        node.pod(&format!("next-{}", damage.len()));
+        assert_eq!(
+            on_the_host(&node, "cat /proc/sys/net/ipv4/ip_forward"),
+            "1\n",
+            "{damage}"
+        );
+        assert_page(&node, "10.87.0.2:8080");
+    }
+}

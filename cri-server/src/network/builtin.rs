@@ -62,6 +62,9 @@ use crate::error::Error;
 use crate::node::blocking;
 use crate::stage::stage;
 
+/// Bytes of a mark.
+const LONGEST_MARK: usize = 240;
+
 /// What a pod has of this network: part of its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,6 +78,8 @@ pub struct Attachment {
 /// The node's built-in network.
 pub struct Builtin {
     config: config::Network,
+    /// What the bridge has as its alias: no other server takes it for its own, nor does this one take another's.
+    mark: String,
     state: Mutex<State>,
     /// Shared by pods that come and go, exclusive for the repair of all that are there.
     turn: RwLock<()>,
@@ -101,11 +106,12 @@ struct Attached {
 }
 
 impl Builtin {
-    /// Does nothing yet.
+    /// Does nothing yet. `root` is the server's directory, by which its bridge is known.
     #[must_use]
-    pub fn new(config: &config::Network) -> Arc<Builtin> {
+    pub fn new(config: &config::Network, root: &Path) -> Arc<Builtin> {
         Arc::new(Builtin {
             config: config.clone(),
+            mark: mark_of(root),
             state: Mutex::default(),
             turn: RwLock::default(),
             prepared: Mutex::default(),
@@ -254,6 +260,13 @@ impl Attached {
     fn ips(&self) -> Vec<IpAddr> {
         self.addresses.iter().map(|prefix| prefix.address).collect()
     }
+}
+
+/// How the bridge of the server with this root is marked; an alias has 255 bytes at most.
+fn mark_of(root: &Path) -> String {
+    let mut mark = format!("corten-bridge:{}", root.display());
+    mark.truncate(mark.floor_char_boundary(LONGEST_MARK));
+    mark
 }
 
 /// Gives the pod its link, addresses and routes.

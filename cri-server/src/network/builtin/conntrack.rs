@@ -3,39 +3,66 @@
 //! A datagram of a known connection goes where the first one went, whatever the table says by now. So when a UDP port comes
 //! to a pod or leaves it, what is known of it is forgotten. TCP and SCTP find out by themselves: their peer is gone.
 
+use std::net::{IpAddr, SocketAddr};
+
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc;
 
 use super::netlink::{Batch, Message, Socket, attribute, is_refusal};
-use super::nft;
 use super::port::HostPort;
+use super::{link, nft};
 
 /// Numbers of messages and attributes, which libc lacks.
 mod abi {
     pub(super) const GET: i32 = 1;
     pub(super) const DELETE: i32 = 2;
     pub(super) const TUPLE_ORIG: u16 = 1;
+    pub(super) const TUPLE_REPLY: u16 = 2;
     pub(super) const ID: u16 = 12;
+    pub(super) const TUPLE_IP: u16 = 1;
+    pub(super) const IP_V4_SRC: u16 = 1;
+    pub(super) const IP_V4_DST: u16 = 2;
+    pub(super) const IP_V6_SRC: u16 = 3;
+    pub(super) const IP_V6_DST: u16 = 4;
     pub(super) const TUPLE_PROTO: u16 = 2;
     pub(super) const PROTO_NUM: u16 = 1;
+    pub(super) const PROTO_SRC_PORT: u16 = 2;
     pub(super) const PROTO_DST_PORT: u16 = 3;
     /// Length of struct nfgenmsg.
     pub(super) const NFGENMSG: usize = 4;
 }
 
-/// Has the kernel forget the UDP connections to these ports of the node.
-pub(super) fn forget_udp(ports: &[HostPort]) -> Result<()> {
+/// What has happened to ports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Change {
+    /// They lead to a pod now: what is known of the node's side is stale.
+    Opened,
+    /// They do not any more: what is known of the pod's side is stale.
+    Closed,
+}
+
+/// Has the kernel forget the UDP connections that such a change makes stale, and no others.
+pub(super) fn forget_udp(ports: &[HostPort], change: Change) -> Result<()> {
     let is_udp = |port: &&HostPort| i32::from(port.listen.protocol) == libc::IPPROTO_UDP;
-    let ports: Vec<u16> = ports.iter().filter(is_udp).map(|port| port.listen.port).collect();
+    let ports: Vec<HostPort> = ports.iter().filter(is_udp).copied().collect();
     if ports.is_empty() {
         return Ok(());
     }
+    let own = match change {
+        Change::Opened => link::addresses(&Socket::route()?)?,
+        Change::Closed => Vec::new(),
+    };
+    let own: Vec<IpAddr> = own.into_iter().map(|(_, prefix)| prefix.address).collect();
+    let is_stale = |original: SocketAddr, reply: SocketAddr| match change {
+        Change::Opened => ports.iter().any(|port| is_to(port, original, &own)),
+        Change::Closed => ports.iter().any(|port| port.target == reply),
+    };
     let socket = Socket::netfilter()?;
     let mut found = Vec::new();
     let every = |message: &mut Message| message.raw(&nft::header(libc::AF_UNSPEC, 0));
     socket.dump(kind(abi::GET), "list the connections", every, |body| {
-        found.extend(Connection::to(&ports, body));
+        found.extend(Connection::among(&is_stale, body));
     })?;
     found.iter().try_for_each(|connection| connection.forget(&socket))
 }
@@ -49,15 +76,14 @@ struct Connection {
 }
 
 impl Connection {
-    /// A UDP connection whose first packet was to one of the ports.
-    fn to(ports: &[u16], body: &[u8]) -> Option<Connection> {
+    /// A UDP connection that is stale by the destination of its first packet and the source of the answers.
+    fn among(is_stale: &impl Fn(SocketAddr, SocketAddr) -> bool, body: &[u8]) -> Option<Connection> {
         let list = body.get(abi::NFGENMSG..)?;
         let tuple = attribute(list, abi::TUPLE_ORIG)?;
-        let protocol = attribute(tuple, abi::TUPLE_PROTO)?;
-        let number = attribute(protocol, abi::PROTO_NUM)?.first()?;
-        let port = attribute(protocol, abi::PROTO_DST_PORT)?.try_into().ok()?;
-        let is_one = i32::from(*number) == libc::IPPROTO_UDP && ports.contains(&u16::from_be_bytes(port));
-        is_one.then_some(Connection {
+        let original = end(tuple, [abi::IP_V4_DST, abi::IP_V6_DST], abi::PROTO_DST_PORT)?;
+        let reply = attribute(list, abi::TUPLE_REPLY)?;
+        let reply = end(reply, [abi::IP_V4_SRC, abi::IP_V6_SRC], abi::PROTO_SRC_PORT)?;
+        is_stale(original, reply).then_some(Connection {
             family: body[0],
             tuple: tuple.to_vec(),
             id: attribute(list, abi::ID)?.to_vec(),
@@ -79,6 +105,29 @@ impl Connection {
     }
 }
 
+/// Whether a packet to this address of the node is meant for the port.
+fn is_to(port: &HostPort, destination: SocketAddr, own: &[IpAddr]) -> bool {
+    let ip = destination.ip();
+    let is_there = match port.listen.address {
+        Some(address) => address == ip,
+        None => ip.is_ipv4() == port.listen.is_ipv4 && (ip.is_loopback() || own.contains(&ip)),
+    };
+    is_there && destination.port() == port.listen.port
+}
+
+/// One end of a tuple of UDP; none of another protocol.
+fn end(tuple: &[u8], addresses: [u16; 2], port: u16) -> Option<SocketAddr> {
+    let protocol = attribute(tuple, abi::TUPLE_PROTO)?;
+    let number = attribute(protocol, abi::PROTO_NUM)?.first()?;
+    if i32::from(*number) != libc::IPPROTO_UDP {
+        return None;
+    }
+    let port = attribute(protocol, port)?.try_into().ok()?;
+    let list = attribute(tuple, abi::TUPLE_IP)?;
+    let address = addresses.into_iter().find_map(|kind| attribute(list, kind))?;
+    Some(SocketAddr::new(link::ip(address)?, u16::from_be_bytes(port)))
+}
+
 fn kind(message: libc::c_int) -> u16 {
     u16::try_from(libc::NFNL_SUBSYS_CTNETLINK << 8 | message).expect("a subsystem and a message are a byte each")
 }
@@ -96,18 +145,67 @@ mod tests {
         bytes
     }
 
+    /// A tuple of version 4.
+    fn tuple(protocol: u8, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+        let octets = super::super::prefix::octets;
+        let ip = [
+            attribute(abi::IP_V4_SRC, &octets(source.ip())),
+            attribute(abi::IP_V4_DST, &octets(destination.ip())),
+        ];
+        let proto = [
+            attribute(abi::PROTO_NUM, &[protocol]),
+            attribute(abi::PROTO_SRC_PORT, &source.port().to_be_bytes()),
+            attribute(abi::PROTO_DST_PORT, &destination.port().to_be_bytes()),
+        ];
+        [
+            attribute(abi::TUPLE_IP, &ip.concat()),
+            attribute(abi::TUPLE_PROTO, &proto.concat()),
+        ]
+        .concat()
+    }
+
     #[test]
-    fn connections_are_found_by_protocol_and_port() {
-        let body = |protocol: u8, port: u16| {
-            let number = attribute(abi::PROTO_NUM, &[protocol]);
-            let port = attribute(abi::PROTO_DST_PORT, &port.to_be_bytes());
-            let tuple = attribute(abi::TUPLE_PROTO, &[number, port].concat());
-            let list = [attribute(abi::TUPLE_ORIG, &tuple), attribute(abi::ID, &[0, 0, 0, 7])].concat();
-            [vec![2, 0, 0, 0], list].concat()
+    fn ends_of_connections_and_who_is_asked() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let body = |protocol: u8| {
+            let original = tuple(protocol, at("192.0.2.2:4000"), at("192.0.2.1:53"));
+            let reply = tuple(protocol, at("10.87.0.2:5353"), at("192.0.2.2:4000"));
+            let list = [
+                attribute(abi::TUPLE_ORIG, &original),
+                attribute(abi::TUPLE_REPLY, &reply),
+                attribute(abi::ID, &[0, 0, 0, 7]),
+            ];
+            [vec![2, 0, 0, 0], list.concat()].concat()
         };
-        for (protocol, port, found) in [(17, 53, true), (6, 53, false), (17, 54, false)] {
-            assert_eq!(Connection::to(&[53], &body(protocol, port)).is_some(), found);
+        let is_it =
+            |original: SocketAddr, reply: SocketAddr| (original, reply) == (at("192.0.2.1:53"), at("10.87.0.2:5353"));
+        assert!(Connection::among(&is_it, &body(17)).is_some());
+        assert!(Connection::among(&|_, _| false, &body(17)).is_none());
+        assert!(Connection::among(&is_it, &body(6)).is_none(), "TCP");
+        assert!(Connection::among(&is_it, &body(17)[..20]).is_none(), "cut off");
+    }
+
+    #[test]
+    fn what_a_port_is_asked_by() {
+        let own: [IpAddr; 1] = ["192.0.2.1".parse().unwrap()];
+        for (address, destination, meant) in [
+            (None, "192.0.2.1:53", true),
+            (None, "127.0.0.1:53", true),
+            (None, "192.0.2.9:53", false),
+            (None, "192.0.2.1:54", false),
+            (None, "[::1]:53", false),
+            (Some("192.0.2.1"), "192.0.2.1:53", true),
+            (Some("192.0.2.1"), "127.0.0.1:53", false),
+        ] {
+            let listen = super::super::port::Listen {
+                is_ipv4: true,
+                protocol: 17,
+                port: 53,
+                address: address.map(|it: &str| it.parse().unwrap()),
+            };
+            let target = "10.87.0.2:5353".parse().unwrap();
+            let port = HostPort { listen, target };
+            assert_eq!(is_to(&port, destination.parse().unwrap(), &own), meant, "{destination}");
         }
-        assert!(Connection::to(&[53], &body(17, 53)[..20]).is_none(), "cut off");
     }
 }

@@ -18,6 +18,7 @@ use nix::libc;
 
 use super::netlink::{Batch, CREATE, Message, REPLACE, Socket, attribute, attributes, is_refusal, text, u32_at};
 use super::prefix::{Prefix, octets};
+use super::sysctl;
 
 /// The pod's interface.
 pub(super) const INTERFACE: &str = "eth0";
@@ -30,6 +31,7 @@ mod abi {
     pub(super) const IFLA_BRPORT_MODE: u16 = 4;
     pub(super) const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
     pub(super) const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+    pub(super) const RTPROT_RA: u8 = 9;
     pub(super) const IFA_FLAGS: u16 = 8;
     /// Length of struct ifinfomsg.
     pub(super) const IFINFOMSG: usize = 16;
@@ -50,7 +52,9 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     /// Index of the bridge it is a port of; 0 for none.
     pub(super) master: u32,
-    /// What was noted on it: of ours, the bridge and the sandbox it belongs to.
+    /// Whether it is up, as far as that is the node's decision.
+    pub(super) is_up: bool,
+    /// What was noted on it: of ours, the bridge and the sandbox it belongs to; of the bridge itself, whose it is.
     pub(super) alias: String,
 }
 
@@ -107,17 +111,17 @@ fn parse(body: &[u8]) -> Option<Link> {
         kind: attribute(info, libc::IFLA_INFO_KIND).map(text).unwrap_or_default(),
         mtu: number(libc::IFLA_MTU)?,
         master: number(libc::IFLA_MASTER).unwrap_or(0),
+        is_up: u32_at(body, 8)? & UP != 0,
         alias: attribute(list, libc::IFLA_IFALIAS).map(text).unwrap_or_default(),
     })
 }
 
 /// Makes the bridge; its hardware address is fixed, where otherwise it would change with its ports.
-pub(super) fn make_bridge(socket: &Socket, name: &str, mtu: u32, hardware: [u8; 6]) -> Result<()> {
+pub(super) fn make_bridge(socket: &Socket, name: &str, hardware: [u8; 6]) -> Result<()> {
     let mut batch = Batch::default();
     batch.add(libc::RTM_NEWLINK, CREATE, format!("make bridge {name}"), |message| {
         message.raw(&interface(0, 0));
         message.text(libc::IFLA_IFNAME, name);
-        message.u32(libc::IFLA_MTU, mtu);
         message.attribute(libc::IFLA_ADDRESS, &hardware);
         message.nest(libc::IFLA_LINKINFO, |info| info.text(libc::IFLA_INFO_KIND, "bridge"));
     });
@@ -126,6 +130,20 @@ pub(super) fn make_bridge(socket: &Socket, name: &str, mtu: u32, hardware: [u8; 
         Err(error) if is_refusal(&error, Errno::EEXIST) => Ok(()),
         made => made,
     }
+}
+
+/// Has the bridge be `mark`'s, with an MTU that stays.
+///
+/// One that is given when the bridge is made lasts only until its last port goes: the kernel then falls back to its own.
+pub(super) fn set_bridge(socket: &Socket, bridge: &Link, mark: &str, mtu: u32) -> Result<()> {
+    let mut batch = Batch::default();
+    let what = format!("set alias and MTU {mtu} of bridge {}", bridge.name);
+    batch.add(libc::RTM_NEWLINK, 0, what, |message| {
+        message.raw(&interface(bridge.index, 0));
+        message.text(libc::IFLA_IFALIAS, mark);
+        message.u32(libc::IFLA_MTU, mtu);
+    });
+    socket.run(&batch)
 }
 
 /// Makes a link that everything redirected to it passes through, for a sandbox.
@@ -202,11 +220,14 @@ pub(super) fn join_bridge(socket: &Socket, id: &SandboxId, bridge: &Link) -> Res
             message.text(libc::IFLA_IFALIAS, &alias_of(id, &bridge.name));
             message.u32(libc::IFLA_MASTER, bridge.index);
             // A port has no address of its own, and none to be looked for by anyone.
-            message.nest(libc::IFLA_AF_SPEC, |families| {
-                families.nest(family(libc::AF_INET6).into(), |family| {
-                    family.attribute(abi::IFLA_INET6_ADDR_GEN_MODE, &[abi::IN6_ADDR_GEN_MODE_NONE]);
+            // A kernel without IPv6 takes no word about it (EAFNOSUPPORT), and gives no address by itself.
+            if sysctl::has_ipv6() {
+                message.nest(libc::IFLA_AF_SPEC, |families| {
+                    families.nest(family(libc::AF_INET6).into(), |family| {
+                        family.attribute(abi::IFLA_INET6_ADDR_GEN_MODE, &[abi::IN6_ADDR_GEN_MODE_NONE]);
+                    });
                 });
-            });
+            }
         },
     );
     // What a port is like can be said once it is one.
@@ -262,20 +283,20 @@ pub(super) fn remove_address(batch: &mut Batch, index: u32, prefix: Prefix) {
     });
 }
 
-/// The addresses of a link that are of any use beyond it.
-pub(super) fn addresses(socket: &Socket, index: u32) -> Result<Vec<Prefix>> {
+/// The addresses that are of any use beyond their link, each with its link's index.
+pub(super) fn addresses(socket: &Socket) -> Result<Vec<(u32, Prefix)>> {
     let mut found = Vec::new();
     let header = |message: &mut Message| message.raw(&[0; 8]);
     socket.dump(libc::RTM_GETADDR, "list the addresses", header, |body| {
         // struct ifaddrmsg: family, length of the prefix, flags, scope, index.
-        if u32_at(body, 4) == Some(index) && body.get(3) == Some(&libc::RT_SCOPE_UNIVERSE) {
+        if let Some(index) = u32_at(body, 4)
+            && body[3] == libc::RT_SCOPE_UNIVERSE
+        {
             let list = body.get(8..).unwrap_or_default();
             let local = attribute(list, libc::IFA_LOCAL).or_else(|| attribute(list, libc::IFA_ADDRESS));
             let address = local.and_then(ip);
-            found.extend(address.map(|address| Prefix {
-                address,
-                length: body[1],
-            }));
+            let length = body[1];
+            found.extend(address.map(|address| (index, Prefix { address, length })));
         }
     })?;
     Ok(found)
@@ -311,6 +332,10 @@ pub(super) struct Route {
     pub(super) to: Prefix,
     /// The link it leaves by.
     pub(super) link: u32,
+    /// The machine it leads by, if not straight to its destinations.
+    pub(super) gateway: Option<IpAddr>,
+    /// Whether a router's advertisement made it.
+    pub(super) is_learned: bool,
 }
 
 /// The routes of the main table, local ones aside.
@@ -333,11 +358,12 @@ fn parse_route(body: &[u8]) -> Option<Route> {
         libc::AF_INET6 => IpAddr::from([0u8; 16]),
         _ => return None,
     };
-    let mut link = None;
+    let (mut link, mut gateway) = (None, None);
     for (kind, value) in attributes(&body[abi::RTMSG..]) {
         match kind {
             libc::RTA_DST => to = ip(value)?,
             libc::RTA_OIF => link = u32_at(value, 0),
+            libc::RTA_GATEWAY => gateway = ip(value),
             _ => {}
         }
     }
@@ -347,6 +373,8 @@ fn parse_route(body: &[u8]) -> Option<Route> {
             length: header[1],
         },
         link: link?,
+        gateway,
+        is_learned: header[5] == abi::RTPROT_RA,
     })
 }
 
@@ -419,6 +447,7 @@ mod tests {
                 kind: "veth".to_owned(),
                 mtu: 1500,
                 master: 0,
+                is_up: true,
                 alias,
             };
             assert_eq!(link.owner(bridge), owner, "{}", link.alias);
@@ -432,7 +461,7 @@ mod tests {
         assert_eq!((link.index, link.master, link.owner("corten0")), (1, 0, None));
         assert!(list(&socket).unwrap().contains(&link));
         assert_eq!(find(&socket, "none-of-this").unwrap(), None);
-        addresses(&socket, 1).unwrap();
+        addresses(&socket).unwrap();
         routes(&socket).unwrap();
     }
 }

@@ -43,6 +43,7 @@ pub(super) mod abi {
     pub(in crate::network::builtin) const VERDICT_CHAIN: u16 = 2;
     pub(in crate::network::builtin) const FIB_RESULT_ADDRTYPE: u32 = 3;
     pub(in crate::network::builtin) const FIB_DADDR: u32 = 2;
+    pub(in crate::network::builtin) const CT_STATUS_DNAT: u32 = 1 << 5;
     pub(in crate::network::builtin) const NAT_RANDOM_FULLY: u32 = 16;
     /// Length of struct nfgenmsg.
     pub(in crate::network::builtin) const NFGENMSG: usize = 4;
@@ -137,6 +138,16 @@ impl<'a, 'b> Rule<'a, 'b> {
         })
     }
 
+    /// Only connections whose destination was changed, by whatever table.
+    pub(super) fn is_redirected(&mut self) -> &mut Self {
+        self.expression("ct", |data| {
+            data.be32(1, Register(0).number());
+            data.be32(2, libc::NFT_CT_STATUS.cast_unsigned());
+        })
+        .mask(Register(0), &abi::CT_STATUS_DNAT.to_ne_bytes())
+        .equals(Register(0), &abi::CT_STATUS_DNAT.to_ne_bytes())
+    }
+
     /// Only packets to an address of the node.
     pub(super) fn for_the_node(&mut self) -> &mut Self {
         self.expression("fib", |data| {
@@ -161,9 +172,18 @@ impl<'a, 'b> Rule<'a, 'b> {
 
     /// Only where a register has this value.
     pub(super) fn equals(&mut self, register: Register, value: &[u8]) -> &mut Self {
+        self.compare(libc::NFT_CMP_EQ, register, value)
+    }
+
+    /// Only where a register has another value.
+    pub(super) fn differs(&mut self, register: Register, value: &[u8]) -> &mut Self {
+        self.compare(libc::NFT_CMP_NEQ, register, value)
+    }
+
+    fn compare(&mut self, how: libc::c_int, register: Register, value: &[u8]) -> &mut Self {
         self.expression("cmp", |data| {
             data.be32(1, register.number());
-            data.be32(2, libc::NFT_CMP_EQ.cast_unsigned());
+            data.be32(2, how.cast_unsigned());
             data.nest(3, |data| data.attribute(abi::DATA_VALUE, value));
         })
     }

@@ -2,13 +2,16 @@
 //!
 //! At the start of a server, after everything was killed at any moment; and whenever `corten-cri network repair` asks.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use corten_proto::networks::Repaired;
 use nix::errno::Errno;
 
 use super::link;
 use super::netlink::{Socket, is_refusal};
-use super::{Attached, Builtin, ruleset};
+use super::prepare::check_owner;
+use super::{Attached, Builtin, mark_of, ruleset};
 use crate::error::Error;
 use crate::network::netns;
 
@@ -16,8 +19,11 @@ impl Builtin {
     /// Repairs what an earlier server has left, if there is anything of it.
     pub(crate) fn resume(&self) -> Result<()> {
         if self.state().attached.is_empty() {
-            let bridge = link::find(&Socket::route()?, &self.config.bridge)?;
-            if bridge.is_none() || !self.config.builtin {
+            let links = link::list(&Socket::route()?)?;
+            let bridge = &self.config.bridge;
+            let is_ours = |link: &link::Link| link.name == *bridge || link.owner(bridge).is_some();
+            let left = links.iter().any(is_ours) || ruleset::is_installed(bridge).unwrap_or(false);
+            if !left || !self.config.builtin {
                 return Ok(());
             }
         }
@@ -84,22 +90,22 @@ impl Builtin {
         }
         *prepared = None;
         // No pod has a link there, or it does not matter.
-        Ok(remove(&self.config.bridge, true)?)
+        Ok(remove_marked(&self.config.bridge, &self.mark, true)?)
     }
 }
 
 /// Takes a bridge and its table away.
 ///
 /// # Errors
-/// If it has ports, unless `force`; if the link of this name is no bridge.
-pub(crate) fn remove(bridge: &str, force: bool) -> Result<()> {
+/// If it has ports, unless `force`; if the link of this name is no bridge, or not of the server with this root.
+pub(crate) fn remove(bridge: &str, root: &Path, force: bool) -> Result<()> {
+    remove_marked(bridge, &mark_of(root), force)
+}
+
+fn remove_marked(bridge: &str, mark: &str, force: bool) -> Result<()> {
     let socket = Socket::route()?;
     if let Some(found) = link::find(&socket, bridge)? {
-        ensure!(
-            found.kind == "bridge",
-            "link {bridge} is of kind {:?}, and no bridge",
-            found.kind
-        );
+        check_owner(&socket, &found, mark).with_context(|| format!("remove bridge {bridge}"))?;
         let ports = link::list(&socket)?
             .into_iter()
             .filter(|link| link.master == found.index);

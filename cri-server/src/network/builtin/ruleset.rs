@@ -4,12 +4,12 @@
 //! table inet corten0 {
 //!   map ports4            protocol . port : address . port                   ports6 likewise
 //!   map addressed_ports4  node's address . protocol . port : address . port
-//!   chain guard        prerouting, raw   from the bridge to 127.0.0.0/8: drop
+//!   chain guard        prerouting, raw   from elsewhere than lo, from or to 127.0.0.0/8: drop
 //!   chain prerouting   nat               to an address of the node: host_ports
-//!   chain output       nat               the same for what the node sends itself
+//!   chain output       nat               the same for what the node sends itself, but not to ::1
 //!   chain host_ports                     dnat by the maps, those with an address first
 //!   chain postrouting  nat               to the bridge: hairpin; else leave
-//!   chain hairpin                        from 127.0.0.0/8, or from a subnet through one of the maps: masquerade
+//!   chain hairpin                        from 127.0.0.0/8, or from a subnet and redirected by a map: masquerade
 //!   chain leave                          to a subnet or a group: accept; from a subnet: masquerade
 //! }
 //! ```
@@ -120,10 +120,19 @@ impl Ruleset<'_> {
     fn add_rules(&self, batch: &mut Batch) {
         let bridge = name(self.bridge);
         let jump = |rule: &mut Rule, chain| rule.verdict(libc::NFT_JUMP, Some(chain));
-        self.rule(batch, "guard", |rule| {
-            rule.meta(libc::NFT_META_IIFNAME, Register(0))
-                .equals(Register(0), &bridge);
-            in_loopback(rule, Side::Destination).verdict(libc::NF_DROP, None);
+        // With route_localnet and the maps, the loopback would be open to pods (CVE-2020-8558), and 127.0.0.1's host ports
+        // to whatever machine routes 127.0.0.1 by this node: they are redirected before the kernel looks where from.
+        for side in [Side::Destination, Side::Source] {
+            self.rule(batch, "guard", |rule| {
+                rule.meta(libc::NFT_META_IIFNAME, Register(0))
+                    .differs(Register(0), &name("lo"));
+                in_loopback(rule, side).verdict(libc::NF_DROP, None);
+            });
+        }
+        // Nothing that has come from ::1 can leave the loopback: what the node has there itself stays to be reached.
+        self.rule(batch, "output", |rule| {
+            let loopback = "::1/128".parse().expect("a range");
+            inside(rule, Side::Destination, loopback).verdict(libc::NFT_RETURN, None);
         });
         for chain in ["prerouting", "output"] {
             self.rule(batch, chain, |rule| jump(rule.for_the_node(), "host_ports"));
@@ -165,7 +174,7 @@ impl Ruleset<'_> {
         // A pod that has come through a host port: the answer must come back the same way, not along the bridge.
         for (map, id, _, addressed) in MAPS.into_iter().filter(|map| map.2 == is_ipv4) {
             self.rule(batch, "hairpin", |rule| {
-                inside(rule, Side::Source, subnet);
+                inside(rule, Side::Source, subnet).is_redirected();
                 let key = load_key(rule, is_ipv4, addressed, KeyOf::Connection);
                 rule.is_in(map, id, key).masquerade();
             });
@@ -217,11 +226,12 @@ pub(super) fn remove(table: &str) -> Result<()> {
         .with_context(|| format!("remove table inet {table}"))
 }
 
-/// Whether the table is there.
+/// Whether the table is there, with what ports are put in.
 pub(super) fn is_installed(table: &str) -> Result<bool> {
-    let found = Socket::netfilter()?.get(kind(libc::NFT_MSG_GETTABLE), "look for the table", |message| {
+    let found = Socket::netfilter()?.get(kind(libc::NFT_MSG_GETSET), "look for the table", |message| {
         message.raw(&header(libc::NFPROTO_INET, 0));
-        message.text(abi::TABLE_NAME, table);
+        message.text(abi::SET_TABLE, table);
+        message.text(abi::SET_NAME, MAPS[0].0);
     });
     match found {
         Err(error) if is_refusal(&error, Errno::ENOENT) => Ok(false),

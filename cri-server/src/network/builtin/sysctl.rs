@@ -29,7 +29,9 @@ pub(super) fn prepare_pod() -> Result<()> {
 }
 
 /// What the node needs to route between the bridge and the rest.
-pub(super) fn prepare_node(bridge: &str, ipv4: bool, ipv6: bool) -> Result<()> {
+///
+/// `learners` are the links whose router has told the node its way.
+pub(super) fn prepare_node(bridge: &str, ipv4: bool, ipv6: bool, learners: &[&str]) -> Result<()> {
     if has_ipv6() {
         // A pod could make itself the node's router.
         set(IPV6, &format!("conf/{bridge}/accept_ra"), "0")?;
@@ -37,28 +39,38 @@ pub(super) fn prepare_node(bridge: &str, ipv4: bool, ipv6: bool) -> Result<()> {
     }
     if ipv4 {
         set(IPV4, "ip_forward", "1")?;
-        // For host ports on 127.0.0.1; the rules keep pods from the loopback themselves (CVE-2020-8558).
-        set(IPV4, &format!("conf/{bridge}/route_localnet"), "1")?;
     }
     if ipv6 {
-        forward_ipv6()?;
+        set(IPV6, &format!("conf/{bridge}/disable_ipv6"), "0")?;
+        forward_ipv6(learners)?;
     }
     Ok(())
 }
 
+/// Whether the node still forwards for pods.
+pub(super) fn forwards(ipv4: bool, ipv6: bool) -> Result<bool> {
+    Ok((!ipv4 || is(IPV4, "ip_forward", "1")?) && (!ipv6 || is(IPV6, "conf/all/forwarding", "1")?))
+}
+
+/// Lets host ports on 127.0.0.1 lead to pods, or not. Only while the rules are there, which keep all others from the
+/// loopback (CVE-2020-8558).
+pub(super) fn route_localnet(bridge: &str, on: bool) -> Result<()> {
+    set(
+        IPV4,
+        &format!("conf/{bridge}/route_localnet"),
+        if on { "1" } else { "0" },
+    )
+}
+
 /// Turns forwarding on for all interfaces: one alone can be told only since Linux 6.17, and both sides must be. An interface
-/// that forwards does not listen to its router any more unless it is told to (accept_ra 2): the node keeps its own routes.
-fn forward_ipv6() -> Result<()> {
+/// that forwards does not listen to its router any more unless it is told to (accept_ra 2): the node keeps the routes that
+/// it has learned. Links that have none, and those to come, do not listen: a pod's could be among them.
+fn forward_ipv6(learners: &[&str]) -> Result<()> {
     if is(IPV6, "conf/all/forwarding", "1")? {
         return Ok(());
     }
-    let directory = Path::new(IPV6).join("conf");
-    let entries = fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
-    for entry in entries {
-        let name = entry
-            .with_context(|| format!("list {}", directory.display()))?
-            .file_name();
-        let parameter = format!("conf/{}/accept_ra", name.to_string_lossy());
+    for link in learners {
+        let parameter = format!("conf/{link}/accept_ra");
         if is(IPV6, &parameter, "1")? {
             set(IPV6, &parameter, "2")?;
         }
