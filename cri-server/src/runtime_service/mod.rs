@@ -342,7 +342,7 @@ impl Rpc for RuntimeService {
     ) -> Result<Response<CheckpointContainerResponse>, Status> {
         let patience = Patience::of("CheckpointContainer", &request);
         let request = request.into_inner();
-        self.change(patience, move |node| async move {
+        self.change(patience.clone(), move |node| async move {
             node.container_checkpoint(&request, &patience).await
         })
         .await
@@ -354,7 +354,7 @@ impl Rpc for RuntimeService {
     ) -> Result<Response<CheckpointPodResponse>, Status> {
         let patience = Patience::of("CheckpointPod", &request);
         let request = request.into_inner();
-        self.change(patience, move |node| async move {
+        self.change(patience.clone(), move |node| async move {
             node.pod_checkpoint(&request, &patience).await
         })
         .await
