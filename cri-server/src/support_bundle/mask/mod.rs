@@ -209,12 +209,8 @@ mod tests {
                 value!({"DB_PASS": "***", "encryptionKey": "***", "tail": {"text": "***"}}),
             ),
             (
-                value!({"history": [{"created_by": "ARG X"}]}),
-                value!({"history": [{"created_by": "***"}]}),
-            ),
-            (
-                value!({"last_stderr": "X", "exit_code": 1}),
-                value!({"last_stderr": "***", "exit_code": 1}),
+                value!({"history": [{"created_by": "ARG X"}], "last_stderr": "X", "exit_code": 1}),
+                value!({"history": [{"created_by": "***"}], "last_stderr": "***", "exit_code": 1}),
             ),
             (
                 value!({"info": "{\"env\":[\"A=X\"]}"}),
