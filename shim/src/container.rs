@@ -106,12 +106,12 @@ impl State {
         }
     }
 
-    /// All output has been read, or waited for long enough. So many bytes of it are missing in the log, which ends so.
     /// Whether its last words may tell why it ended: not where all went well.
     pub(crate) fn wants_tail(&self) -> bool {
         matches!(self, State::Draining { record, .. } if record.code != 0)
     }
 
+    /// All output has been read, or waited for long enough. So many bytes of it are missing in the log, which ends so.
     pub(crate) fn drained(self, output_lost: u64, tail: Option<Tail>) -> State {
         match self {
             State::Draining { mut record, .. } => {

@@ -42,7 +42,7 @@ fn the_end_of_the_error_output() {
 #[test]
 fn a_terminal_has_one_stream_and_no_log_no_words() {
     with_shims(|shim, client| {
-        let terminal = shim.bundle("t", "echo out; echo err >&2", |config| {
+        let terminal = shim.bundle("t", "echo out; echo err >&2; exit 3", |config| {
             config["process"]["terminal"] = json!(true);
         });
         let mut create = terminal.create();
@@ -54,7 +54,7 @@ fn a_terminal_has_one_stream_and_no_log_no_words() {
         let tail = details(&terminal).tail.expect("a tail");
         assert_eq!((tail.stream.as_str(), tail.text.as_str()), ("stdout", "out\r\nerr\r\n"));
 
-        let silent = shim.bundle("s", "echo err >&2", |_| {});
+        let silent = shim.bundle("s", "echo err >&2; exit 3", |_| {});
         let mut create = silent.create();
         create.log_path.clear();
         client.create(create);
@@ -62,6 +62,10 @@ fn a_terminal_has_one_stream_and_no_log_no_words() {
         client.exit(&silent.id);
         client.delete(&silent.id).expect("delete");
         assert_eq!(details(&silent).tail, None);
+
+        let content = shim.bundle("w", "echo all is well >&2", |_| {});
+        client.run(&content);
+        assert_eq!(details(&content).tail, None, "an exit that needs no reason");
     });
 }
 
@@ -69,7 +73,7 @@ fn a_terminal_has_one_stream_and_no_log_no_words() {
 #[test]
 fn a_log_that_was_rotated_or_removed() {
     with_shims(|shim, client| {
-        let script = "echo before >&2; while [ ! -e /go ]; do sleep 0.05; done; echo after >&2";
+        let script = "echo before >&2; while [ ! -e /go ]; do sleep 0.05; done; echo after >&2; exit 3";
         let bundle = shim.bundle("c", script, |_| {});
         client.create(bundle.create());
         client.start(&bundle.id);

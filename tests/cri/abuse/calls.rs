@@ -110,39 +110,6 @@ fn a_storm_of_pods_is_made_or_refused_and_leaves_nothing() {
     watched.end(48, 1);
 }
 
-/// Calls that wait for a container which does not heed its signal.
-#[test]
-fn more_calls_than_a_connection_may_have_are_refused_and_the_rest_are_answered() {
-    /// Half of what the server may have under way of what changes something.
-    const PLACES: usize = 1024;
-    let node = Node::start();
-    let pod = node.pod("web");
-    let main = pod.sh("main", "trap '' TERM; echo ready; while :; do sleep 0.1; done");
-    main.wait_output("ready");
-    let (executor, channel) = crowd(&node);
-    let calls: Vec<_> = (0..PLACES + 100)
-        .map(|_| {
-            let mut client = client(&channel);
-            let request = cri::StopContainerRequest {
-                container_id: main.id.clone(),
-                timeout: 5,
-            };
-            executor.spawn(async move { client.stop_container(request).await })
-        })
-        .collect();
-    // Another connection has places of its own.
-    assert!(node.cri.list_containers(cri::ListContainersRequest::default()).is_ok());
-    let mut refused = 0;
-    for call in calls {
-        match executor.block_on(call).unwrap() {
-            Ok(_stopped) => {}
-            Err(status) if status.code() == Code::ResourceExhausted => refused += 1,
-            Err(status) => panic!("{status}"),
-        }
-    }
-    assert_eq!(refused, 100);
-}
-
 #[test]
 fn a_storm_of_pulls_is_one_pull_and_its_failures_are_told() {
     let node = Node::start();
