@@ -27,7 +27,7 @@ use tonic::server::NamedService;
 use crate::own_process::return_memory_soon;
 
 /// Bytes of a request that nobody counts: nearly every request is smaller.
-const FREE: usize = 64 << 10;
+pub(crate) const FREE: usize = 64 << 10;
 /// Bytes that larger requests may have together, in KiB.
 const REQUESTS_KIB: usize = 64 << 10;
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use corten_proto::cri;
 use corten_proto::id::{ContainerId, SandboxId};
+use prost::Message;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tracing::Span;
@@ -22,7 +23,9 @@ use crate::events::{self, Event, Events, Kind, Pod};
 use crate::health::Health;
 use crate::image::snapshot::Snapshots;
 use crate::image::{ImageStore, MAX_LAYERS};
+use crate::limits;
 use crate::network::{Builtin, Cni};
+use crate::own_process;
 use crate::paths::Paths;
 use crate::record::{self, Record};
 use crate::runtime_service::container_exec::OutputBudget;
@@ -255,8 +258,10 @@ impl Node {
     }
 
     /// Forgets a sandbox of which nothing is left.
-    pub(crate) fn sandbox_removed(&self, id: &SandboxId) {
+    pub(crate) fn sandbox_removed(&self, sandbox: &Sandbox) {
+        let id = sandbox.id();
         self.publish(id, id, || [Kind::Deleted], || self.store.remove_sandbox(id));
+        forgotten(&sandbox.metadata.config);
     }
 
     /// Forgets a container of which nothing is left.
@@ -268,6 +273,7 @@ impl Node {
             || [Kind::Deleted],
             || self.store.remove_container(id),
         );
+        forgotten(&container.metadata.config);
     }
 
     /// Makes a change visible, if there is one, and tells whoever listens. What happens to a sandbox that is not visible,
@@ -429,4 +435,11 @@ pub(crate) fn sandbox_key(metadata: &cri::PodSandboxMetadata) -> SandboxKey {
 /// A new id for a sandbox or container.
 pub(crate) fn new_id() -> Result<ContainerId> {
     ContainerId::random().context("read random bytes for an id")
+}
+
+/// A request that was kept is let go: a large one leaves holes.
+fn forgotten(request: &impl Message) {
+    if request.encoded_len() > limits::FREE {
+        own_process::return_memory_soon();
+    }
 }

@@ -152,6 +152,8 @@ fn orphans_are_reaped_while_a_call_is_in_flight() {
             let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
             c["hooks"] = json!({ "createRuntime": [hook] });
         });
+        // Ages are told in hundredths of a second.
+        std::thread::sleep(Duration::from_millis(50));
         let creating = client.send(Call::Create(slow.create()));
         // The init, the call and its own child, which may have come to the shim. The call cannot end before.
         eventually("the orphans are reaped", || (children() <= 3).then_some(()));

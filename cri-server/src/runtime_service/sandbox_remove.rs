@@ -33,7 +33,7 @@ impl Node {
             self.remove_container(&container).await?;
         }
         self.discard_sandbox(&sandbox).await?;
-        self.sandbox_removed(sandbox.id());
+        self.sandbox_removed(&sandbox);
         Ok(RemovePodSandboxResponse {})
     }
 
