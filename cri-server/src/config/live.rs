@@ -202,7 +202,9 @@ mod tests {
             "image_policy: \"/p\" -> not set",
             "registries.a.plain_http: true -> not set",
             "registries.a.skip_verify: false -> not set",
+            "runtimes.runc.container_annotations: not set -> []",
             "runtimes.runc.path: not set -> \"/runc\"",
+            "runtimes.runc.pod_annotations: not set -> []",
         ];
         assert_eq!(shown, expected);
         let shown: Vec<_> = plan.waiting.iter().map(ToString::to_string).collect();
