@@ -93,7 +93,8 @@ fn a_log_is_whole_after_the_server_was_killed() {
         thread::sleep(Duration::from_millis(50));
         node.launch().unwrap();
     }
-    container.exec_sh("touch /stop");
+    // The container may end, and its exec with it, before that has exited.
+    container.exec(&["touch", "/stop"]);
     container.wait_exit();
     let of = |stream: &str| -> Vec<u64> {
         let output = container.output(stream);
