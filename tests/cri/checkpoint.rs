@@ -82,7 +82,11 @@ fn node_with_criu(criu: &str) -> Node {
 pub(crate) const COUNT: &str = "n=$(cat /count 2>/dev/null || echo 0); while :; do n=$((n + 1)); echo $n >/count.new; mv /count.new /count; sleep 0.1; done";
 
 pub(crate) fn count_of(container: &Container<'_>) -> i64 {
-    container.exec_sh("cat /count").trim().parse().unwrap_or(0)
+    container
+        .exec_sh("cat /count 2>/dev/null || echo 0")
+        .trim()
+        .parse()
+        .unwrap_or(0)
 }
 
 /// A directory of the node for archives, empty.
