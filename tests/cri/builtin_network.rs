@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::thread;
@@ -14,8 +14,7 @@ use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::Pod;
 use toml::Table;
 
-/// Serves one page on port 8080, of either version.
-pub(crate) const SERVE: &str = "mkdir /www && echo a-page > /www/index.html && exec httpd -f -p 8080 -h /www";
+use crate::network::{SERVE, get};
 
 /// Both versions.
 const DUAL: [&str; 2] = ["10.87.0.0/16", "fd00:87::/64"];
@@ -44,27 +43,6 @@ pub(crate) fn on_the_host(node: &Node, command: &str) -> String {
         .unwrap();
     assert!(output.status.success(), "{command}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// What an HTTP server at `address` answers, asked from the node; an error where nobody listens in three seconds.
-fn get(node: &Node, address: &str) -> std::io::Result<String> {
-    let address: SocketAddr = address.parse().expect("an address");
-    let deadline = Instant::now() + Duration::from_secs(3);
-    node.network.enter(|| {
-        loop {
-            match TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
-                Ok(mut stream) => {
-                    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-                    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-                    let mut text = String::new();
-                    stream.read_to_string(&mut text)?;
-                    return Ok(text);
-                }
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => thread::sleep(Duration::from_millis(50)),
-            }
-        }
-    })
 }
 
 #[track_caller]

@@ -10,7 +10,8 @@ use corten_tests::binary;
 use corten_tests::node::{BUSYBOX, Node};
 use serde_json::Value;
 
-use crate::builtin_network::{SERVE, assert_page, on_the_host, port, request, start};
+use crate::builtin_network::{assert_page, on_the_host, port, request, start};
+use crate::network::SERVE;
 
 /// `corten-cri network` on the node, whatever comes of it.
 fn network_output(node: &Node, arguments: &[&str]) -> Output {

@@ -12,11 +12,11 @@ use corten_proto::cri;
 use corten_tests::node::{BUSYBOX, Node};
 use corten_tests::pod::container;
 
-/// Serves one page on port 8080.
-const SERVE: &str = "mkdir /www && echo a-page > /www/index.html && exec httpd -f -p 8080 -h /www";
+/// Serves one page on port 8080, of either version.
+pub(crate) const SERVE: &str = "mkdir /www && echo a-page > /www/index.html && exec httpd -f -p 8080 -h /www";
 
 /// What an HTTP server at `address` answers, asked from the node; an error where nobody listens in three seconds.
-fn get(node: &Node, address: &str) -> std::io::Result<String> {
+pub(crate) fn get(node: &Node, address: &str) -> std::io::Result<String> {
     let address: SocketAddr = address.parse().expect("an address");
     let deadline = Instant::now() + Duration::from_secs(3);
     node.network.enter(|| {

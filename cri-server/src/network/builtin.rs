@@ -49,6 +49,7 @@ use corten_proto::id::SandboxId;
 use serde::{Deserialize, Serialize};
 
 use self::addresses::Addresses;
+pub(super) use self::link::bring_up_loopback;
 use self::link::{INTERFACE, Link};
 use self::netlink::{Batch, Socket};
 use self::port::{Owner, Ports, host_ports};

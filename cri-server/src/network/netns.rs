@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +13,8 @@ use corten_proto::id::SandboxId;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
+
+use super::builtin;
 
 /// The namespace of the thread that asks, Linux 3.17.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -118,65 +118,9 @@ impl Drop for Undo<'_> {
 /// Runs in the thread: leaves the server's network, brings up the new one's loopback, pins it.
 fn populate(path: &Path, enter: impl FnOnce() -> Result<()>) -> Result<()> {
     enter()?;
-    loopback_up().context("bring up the loopback of a new network namespace")?;
+    builtin::bring_up_loopback().context("bring up the loopback of a new network namespace")?;
     mount(Some(OWN), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .with_context(|| format!("bind {OWN} on {}", path.display()))
-}
-
-/// The loopback's index: the kernel makes it first in every network namespace.
-const LOOPBACK: i32 = 1;
-const HEADER_LEN: usize = 16;
-const INTERFACE_LEN: usize = 16;
-
-/// RTM_NEWLINK with IFF_UP for the loopback of the calling thread's namespace (rtnetlink(7)).
-fn loopback_up() -> Result<()> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )
-    .context("socket AF_NETLINK NETLINK_ROUTE")?;
-    let request = loopback_request();
-    sendto(socket.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty()).context("send RTM_NEWLINK")?;
-    let mut reply = [0u8; 512];
-    let length =
-        recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty()).context("receive the answer to RTM_NEWLINK")?;
-    match acknowledged(reply.get(..length).unwrap_or_default()) {
-        Some(0) => Ok(()),
-        Some(error) => bail!("RTM_NEWLINK: {}", Errno::from_raw(error.saturating_neg())),
-        None => {
-            bail!("RTM_NEWLINK: the kernel's answer has {length} bytes and is no acknowledgement")
-        }
-    }
-}
-
-/// struct nlmsghdr, then struct ifinfomsg; all in the machine's byte order.
-fn loopback_request() -> [u8; HEADER_LEN + INTERFACE_LEN] {
-    let mut message = [0u8; HEADER_LEN + INTERFACE_LEN];
-    let up = nix::libc::IFF_UP.to_ne_bytes();
-    let flags = nix::libc::NLM_F_REQUEST | nix::libc::NLM_F_ACK;
-    let length = u32::try_from(message.len()).expect("32 fits");
-    let mut put = |at: usize, bytes: &[u8]| message[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &length.to_ne_bytes());
-    put(4, &nix::libc::RTM_NEWLINK.to_ne_bytes());
-    put(
-        6,
-        &u16::try_from(flags)
-            .expect("both flags are in the low bits")
-            .to_ne_bytes(),
-    );
-    put(HEADER_LEN + 4, &LOOPBACK.to_ne_bytes());
-    put(HEADER_LEN + 8, &up);
-    put(HEADER_LEN + 12, &up);
-    message
-}
-
-/// The error number of an NLMSG_ERROR message, 0 for success.
-fn acknowledged(reply: &[u8]) -> Option<i32> {
-    let kind = u16::from_ne_bytes(reply.get(4..6)?.try_into().ok()?);
-    let error = i32::from_ne_bytes(reply.get(HEADER_LEN..HEADER_LEN + 4)?.try_into().ok()?);
-    (i32::from(kind) == nix::libc::NLMSG_ERROR).then_some(error)
 }
 
 #[cfg(test)]
@@ -250,16 +194,5 @@ mod tests {
         fs::write(directory.join("left"), "").unwrap();
         remove(&directory, &"left".parse().unwrap()).unwrap();
         fs::remove_dir(&directory).unwrap();
-    }
-
-    #[test]
-    fn answers_of_the_kernel() {
-        let mut reply = vec![0u8; 36];
-        reply[4..6].copy_from_slice(&2u16.to_ne_bytes());
-        reply[16..20].copy_from_slice(&(-1i32).to_ne_bytes());
-        assert_eq!(acknowledged(&reply), Some(-1));
-        assert_eq!(acknowledged(&reply[..18]), None);
-        reply[4..6].copy_from_slice(&16u16.to_ne_bytes());
-        assert_eq!(acknowledged(&reply), None);
     }
 }

@@ -81,10 +81,7 @@ impl Node {
         let saved =
             read.map_err(|error| Error::invalid(PATH, shown, &format!("must be a pod's checkpoint: {error:#}")))?;
         check_names(&saved, &request.container_configs)?;
-        let runtime = match request.runtime_handler.as_str() {
-            "" => self.config().default_runtime.clone(),
-            name => name.to_owned(),
-        };
+        let runtime = self.runtime_name(&request.runtime_handler);
         self.runtime(&runtime)?;
         for container in &request.container_configs {
             self.check_container(container, config, &runtime)?;

@@ -63,10 +63,7 @@ impl Node {
             names::about_pod(pod);
         }
         let pod = check(&config)?.clone();
-        let runtime = match request.runtime_handler.as_str() {
-            "" => self.config().default_runtime.clone(),
-            name => name.to_owned(),
-        };
+        let runtime = self.runtime_name(&request.runtime_handler);
         self.runtime(&runtime)?;
         self.check_user_namespace(&config, &runtime)?;
         let settings = self.config();
@@ -85,6 +82,14 @@ impl Node {
             .join(&self.work, patience, sandbox_key(&pod), existing, run)
             .await?;
         Ok((id, new))
+    }
+
+    /// The name of the runtime that a request's handler stands for: the default where it names none.
+    pub(super) fn runtime_name(&self, handler: &str) -> String {
+        match handler {
+            "" => self.config().default_runtime.clone(),
+            name => name.to_owned(),
+        }
     }
 
     /// A pod joins a user namespace that is there already, which other runtimes have not been tried with: Status says so too.

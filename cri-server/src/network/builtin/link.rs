@@ -175,6 +175,13 @@ pub(super) fn bring_up(batch: &mut Batch, index: u32, name: &str) {
     });
 }
 
+/// Brings up the loopback of the calling thread's namespace, in which the kernel makes it first.
+pub(in crate::network) fn bring_up_loopback() -> Result<()> {
+    let mut batch = Batch::default();
+    bring_up(&mut batch, 1, "lo");
+    Socket::route()?.run(&batch)
+}
+
 /// Makes the pair of a pod, up on the node's side: `name` there, a port of the bridge, and [`INTERFACE`] in `netns`.
 pub(super) fn make_pair(socket: &Socket, id: &SandboxId, netns: BorrowedFd, bridge: &Link) -> Result<()> {
     let name = name_of(id);
