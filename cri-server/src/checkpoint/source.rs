@@ -114,15 +114,7 @@ impl Source {
         let Some(file) = self.file(name)? else {
             return Ok(None);
         };
-        let mut text = Vec::new();
-        let read = file.take(MAX_DOCUMENT + 1).read_to_end(&mut text);
-        read.with_context(|| format!("read {name}"))?;
-        ensure!(
-            text.len() as u64 <= MAX_DOCUMENT,
-            "{name}: more than {MAX_DOCUMENT} bytes"
-        );
-        let decoded = serde_json::from_slice(&text).with_context(|| format!("decode {name}"));
-        decoded.map(Some)
+        decode(file, name, MAX_DOCUMENT).map(Some)
     }
 
     fn file(&self, name: &str) -> Result<Option<File>> {
@@ -150,6 +142,15 @@ fn check_regular(mode: u32, name: &str) -> Result<()> {
         "{name}: must be a regular file, and is {kind:?}"
     );
     Ok(())
+}
+
+/// The JSON document `name` in `file`, of at most `longest` bytes.
+pub(crate) fn decode<T: DeserializeOwned>(file: File, name: &str, longest: u64) -> Result<T> {
+    let mut text = Vec::new();
+    let read = file.take(longest + 1).read_to_end(&mut text);
+    read.with_context(|| format!("read {name}"))?;
+    ensure!(text.len() as u64 <= longest, "{name}: more than {longest} bytes");
+    serde_json::from_slice(&text).with_context(|| format!("decode {name}"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +23,7 @@ use tonic::Status as RpcStatus;
 
 use super::container_checkpoint::absolute_plain;
 use super::pod_checkpoint::{CONFIGS, Configs, OPTIONS, Options, POD, VERSION, archive_name, is_file_name, no_options};
+use crate::checkpoint::source;
 use crate::error::Error;
 use crate::node::{Node, blocking, sandbox_key};
 use crate::sandbox;
@@ -199,14 +199,7 @@ fn document<T: DeserializeOwned>(directory: &std::os::fd::OwnedFd, name: &str) -
     let file = rustix::fs::openat(directory, name, flags, Mode::empty()).with_context(|| format!("open {name}"))?;
     let file = File::from(file);
     ensure!(file.metadata()?.is_file(), "{name}: must be a regular file");
-    let mut text = Vec::new();
-    let read = file.take(MAX_DOCUMENT + 1).read_to_end(&mut text);
-    read.with_context(|| format!("read {name}"))?;
-    ensure!(
-        text.len() as u64 <= MAX_DOCUMENT,
-        "{name}: more than {MAX_DOCUMENT} bytes"
-    );
-    serde_json::from_slice(&text).with_context(|| format!("decode {name}"))
+    source::decode(file, name, MAX_DOCUMENT)
 }
 
 /// The request names every container of the checkpoint, once.
